@@ -1,0 +1,40 @@
+"""A time with its uncertainty, for one thing or for a million at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Z90", "FloatArray", "TimeEstimate"]
+
+FloatArray = NDArray[np.float64]
+
+Z90 = 1.6448536269514722
+"""Half-width of a central 90 % interval of a normal distribution, in standard deviations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeEstimate:
+    """Log-normal time: `median_s` (seconds, shape [n]) and `log_sigma` (standard deviation of ln time).
+
+    The 90 % interval is median * exp(+-Z90 * log_sigma).
+    """
+
+    median_s: FloatArray
+    log_sigma: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.median_s.shape != self.log_sigma.shape:
+            raise ValueError(f"median_s {self.median_s.shape} and log_sigma {self.log_sigma.shape} differ")
+
+    @property
+    def low_s(self) -> FloatArray:
+        """5th percentile, seconds."""
+        return self.median_s * np.exp(-Z90 * self.log_sigma)
+
+    @property
+    def high_s(self) -> FloatArray:
+        """95th percentile, seconds."""
+        return self.median_s * np.exp(Z90 * self.log_sigma)
