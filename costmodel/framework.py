@@ -1,0 +1,73 @@
+"""FrameworkProfile: what a training framework does, apart from the machine and the model.
+
+Kernels fused or not, host time per operator relative to plain PyTorch, gradient and optimizer types,
+what overlaps. One JSON file per framework in `costmodel/data/frameworks/`, every number with its source.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from costmodel.errors import InputFileError, UsageError
+
+__all__ = ["FrameworkProfile", "framework_names", "load_framework"]
+
+_FOLDER = Path(__file__).parent / "data" / "frameworks"
+
+
+class FrameworkProfile(BaseModel):
+    """Constants of one framework (and version range). Bytes are per parameter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: str
+    fusion: Literal["eager", "compiled", "fused"] = "eager"
+    attention: Literal["unfused", "flash"] = "flash"
+    compute_dtype: str = "fp32"
+    parameter_bytes: float = Field(4.0, gt=0)
+    gradient_bytes: float = Field(4.0, ge=0)
+    optimizer_state_bytes: float = Field(8.0, ge=0)
+    """Moments and, under mixed precision, the fp32 master copy."""
+    gradient_comm_bytes: float = Field(4.0, gt=0)
+    parameter_comm_bytes: float = Field(4.0, gt=0)
+    optimizer: str = "adam"
+    bucket_bytes: int = Field(25 * 2**20, gt=0)
+    first_bucket_bytes: int = Field(2**20, gt=0)
+    overlap_dp: bool = True
+    overlap_p2p: bool = False
+    host_factor: float = Field(1.0, ge=0)
+    """Host time per operator relative to the profile's plain eager dispatch."""
+    step_overhead_s: float = Field(0.0, ge=0)
+    vocab_multiple: int = Field(1, ge=1)
+    """The vocabulary is padded to a multiple of this (times tp)."""
+    memory_overhead_bytes: int = Field(0, ge=0)
+    residual_log_sigma: float = Field(0.0, ge=0)
+    """Spread of measured over predicted step time that the other terms do not explain."""
+    notes: dict[str, str] = Field(default_factory=dict)
+    """Field name -> where its value comes from."""
+
+
+def framework_names() -> list[str]:
+    """Names of the shipped framework profiles."""
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+@lru_cache(maxsize=64)
+def load_framework(name: str) -> FrameworkProfile:
+    """A shipped framework profile, or one from a path.
+
+    Raises UsageError for an unknown name, InputFileError for a file that does not validate.
+    """
+    path = Path(name) if name.endswith(".json") else _FOLDER / f"{name}.json"
+    if not path.is_file():
+        raise UsageError(f"unknown framework {name!r}; there are: {', '.join(framework_names())}")
+    try:
+        return FrameworkProfile.model_validate(json.loads(path.read_text()))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise InputFileError(f"framework profile {path}: {error}") from error

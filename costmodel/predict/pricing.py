@@ -1,0 +1,84 @@
+"""Seconds for every operator of a graph on a profile: device time, host time and spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.estimate import FloatArray
+from costmodel.graph.model_graph import Operator, Phase
+from costmodel.hardware.kinds import OPERATOR_KINDS
+from costmodel.hardware.pricing import operator_times
+
+if TYPE_CHECKING:
+    from costmodel.framework import FrameworkProfile
+    from costmodel.hardware.schema import HardwareProfile
+
+__all__ = ["PricedOperators", "host_cost_s", "price_operators"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PricedOperators:
+    """Per operator, in the order given: device seconds, host seconds and spread of ln(device time).
+
+    `fit` numbers the fitted form each operator was priced by; operators of one fit err together.
+    """
+
+    device_s: FloatArray
+    host_s: FloatArray
+    log_sigma: FloatArray
+    fit: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def host_cost_s(profile: HardwareProfile, name: str) -> float:
+    """A measured host cost of the profile in seconds; 0 where it was not measured."""
+    value = profile.host.get(name)
+    return 0.0 if value is None else float(value.value_s)
+
+
+def price_operators(
+    operators: Sequence[Operator], profile: HardwareProfile, framework: FrameworkProfile
+) -> PricedOperators:
+    """Price operators in groups of one (kind, variant, dtype), vectorised over each group.
+
+    On a device with its own queue (cuda) the host's dispatch runs beside the kernels and is returned as
+    `host_s`. On a CPU the measured operator time already holds its dispatch; `host_s` is then what eager
+    autograd adds around it.
+    """
+    n = len(operators)
+    device_s = np.zeros(n)
+    log_sigma = np.zeros(n)
+    fit = np.full(n, -1, dtype=np.int64)
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for position, op in enumerate(operators):
+        if op.kind != "host":
+            groups.setdefault((op.kind, op.variant, op.dtype), []).append(position)
+    for number, ((kind, variant, dtype), positions) in enumerate(sorted(groups.items())):
+        names = OPERATOR_KINDS[kind].dims
+        dims = {
+            name: np.array([operators[i].dims.get(name, 0) for i in positions], dtype=np.float64)
+            for name in names
+        }
+        estimate = operator_times(profile, kind, variant, dtype, dims)
+        device_s[positions] = estimate.median_s
+        log_sigma[positions] = estimate.log_sigma
+        fit[positions] = number
+    return PricedOperators(
+        device_s=device_s, host_s=_host_times(operators, profile, framework), log_sigma=log_sigma, fit=fit
+    )
+
+
+def _host_times(
+    operators: Sequence[Operator], profile: HardwareProfile, framework: FrameworkProfile
+) -> FloatArray:
+    asynchronous = profile.device.kind != "cpu"
+    dispatch = host_cost_s(profile, "dispatch_s") if asynchronous else 0.0
+    view = host_cost_s(profile, "host_view_s")
+    autograd = host_cost_s(profile, "autograd_s")
+    times = np.array([view if op.kind == "host" else dispatch for op in operators])
+    differentiated = {op.forward_index for op in operators if op.phase is Phase.BACKWARD}
+    times += np.array([autograd if op.index in differentiated else 0.0 for op in operators])
+    return times * framework.host_factor

@@ -1,0 +1,31 @@
+"""The stage partition against brute force."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodel.errors import PlanError
+from costmodel.predict.partition import balanced_partition, bottleneck_s
+
+
+@given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=9), st.integers(1, 9))
+def test_equals_brute_force(unit_s: list[float], n_stages: int) -> None:
+    n_stages = min(n_stages, len(unit_s))
+    found = bottleneck_s(unit_s, balanced_partition(unit_s, n_stages))
+    best = min(
+        bottleneck_s(unit_s, (0, *cuts)) for cuts in combinations(range(1, len(unit_s)), n_stages - 1)
+    )
+    assert found == pytest.approx(best)
+
+
+def test_dear_cut_is_avoided() -> None:
+    assert balanced_partition([1.0, 1.0, 1.0, 1.0], 2, cut_s=[0.0, 5.0, 0.0, 0.0]) in {(0, 1), (0, 3)}
+
+
+def test_more_stages_than_units_is_a_plan_error() -> None:
+    with pytest.raises(PlanError, match="at most 2 pieces"):
+        balanced_partition([1.0, 1.0], 3)
