@@ -77,6 +77,9 @@ class Operator:
     module: str
     forward_index: int | None = None
     """For a backward operator: the forward operator whose gradient it computes."""
+    arguments: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    """Integer (and integer-list) arguments by schema name, such as dim, dims, dim0, dim1, start, end,
+    split_size, size, groups: what shapes alone do not tell about how dimensions map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
