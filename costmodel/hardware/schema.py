@@ -1,0 +1,190 @@
+"""HardwareProfile: everything measured of one machine, as one JSON file.
+
+Operators, host costs, network, overlap and contention; each figure with its unit in its name and its
+source beside it. Pydantic models, frozen, unknown keys refused: a profile is either wholly understood or
+not used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "FORMAT_VERSION",
+    "HOST_KEYS",
+    "Adjustment",
+    "Correction",
+    "DeviceSpec",
+    "Environment",
+    "HardwareProfile",
+    "HostValue",
+    "OperatorFit",
+    "Overlap",
+    "RegionResidual",
+    "Residual",
+]
+
+# Format history:
+#   1  first format
+FORMAT_VERSION = 1
+
+HOST_KEYS = (
+    "dispatch_s",
+    "host_view_s",
+    "autograd_s",
+    "kernel_launch_s",
+    "dtensor_dispatch_s",
+    "ddp_bucket_s",
+    "fsdp_unit_s",
+    "pipeline_action_s",
+    "step_s",
+)
+"""Names of measured host costs; each is optional in a profile."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DeviceSpec(_Frozen):
+    """Datasheet (or, for a CPU, measured) limits of one device."""
+
+    kind: Literal["cpu", "cuda", "rocm"]
+    name: str
+    architecture: str
+    memory_bytes: float = Field(gt=0)
+    memory_bytes_per_s: float = Field(gt=0)
+    """Device memory bandwidth, one device."""
+    peak_flop_per_s: dict[str, float]
+    """Dense peak by dtype (fp32 tf32 fp16 bf16 fp8 nvfp4 int8); absent = the device has no unit for it."""
+    multiprocessors: int = Field(gt=0)
+    """Streaming multiprocessors, compute units, or the threads used on a CPU."""
+    l2_bytes: float = Field(gt=0)
+    """Last-level cache."""
+    boost_hz: float = Field(gt=0)
+    power_w: float | None = None
+    """Board power limit."""
+    host_bytes_per_s: float | None = None
+    """Link between host and device, one direction."""
+    sources: dict[str, str] = {}
+    """Field -> where its value comes from."""
+
+
+class RegionResidual(_Frozen):
+    """Cross-validated error of a fit in one region of shapes."""
+
+    region: str
+    n: int
+    mape: float
+    bias: float
+    """Mean of predicted / measured - 1."""
+    log_sigma: float
+    """Half the width of the band that holds 90 % of ln(measured / predicted), over Z90."""
+
+
+class Residual(_Frozen):
+    """Cross-validated error of a fit: no row was scored by a fit that saw its shape."""
+
+    mape: float
+    median_ape: float
+    bias: float
+    coverage: float
+    """Share of rows inside their 90 % interval."""
+    folds: int
+    regions: tuple[RegionResidual, ...] = ()
+
+
+class Correction(_Frozen):
+    """Smooth correction of ln(time) over a form's feature space; see `costmodel.hardware.forms.correction`.
+
+    `centres` [c][f] in features divided by `length`; decays to `offset`-free zero away from the centres.
+    """
+
+    length: tuple[float, ...]
+    """Kernel length per feature."""
+    centres: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    """Spread of ln(time) around each centre."""
+    far_sigma: float
+    """Spread of ln(time) of the physical form alone, away from every sample."""
+
+
+class Adjustment(_Frozen):
+    """What one framework's kernels add to the shared fit: ln(time) shift over the feature space."""
+
+    framework: str
+    shift: float
+    correction: Correction | None = None
+
+
+class OperatorFit(_Frozen):
+    """One fitted form: kind, variant and dtype under one way of timing."""
+
+    kind: str
+    variant: str
+    dtype: str
+    timing: str
+    form: str
+    """Name of the form in FORMS that `parameters` belong to."""
+    parameters: dict[str, float]
+    correction: Correction | None = None
+    adjustments: tuple[Adjustment, ...] = ()
+    residual: Residual
+    n_samples: int
+    source: str
+    transferred_from: str | None = None
+    """Name of the device whose samples were fitted, where it is not this one."""
+    extra_log_sigma: float = 0.0
+    """Added (in quadrature) to the spread, for what transfer leaves unknown."""
+
+
+class HostValue(_Frozen):
+    """One measured host cost."""
+
+    value_s: float = Field(ge=0)
+    spread: float = 0.0
+    """Interquartile range over median of the samples."""
+    source: str = ""
+
+
+class Overlap(_Frozen):
+    """Factors by which computation and communication slow each other while both run; 1 = not at all."""
+
+    compute_slowdown: float = Field(default=1.0, ge=1.0)
+    comm_slowdown: float = Field(default=1.0, ge=1.0)
+    source: str = ""
+
+
+class Environment(_Frozen):
+    """The machine and software a profile was taken with."""
+
+    device: str = ""
+    threads: int | None = None
+    torch: str = ""
+    backend: str = ""
+    driver: str = ""
+    os_kernel: str = ""
+    load: float | None = None
+    """Load average per core while measuring."""
+
+
+class HardwareProfile(_Frozen):
+    """One machine. `contention`: operator kind -> slow-down when all local ranks run at once (CPU)."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    aliases: tuple[str, ...] = ()
+    created: str
+    """ISO 8601 date or time, UTC."""
+    source: str
+    device: DeviceSpec
+    operators: tuple[OperatorFit, ...] = ()
+    host: dict[str, HostValue] = {}
+    network: Any = None
+    overlap: Overlap = Overlap()
+    contention: dict[str, float] = {}
+    environment: Environment = Environment()
+    provenance: dict[str, Any] = {}
