@@ -64,7 +64,8 @@ class SampleTable:
             )
         if tuple(self.dims) != OPERATOR_KINDS[self.kind].dims:
             raise MeasurementError(
-                f"{self.kind} samples have sizes {tuple(self.dims)}, expected {OPERATOR_KINDS[self.kind].dims}"
+                f"{self.kind} samples have sizes {tuple(self.dims)}, "
+                f"expected {OPERATOR_KINDS[self.kind].dims}"
             )
         lengths = {len(a) for a in (*self.dims.values(), *(getattr(self, name) for name in self._columns()))}
         if len(lengths) != 1:
