@@ -1,0 +1,73 @@
+"""The optimizer's update of a rank's parameters, and the state it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.errors import UsageError
+from costmodel.hardware.pricing import operator_times
+
+if TYPE_CHECKING:
+    from costmodel.framework import FrameworkProfile
+    from costmodel.hardware.schema import HardwareProfile
+
+__all__ = ["OPTIMIZERS", "Traffic", "optimizer_s", "optimizer_variant", "state_bytes_per_parameter"]
+
+
+class Traffic:
+    """fp32 tensors of a parameter's size that one update reads and writes, and those it keeps."""
+
+    __slots__ = ("kept", "read", "variant", "written")
+
+    def __init__(self, variant: str, *, read: int, written: int, kept: int) -> None:
+        self.variant = variant
+        self.read = read
+        self.written = written
+        self.kept = kept
+
+
+OPTIMIZERS = {
+    "sgd": Traffic("sgd", read=2, written=1, kept=0),
+    "adam": Traffic("adam", read=4, written=3, kept=2),
+    "adamw": Traffic("adam", read=4, written=3, kept=2),
+    "adafactor": Traffic("adafactor", read=2, written=1, kept=0),
+    "muon": Traffic("muon", read=3, written=2, kept=1),
+}
+"""Adam: reads parameter, gradient, both moments; writes parameter and moments (Kingma & Ba, Alg. 1)."""
+
+
+def optimizer_variant(name: str) -> Traffic:
+    """The traffic of an optimizer. Raises UsageError on an unknown name."""
+    try:
+        return OPTIMIZERS[name.lower()]
+    except KeyError:
+        raise UsageError(f"unknown optimizer {name!r}; there are: {', '.join(OPTIMIZERS)}") from None
+
+
+def state_bytes_per_parameter(name: str, framework: FrameworkProfile) -> float:
+    """Optimizer bytes per parameter: the framework's figure is for Adam; others keep fewer moments."""
+    moments_missing = OPTIMIZERS["adam"].kept - optimizer_variant(name).kept
+    return max(0.0, framework.optimizer_state_bytes - 4.0 * moments_missing)
+
+
+def optimizer_s(elements: Sequence[int], name: str, profile: HardwareProfile) -> tuple[float, float]:
+    """Seconds of one update of tensors with these element counts, and its spread of ln(time)."""
+    if not elements:
+        return 0.0, 0.0
+    traffic = optimizer_variant(name)
+    total = float(sum(elements))
+    estimate = operator_times(
+        profile,
+        "optimizer",
+        traffic.variant,
+        "fp32",
+        {
+            "rows": np.array([float(len(elements))]),
+            "cols": np.array([total / len(elements)]),
+            "bytes": np.array([4.0 * total * (traffic.read + traffic.written)]),
+        },
+    )
+    return float(estimate.median_s[0]), float(estimate.log_sigma[0])

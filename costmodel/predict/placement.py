@@ -1,0 +1,46 @@
+"""Where each axis of a plan lies on the machine: tensor parallel innermost, pipeline outermost.
+
+Rank = ((pp_index * dp + dp_index) * cp + cp_index) * tp + tp_index, as Megatron-LM orders its groups
+("tp-cp-ep-dp-pp", arXiv 2104.04473 section 3.1 takeaway 1: tensor parallelism inside a node).
+"""
+
+from __future__ import annotations
+
+from costmodel.hardware.kinds import CollectiveGroup
+from costmodel.plan import Plan
+
+__all__ = ["axis_group", "axis_groups", "crosses_node"]
+
+
+def axis_group(degree: int, stride: int, ranks_per_node: int) -> CollectiveGroup:
+    """The group of `degree` ranks that are `stride` apart, on nodes of `ranks_per_node`.
+
+    Ranks of the group on one node: the largest divisor of `degree` that fits `ranks_per_node / stride`.
+    The node's other ranks form groups of the same kind that share its network interfaces.
+    """
+    room = max(1, ranks_per_node // stride)
+    local = max(d for d in range(1, min(degree, room) + 1) if degree % d == 0)
+    n_nodes = degree // local
+    sharing = max(1, ranks_per_node // local) if n_nodes > 1 else 1
+    return CollectiveGroup(n_ranks=degree, n_nodes=n_nodes, nic_sharing=sharing)
+
+
+def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
+    """The group of every axis: tp, cp, ep, dp, dp_shard, dp_replicate, and pp (a pair of neighbours)."""
+    per_node = min(ranks_per_node, plan.world_size)
+    shard = plan.dp_shard or plan.dp
+    inner = plan.tp * plan.cp
+    return {
+        "tp": axis_group(plan.tp, 1, per_node),
+        "cp": axis_group(plan.cp, plan.tp, per_node),
+        "ep": axis_group(plan.ep, plan.tp if plan.ep <= plan.dp * plan.cp else 1, per_node),
+        "dp": axis_group(plan.dp * plan.cp, plan.tp, per_node),
+        "dp_shard": axis_group(shard * plan.cp, plan.tp, per_node),
+        "dp_replicate": axis_group(plan.dp // shard, inner * shard, per_node),
+        "pp": axis_group(min(plan.pp, 2), inner * plan.dp, per_node),
+    }
+
+
+def crosses_node(group: CollectiveGroup) -> bool:
+    """Whether the group spans more than one node."""
+    return group.n_nodes > 1

@@ -1,0 +1,137 @@
+"""What one instance of a sharded segment costs for one micro-batch, priced on a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.graph.model_graph import Operator, Phase, TensorRole
+from costmodel.predict.pricing import host_cost_s, price_operators
+from costmodel.stage_costs import CostParts
+
+if TYPE_CHECKING:
+    from costmodel.estimate import TimeEstimate
+    from costmodel.framework import FrameworkProfile
+    from costmodel.hardware.schema import HardwareProfile
+    from costmodel.sharding import CollectiveCall, ShardedSegment
+
+__all__ = ["PARTS", "SegmentCosts", "price_segment"]
+
+PARTS = ("forward", "backward_input", "backward_weight", "recompute")
+"""The pieces of work a schedule can place."""
+
+CollectivePricer = Callable[[str, float, str], "TimeEstimate"]
+"""(collective kind, size in bytes, mesh axis) -> time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentCosts:
+    """Times of one instance, one micro-batch, one rank; every mapping is keyed by a name out of PARTS."""
+
+    device_s: Mapping[str, Mapping[str, float]]
+    """Part -> operator kind -> seconds on the device, all local ranks busy."""
+    host_s: Mapping[str, float]
+    comm_s: Mapping[str, Mapping[str, float]]
+    """Part -> breakdown name (tp_comm, cp_comm, ep_comm) -> seconds, not overlapped."""
+    error_s: Mapping[tuple[str, str], float]
+    """(what errs together, part) -> seconds of one standard deviation."""
+    asynchronous: bool
+    """The host queues kernels ahead of the device (cuda); else they are one (cpu)."""
+
+    def parts(self, part: str, speedup: Mapping[str, float], utilisation: float) -> CostParts:
+        """One part's cost. `speedup[kind]` is the operator's time alone over its time beside busy
+        neighbours; `utilisation` the fraction of time they are busy."""
+        device = sum(
+            seconds * (speedup.get(kind, 1.0) + (1.0 - speedup.get(kind, 1.0)) * utilisation)
+            for kind, seconds in self.device_s[part].items()
+        )
+        host = self.host_s[part]
+        exposed_host = max(0.0, host - device) if self.asynchronous else host
+        name = "recompute" if part == "recompute" else "compute"
+        return CostParts(parts_s={name: device, "host": exposed_host, **self.comm_s[part]})
+
+
+def price_segment(
+    segment: ShardedSegment,
+    *,
+    profile: HardwareProfile,
+    framework: FrameworkProfile,
+    collective: CollectivePricer,
+    recompute: str,
+) -> SegmentCosts:
+    """Price every operator and collective of one instance.
+
+    Backward operators that produce only parameter gradients are `backward_weight`, the others
+    `backward_input`. `recompute`: none, selective (operators of attention that no GEMM weight belongs to
+    run again) or full (the forward runs again, its collectives too).
+    """
+    operators = [op for op in segment.operators if op.phase is not Phase.OPTIMIZER]
+    priced = price_operators(operators, profile, framework)
+    gradients = {t.index for t in segment.tensors if t.role is TensorRole.GRADIENT}
+    device: dict[str, dict[str, float]] = {part: {} for part in PARTS}
+    host = dict.fromkeys(PARTS, 0.0)
+    error: dict[tuple[str, str], float] = {}
+    again = recomputed_operators(operators, recompute)
+    dtensor_s = host_cost_s(profile, "dtensor_dispatch_s")
+    dispatched = getattr(segment, "dtensor_operators", frozenset())
+    for position, op in enumerate(operators):
+        part = _part(op, gradients)
+        extra_s = dtensor_s if op.index in dispatched else 0.0
+        for name in (part, "recompute") if op.index in again else (part,):
+            seconds = float(priced.device_s[position])
+            device[name][op.kind] = device[name].get(op.kind, 0.0) + seconds
+            host[name] += float(priced.host_s[position]) + extra_s
+            key = (f"fit {priced.fit[position]}", name)
+            error[key] = error.get(key, 0.0) + seconds * float(priced.log_sigma[position])
+    comm = _comm_times(segment.collectives, collective, recompute, error)
+    return SegmentCosts(
+        device_s=device,
+        host_s=host,
+        comm_s=comm,
+        error_s=error,
+        asynchronous=profile.device.kind != "cpu",
+    )
+
+
+def recomputed_operators(operators: Iterable[Operator], recompute: str) -> frozenset[int]:
+    """Indices of the forward operators that run a second time before backward."""
+    forward = [op for op in operators if op.phase is Phase.FORWARD]
+    if recompute == "full":
+        return frozenset(op.index for op in forward)
+    if recompute == "selective":
+        return frozenset(
+            op.index for op in forward if op.kind in ("attention", "softmax", "bmm")
+        )
+    return frozenset()
+
+
+def _part(op: Operator, gradients: set[int]) -> str:
+    if op.phase is Phase.FORWARD:
+        return "forward"
+    made = set(op.outputs)
+    return "backward_weight" if made and made <= gradients else "backward_input"
+
+
+def _comm_times(
+    calls: Iterable[CollectiveCall],
+    collective: CollectivePricer,
+    recompute: str,
+    error: dict[tuple[str, str], float],
+) -> dict[str, dict[str, float]]:
+    comm: dict[str, dict[str, float]] = {part: {} for part in PARTS}
+    for call in calls:
+        estimate = collective(call.op, float(call.size_bytes), call.axis)
+        seconds = float(np.sum(estimate.median_s))
+        forward = call.phase is Phase.FORWARD
+        parts = ["forward" if forward else "backward_input"]
+        if forward and recompute == "full":
+            parts.append("recompute")
+        for part in parts:
+            name = f"{call.axis}_comm"
+            comm[part][name] = comm[part].get(name, 0.0) + seconds
+            key = ("collectives", part)
+            error[key] = error.get(key, 0.0) + seconds * float(np.max(estimate.log_sigma))
+    return comm

@@ -1,0 +1,327 @@
+"""The verbs of the command line as Python calls: `from planner import api; api.predict(...)`.
+
+Every function takes what the command takes and returns data; printing is the commands' part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from costmodel.errors import ForeshardError, UsageError
+
+if TYPE_CHECKING:
+    from costmodel.graph.model_graph import ModelGraph
+    from costmodel.hardware.schema import HardwareProfile
+    from costmodel.models import ModelSource
+    from costmodel.plan import Plan
+    from costmodel.predict import Forecast, Forecaster
+    from planner.search import SearchResult
+    from planner.validation.scoring import Report
+
+__all__ = [
+    "calibrate",
+    "forecaster",
+    "graph_summary",
+    "import_hardware",
+    "model_source",
+    "operator_histogram",
+    "parse_overrides",
+    "parse_plan",
+    "plan",
+    "predict",
+    "ridges",
+    "trace",
+    "validate_run",
+]
+
+
+def parse_overrides(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`["n_layer=4", "tie=false"]` to a dictionary; values are read as Python literals where they are.
+
+    Raises UsageError for a pair without `=`.
+    """
+    import ast
+
+    values: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, sep, text = pair.partition("=")
+        if not sep or not key:
+            raise UsageError(f"--set {pair!r}: must be name=value, for example --set n_layer=4")
+        try:
+            values[key] = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
+
+
+def parse_plan(text: str) -> Plan:
+    """A plan from its string form or from a TOML file. Raises PlanError."""
+    from costmodel.errors import PlanError
+    from costmodel.plan import Plan
+
+    if text.endswith(".toml"):
+        path = Path(text)
+        if not path.is_file():
+            raise PlanError(f"plan file {text} does not exist; give a file or a plan such as dp2.tp2")
+        return Plan.from_toml(path.read_text())
+    return Plan.parse(text)
+
+
+def model_source(
+    model: str,
+    *,
+    micro_batch_size: int = 1,
+    seq_len: int | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] | None = None,
+    training: bool = True,
+    trust_remote_code: bool = False,
+) -> ModelSource:
+    """Resolve the model argument. Raises ModelArgumentError."""
+    from costmodel.models import resolve
+
+    changes = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    return resolve(
+        model,
+        micro_batch_size=micro_batch_size,
+        seq_len=seq_len,
+        overrides=changes,
+        task="train" if training else "inference",
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def trace(
+    model: str,
+    *,
+    micro_batch_size: int = 1,
+    seq_len: int | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] | None = None,
+    training: bool = True,
+    trust_remote_code: bool = False,
+) -> ModelGraph:
+    """The model's graph. Raises ModelArgumentError, TraceError."""
+    from costmodel.graph import trace as trace_graph
+
+    source = model_source(
+        model,
+        micro_batch_size=micro_batch_size,
+        seq_len=seq_len,
+        overrides=overrides,
+        training=training,
+        trust_remote_code=trust_remote_code,
+    )
+    return trace_graph(source, training=training)
+
+
+def graph_summary(graph: ModelGraph) -> dict[str, Any]:
+    """The fields of `trace --json`."""
+    from costmodel.graph.model_graph import Phase
+
+    return {
+        "model": graph.name,
+        "micro_batch_size": graph.micro_batch_size,
+        "seq_len": graph.seq_len,
+        "parameters": graph.n_parameters,
+        "flop_forward": graph.flop(Phase.FORWARD),
+        "flop_backward": graph.flop(Phase.BACKWARD),
+        "saved_activation_bytes": graph.saved_activation_bytes,
+        "unmodelled_fraction": graph.unmodelled_fraction,
+        "n_operators": graph.n_operators,
+        "trace_time_s": graph.trace_time_s,
+        "traced_by": graph.traced_by,
+        "notes": list(graph.notes),
+        "modules": [
+            {
+                "name": s.name,
+                "count": s.count,
+                "n_operators": sum(1 for op in s.operators if op.phase is not Phase.OPTIMIZER),
+                "parameters": s.n_parameters,
+                "flop_forward": sum(op.flop for op in s.phase(Phase.FORWARD)),
+                "flop_backward": sum(op.flop for op in s.phase(Phase.BACKWARD)),
+                "saved_activation_bytes": s.saved_bytes,
+                "output_bytes": s.output_bytes,
+            }
+            for s in graph.segments
+        ],
+    }
+
+
+def operator_histogram(graph: ModelGraph) -> list[dict[str, Any]]:
+    """Calls, FLOP, bytes and FLOP/byte per operator kind, most FLOP first."""
+    totals: dict[str, list[float]] = {}
+    for segment, op in graph.operators():
+        row = totals.setdefault(op.kind, [0.0, 0.0, 0.0])
+        row[0] += segment.count
+        row[1] += segment.count * op.flop
+        row[2] += segment.count * (op.bytes_read + op.bytes_written)
+    ordered = sorted(totals.items(), key=lambda item: (-item[1][1], -item[1][2]))
+    return [
+        {"kind": kind, "calls": int(n), "flop": flop, "bytes": size, "intensity": flop / size if size else 0.0}
+        for kind, (n, flop, size) in ordered
+    ]
+
+
+@lru_cache(maxsize=32)
+def _profile(name: str, changed_s: float) -> HardwareProfile:
+    from costmodel.hardware.store import load_profile
+
+    return load_profile(name)
+
+
+def _load(name: str) -> HardwareProfile:
+    path = Path(name)
+    return _profile(name, path.stat().st_mtime if path.is_file() else 0.0)
+
+
+def ridges(hardware: str) -> dict[str, float]:
+    """FLOP per byte where the datasheet roofline bends, per dtype."""
+    device = _load(hardware).device
+    return {
+        dtype: peak / device.memory_bytes_per_s for dtype, peak in sorted(device.peak_flop_per_s.items())
+    }
+
+
+def forecaster(
+    model: str,
+    *,
+    hardware: str,
+    seq_len: int | None = None,
+    framework: str = "pytorch",
+    optimizer: str = "adamw",
+    overrides: Sequence[str] | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> Forecaster:
+    """A reusable predictor of one model on one machine: traces once, then prices any plan."""
+    from costmodel.framework import load_framework
+    from costmodel.predict import Forecaster
+
+    source = model_source(
+        model, seq_len=seq_len, overrides=overrides, trust_remote_code=trust_remote_code
+    )
+    return Forecaster(
+        source=source, profile=_load(hardware), framework=load_framework(framework), optimizer=optimizer
+    )
+
+
+def predict(
+    model: str,
+    *,
+    hardware: str,
+    plan: str,
+    world_size: int | None = None,
+    seq_len: int | None = None,
+    framework: str = "pytorch",
+    optimizer: str = "adamw",
+    overrides: Sequence[str] | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> Forecast:
+    """Forecast one plan: `.prediction`, and the timeline behind it."""
+    parsed = parse_plan(plan)
+    if world_size is not None:
+        parsed.require_world_size(world_size)
+    return forecaster(
+        model,
+        hardware=hardware,
+        seq_len=seq_len,
+        framework=framework,
+        optimizer=optimizer,
+        overrides=overrides,
+        trust_remote_code=trust_remote_code,
+    ).forecast(parsed)
+
+
+def plan(
+    model: str,
+    *,
+    hardware: str,
+    n_devices: int,
+    global_batch_size: int,
+    seq_len: int | None = None,
+    framework: str = "pytorch",
+    optimizer: str = "adamw",
+    overrides: Sequence[str] | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> SearchResult:
+    """Rank every feasible plan for `n_devices`. Raises InfeasibleError where nothing fits."""
+    from planner.search import search
+
+    return search(
+        forecaster(
+            model,
+            hardware=hardware,
+            seq_len=seq_len,
+            framework=framework,
+            optimizer=optimizer,
+            overrides=overrides,
+            trust_remote_code=trust_remote_code,
+        ),
+        n_devices=n_devices,
+        global_batch_size=global_batch_size,
+    )
+
+
+def calibrate(
+    *,
+    out: Path,
+    budget_s: float = 60.0,
+    world_size: int = 2,
+    backend: str | None = None,
+    only: Sequence[str] | None = None,
+    resume: bool = True,
+) -> HardwareProfile | None:
+    """Measure this machine and write its profile to `out`; None on a joined rank other than 0."""
+    from calibrate.api import calibrate as run
+
+    return run(
+        world_size=world_size, budget_s=budget_s, out=out, backend=backend, only=only, resume=resume
+    )
+
+
+def import_hardware(
+    *,
+    operators: Sequence[Path],
+    collectives: Sequence[Path],
+    out: Path,
+    gpus: Sequence[str] | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Fit one profile per GPU of the tables and write them. Raises UsageError on nothing to read."""
+    from calibrate.importing import import_profiles
+
+    if not operators and not collectives:
+        raise UsageError("nothing to import: give --operators FILE.csv and/or --collectives FILE.csv")
+    missing = [str(p) for p in (*operators, *collectives) if not p.is_file()]
+    if missing:
+        raise ForeshardError(f"{', '.join(missing)}: no such file; give tables that exist")
+    return list(
+        import_profiles(operators=operators, collectives=collectives, out_dir=out, gpus=gpus, force=force)
+    )
+
+
+def validate_run(
+    *,
+    models: Sequence[str] | None,
+    plans: Sequence[str] | None,
+    hardware: str | None,
+    budget_s: float = 60.0,
+    repeats: int = 3,
+    steps: int = 5,
+    timeout_s: float = 120.0,
+    out: Path | None = None,
+) -> Report:
+    """Start real runs of the plans here and hold them against their forecast."""
+    from planner.validation.local import validate_local
+
+    return validate_local(
+        models=models,
+        plans=plans,
+        hardware=hardware,
+        budget_s=budget_s,
+        repeats=repeats,
+        steps=steps,
+        timeout_s=timeout_s,
+        out=out,
+    )

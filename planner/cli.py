@@ -1,0 +1,67 @@
+"""The `foreshard` command: one sub-command per file in `planner/commands/`.
+
+Exit codes: 0 ok, 1 error, 2 usage, 3 the check failed, 130 interrupted. Results go to stdout, progress
+and messages to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from costmodel.errors import ForeshardError
+from planner.commands import (
+    calibrate,
+    demo,
+    doctor,
+    export,
+    hardware,
+    plan,
+    predict,
+    report,
+    systems,
+    trace,
+    validate,
+    whatif,
+)
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="foreshard",
+    help="How will this model run on these GPUs, split this way?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("doctor")(doctor.command)
+app.command("calibrate")(calibrate.command)
+app.add_typer(hardware.app, name="hardware")
+app.command("trace")(trace.command)
+app.command("predict")(predict.command)
+app.command("plan")(plan.command)
+app.command("whatif")(whatif.command)
+app.add_typer(validate.app, name="validate")
+app.command("report")(report.command)
+app.command("export")(export.command)
+app.command("systems")(systems.command)
+app.command("demo")(demo.command)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; every ForeshardError becomes its message and exit code, never a traceback."""
+    try:
+        app(args=args, prog_name="foreshard")
+    except ForeshardError as error:
+        print(f"foreshard: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("foreshard: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

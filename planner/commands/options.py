@@ -1,0 +1,54 @@
+"""Options that several sub-commands share, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Framework",
+    "Hardware",
+    "Json",
+    "MicroBatch",
+    "Model",
+    "Optimizer",
+    "Out",
+    "Overrides",
+    "PlanText",
+    "Seq",
+    "TrustRemoteCode",
+]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped name (gpt2, llama-3.1-8b, resnet-50, ...), a Hugging Face config.json or its "
+        "folder, or module:callable returning (nn.Module, args[, kwargs])."
+    ),
+]
+Hardware = Annotated[
+    str,
+    typer.Option("--hardware", "-H", help="A shipped profile name (`foreshard hardware list`) or a file."),
+]
+PlanText = Annotated[
+    str, typer.Option("--plan", "-p", help="For example dp8.tp4.pp2.mbs2.gbs256.1f1b.zero1, or a TOML file.")
+]
+Framework = Annotated[
+    str, typer.Option("--framework", help="What runs the model: a framework profile's name or file.")
+]
+Optimizer = Annotated[str, typer.Option("--optimizer", help="sgd, adam, adamw, adafactor or muon.")]
+MicroBatch = Annotated[int, typer.Option("--micro-batch", min=1, help="Sequences or images per micro-batch.")]
+Seq = Annotated[
+    int | None, typer.Option("--seq", min=1, help="Sequence length; default: the model's example length.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change the model's configuration: --set n_layer=4 (repeatable)."),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let a Hugging Face folder run its own Python code.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for what is written.")]

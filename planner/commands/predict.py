@@ -1,0 +1,110 @@
+"""`foreshard predict`: one plan's step time, breakdown, bubble and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.commands.options import (
+    Framework,
+    Hardware,
+    Json,
+    Model,
+    Optimizer,
+    Overrides,
+    PlanText,
+    Seq,
+    TrustRemoteCode,
+)
+
+if TYPE_CHECKING:
+    from costmodel.predict import Prediction
+
+__all__ = ["command", "show"]
+
+
+def command(
+    model: Model,
+    hardware: Hardware,
+    plan: PlanText = "dp1",
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", "-n", min=1, help="Refuse a plan that needs another count.")
+    ] = None,
+    seq: Seq = None,
+    framework: Framework = "pytorch",
+    optimizer: Optimizer = "adamw",
+    set_: Overrides = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Folder for a Perfetto trace per rank.")
+    ] = None,
+    gantt: Annotated[Path | None, typer.Option("--gantt", help="Write the timeline as a PNG.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write one HTML file.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Predict one plan: step time with its 90 % interval, what it is spent on, memory per stage."""
+    from planner import api
+
+    forecast = api.predict(
+        model,
+        hardware=hardware,
+        plan=plan,
+        world_size=gpus,
+        seq_len=seq,
+        framework=framework,
+        optimizer=optimizer,
+        overrides=set_,
+        trust_remote_code=trust_remote_code,
+    )
+    if trace is not None:
+        forecast.write_trace(trace)
+    if gantt is not None:
+        forecast.write_gantt(gantt)
+    if html is not None:
+        from planner.reporting import write_prediction_html
+
+        write_prediction_html(forecast.prediction, html)
+    if json:
+        from planner.render import print_json
+
+        print_json(forecast.prediction.to_dict())
+    else:
+        show(forecast.prediction)
+
+
+def show(prediction: Prediction) -> None:
+    """Print one prediction as tables."""
+    from planner.render import bytes_text, duration, legend, percent, print_table
+
+    p = prediction
+    print(
+        f"{p.model} as {p.plan} on {p.hardware.n_devices} x {p.hardware.name}: "
+        f"{duration(p.step_time_s)} [{duration(p.step_time_low_s)} .. {duration(p.step_time_high_s)}] a step"
+    )
+    print_table(
+        ["part", "time", "share"],
+        [
+            [part, duration(seconds), percent(seconds / p.step_time_s)]
+            for part, seconds in p.breakdown_s.items()
+            if seconds > 0
+        ],
+        title="where a step goes (exposed time, mean over ranks)",
+    )
+    parts = ("parameters", "gradients", "optimizer", "activations", "temporary", "communication", "framework")
+    print_table(
+        ["stage", "peak", *parts],
+        [
+            [str(m.stage), bytes_text(m.peak_memory_bytes), *(bytes_text(getattr(m, k)) for k in parts)]
+            for m in p.memory
+        ],
+        title=f"memory per rank: {'fits' if p.fits else 'DOES NOT FIT'} in {bytes_text(p.device_memory_bytes)}",
+        caption=legend(),
+    )
+    rate = f"{p.samples_per_s:.4g} samples/s"
+    if p.tokens_per_s is not None:
+        rate += f", {p.tokens_per_s:.5g} tokens/s"
+    print(f"{rate}; bubble {percent(p.bubble_fraction)}; MFU {percent(p.mfu)}, HFU {percent(p.hfu)}")
+    for warning in p.warnings:
+        print(f"warning: {warning}")

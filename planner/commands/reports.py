@@ -1,0 +1,65 @@
+"""Printing a validation report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planner.render import percent, print_table
+
+if TYPE_CHECKING:
+    from planner.validation.scoring import Report
+
+__all__ = ["show_report"]
+
+_WORST = 10
+
+
+def show_report(report: Report) -> None:
+    """Summary rows, the worst rows, and why rows were skipped."""
+    print_table(
+        ["by", "key", "n", "skipped", "MAPE", "median", "p90", "bias", "tau", "regret", "coverage"],
+        [
+            [
+                s.by,
+                s.key,
+                str(s.n),
+                str(s.n_skipped),
+                percent(s.mape),
+                percent(s.median_ape),
+                percent(s.p90_ape),
+                percent(s.bias, sign=True),
+                "-" if s.kendall_tau is None else f"{s.kendall_tau:.2f}",
+                percent(s.top1_regret),
+                percent(s.interval_coverage),
+            ]
+            for s in report.summary
+        ],
+    )
+    scored = [row for row in report.rows if row.skipped is None]
+    few = len(scored) <= 4 * _WORST
+    shown = scored if few else sorted(scored, key=lambda r: -abs(r.error))[:_WORST]
+    print_table(
+        ["row", "group", "metric", "measured", "predicted", "90 % interval", "error"],
+        [
+            [
+                r.id,
+                r.group,
+                r.metric,
+                f"{r.measured:.4g}",
+                f"{r.predicted:.4g}",
+                "-" if r.low is None or r.high is None else f"{r.low:.4g} .. {r.high:.4g}",
+                percent(r.error, sign=True),
+            ]
+            for r in shown
+        ],
+        title="rows" if few else "worst rows",
+    )
+    reasons: dict[str, int] = {}
+    for row in report.rows:
+        if row.skipped is not None:
+            reasons[row.skipped] = reasons.get(row.skipped, 0) + 1
+    if reasons:
+        print_table(
+            ["skipped because", "rows"],
+            [[reason, str(n)] for reason, n in sorted(reasons.items(), key=lambda item: -item[1])],
+        )

@@ -1,0 +1,121 @@
+"""`foreshard validate ...`: predictions against measured operators, collectives, runs and traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.commands.options import Json
+
+if TYPE_CHECKING:
+    from planner.validation.scoring import Report
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Hold predictions against what was measured.", no_args_is_help=True)
+Table = Annotated[Path, typer.Argument(help="A CSV file, plain or gzipped.")]
+CrossValidate = Annotated[
+    bool,
+    typer.Option("--cross-validate", help="Refit on the file's own rows by folds; score only unseen shapes."),
+]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Write predicted against measured as a PNG.")]
+
+
+@app.command("operators")
+def operators(
+    table: Table, cross_validate: CrossValidate = False, plot: Plot = None, json: Json = False
+) -> None:
+    """Compare measured operators with the shipped profiles (or with fits on the other rows)."""
+    from planner.validation.operators import validate_operators
+
+    _finish(validate_operators(table, cross_validate=cross_validate), plot, json)
+
+
+@app.command("collectives")
+def collectives(
+    table: Table, cross_validate: CrossValidate = False, plot: Plot = None, json: Json = False
+) -> None:
+    """Compare measured collectives with the shipped profiles (or with fits on the other rows)."""
+    from planner.validation.collectives import validate_collectives
+
+    _finish(validate_collectives(table, cross_validate=cross_validate), plot, json)
+
+
+@app.command("published")
+def published(
+    table: Table,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")] = None,
+    plot: Plot = None,
+    json: Json = False,
+) -> None:
+    """Compare with published or own measured whole runs; rows that cannot be modelled say why."""
+    from planner.validation.published import validate_published
+
+    _finish(validate_published(table, limit=limit), plot, json)
+
+
+@app.command("run")
+def run(
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Model (repeatable); default: the shipped validation set."),
+    ] = None,
+    plans: Annotated[
+        list[str] | None,
+        typer.Option("--plan", "-p", help="Plan (repeatable); default: single, DDP, FSDP, TP, GPipe, 1F1B."),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", "-H", help="Profile of this machine; default: calibrate now.")
+    ] = None,
+    budget: Annotated[float, typer.Option("--budget-s", help="Calibration time where none is given.")] = 60.0,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds over all plans.")] = 3,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps per round.")] = 5,
+    timeout: Annotated[float, typer.Option("--timeout-s", help="Seconds without progress.")] = 120.0,
+    out: Annotated[Path | None, typer.Option("--out", help="Keep measured runs as JSON here.")] = None,
+    plot: Plot = None,
+    json: Json = False,
+) -> None:
+    """Start real torch.distributed runs of the plans here and compare them with their forecast."""
+    from planner import api
+
+    report = api.validate_run(
+        models=models,
+        plans=plans,
+        hardware=hardware,
+        budget_s=budget,
+        repeats=repeats,
+        steps=steps,
+        timeout_s=timeout,
+        out=out,
+    )
+    _finish(report, plot, json)
+
+
+@app.command("trace")
+def trace(
+    files: Annotated[list[Path], typer.Argument(help="Kineto traces, one per rank (.json or .json.gz).")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Compare with this model's graph.")] = None,
+    plot: Plot = None,
+    json: Json = False,
+) -> None:
+    """Read PyTorch profiler traces: operators, collectives, overlap, idle; beside the forecast."""
+    from planner.validation.kineto import validate_trace
+
+    _finish(validate_trace(files, model=model), plot, json)
+
+
+def _finish(report: Report, plot: Path | None, json: bool) -> None:
+    from planner.commands.reports import show_report
+    from planner.render import print_json, progress
+
+    if plot is not None:
+        from planner.plots import scatter
+
+        scatter(report, plot)
+        progress(f"wrote {plot}")
+    if json:
+        print_json(report.to_json())
+    else:
+        show_report(report)

@@ -1,0 +1,33 @@
+"""Model state against the ZeRO paper's formulas (arXiv 1910.02054, figure 1)."""
+
+from __future__ import annotations
+
+import pytest
+
+from costmodel.framework import FrameworkProfile
+from costmodel.predict.memory import model_state
+
+MIXED = FrameworkProfile(
+    name="paper",
+    source="arXiv 1910.02054 section 3.1",
+    parameter_bytes=2,
+    gradient_bytes=2,
+    optimizer_state_bytes=12,
+)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "expected_gb"),
+    # Figure 1: 7.5 B parameters, 64 ranks, K = 12: 120, 31.4, 16.6, 1.9 GB
+    [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)],
+)
+def test_figure_1(zero_stage: int, expected_gb: float) -> None:
+    state = model_state(
+        7_500_000_000, framework=MIXED, optimizer_bytes=12, zero_stage=zero_stage, dp=64
+    )
+    assert state.total / 1e9 == pytest.approx(expected_gb, abs=0.05)
+
+
+def test_hsdp_shards_over_its_own_group() -> None:
+    state = model_state(1000, framework=MIXED, optimizer_bytes=12, zero_stage=3, dp=8, dp_shard=4)
+    assert state.total == 16 * 250

@@ -1,0 +1,25 @@
+"""Groups of ranks on nodes, against an enumeration of the ranks themselves."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodel.plan import Plan
+from costmodel.predict.placement import axis_groups
+
+powers = st.sampled_from([1, 2, 4, 8])
+
+
+@given(powers, powers, powers, st.sampled_from([2, 4, 8]))
+def test_groups_equal_an_enumeration(tp: int, dp: int, pp: int, per_node: int) -> None:
+    plan = Plan(tp=tp, dp=dp, pp=pp)
+    groups = axis_groups(plan, per_node)
+    per_node = min(per_node, plan.world_size)
+    tp_ranks = range(tp)
+    dp_ranks = range(0, tp * dp, tp)
+    for name, ranks in (("tp", tp_ranks), ("dp", dp_ranks)):
+        assert groups[name].n_ranks == len(ranks)
+        assert groups[name].n_nodes == len({r // per_node for r in ranks})
+    if pp > 1:
+        assert groups["pp"].n_nodes == len({0, (tp * dp) // per_node})
