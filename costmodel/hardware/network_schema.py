@@ -92,22 +92,32 @@ class NetworkResidual(_Frozen):
 
 
 class PathFit(_Frozen):
-    """One algorithm under one protocol: t = base + steps(n) step + volume(n) size / bytes_per_s + spill.
+    """One algorithm under one protocol.
 
-    steps(n) and volume(n) belong to the algorithm (`costmodel.hardware.collectives.algorithms`);
-    spill = max(0, volume(n) size - spill_bytes) / spill_bytes_per_s: what no longer fits the caches.
+    t = base + steps step + node_steps node_step + busy + sqrt(ramp busy) + spill, where
+    busy = max(intra_volume size / intra_bytes_per_s, inter_volume size / inter_bytes_per_s) and
+    spill = max(0, intra_volume size - spill_bytes) / spill_bytes_per_s: what no longer fits the caches.
+    Steps and volumes belong to the algorithm (`costmodel.hardware.collectives.algorithms`).
     """
 
     algorithm: str
     protocol: str
     base_s: float = Field(ge=0)
-    step_s: float = Field(ge=0)
-    bytes_per_s: float = Field(gt=0)
-    """Bus bandwidth per rank; between nodes: per node."""
-    spill_bytes: float = 0.0
-    spill_bytes_per_s: float | None = None
-    max_ranks: int | None = None
+    step_s: float = Field(default=0.0, ge=0)
+    """Per step between ranks of a node."""
+    node_step_s: float = Field(default=0.0, ge=0)
+    """Per step between nodes."""
+    intra_bytes_per_s: float | None = Field(default=None, gt=0)
+    """Of one rank's port, one direction; on a mesh: of one ring. None: no limit."""
+    inter_bytes_per_s: float | None = Field(default=None, gt=0)
+    """Of all interfaces of one node together, one direction. None: no limit."""
+    ramp_s: float = Field(default=0.0, ge=0)
+    """How slowly bandwidth is reached: the pipeline's fill grows as sqrt(ramp_s busy)."""
+    spill_bytes: float = Field(default=0.0, ge=0)
+    spill_bytes_per_s: float | None = Field(default=None, gt=0)
     min_ranks: int = 2
+    max_ranks: int | None = None
+    """Most ranks per node that this path serves."""
 
 
 class SizeCurve(_Frozen):
@@ -115,13 +125,15 @@ class SizeCurve(_Frozen):
 
     n_ranks: int = Field(ge=2)
     n_nodes: int = Field(default=1, ge=1)
+    version: str = ""
+    """Library version (major.minor) the samples were taken with; "" where unknown."""
     log2_bytes: tuple[float, ...]
     log_ratio: tuple[float, ...]
     log_sigma: tuple[float, ...]
 
     @model_validator(mode="after")
     def _same_length(self) -> SizeCurve:
-        if not len(self.log2_bytes) == len(self.log_ratio) == len(self.log_sigma):
+        if not 0 < len(self.log2_bytes) == len(self.log_ratio) == len(self.log_sigma):
             raise ValueError("log2_bytes, log_ratio and log_sigma of a curve must have one length")
         if any(b <= a for a, b in zip(self.log2_bytes, self.log2_bytes[1:], strict=False)):
             raise ValueError("log2_bytes of a curve must rise")
@@ -138,15 +150,17 @@ class CollectiveFit(_Frozen):
     """nccl, gloo, or custom:<library>:<kernel>."""
     timing: str
     """How the samples were taken (nccl-tests, kernel_only, cuda_graph, eager_loop, torch_loop)."""
-    paths: tuple[PathFit, ...]
+    paths: tuple[PathFit, ...] = Field(min_length=1)
     curves: tuple[SizeCurve, ...] = ()
     log_sigma: float = Field(ge=0)
     """Spread of ln(time) of the paths alone, at a group shape that was not measured."""
+    doubling_log_sigma: float = Field(default=0.0, ge=0)
+    """Added (in quadrature) per doubling of ranks or nodes away from the nearest measured group."""
     residual: NetworkResidual | None = None
     n_samples: int = 0
     source: str
     transferred_from: str | None = None
-    extra_log_sigma: float = 0.0
+    extra_log_sigma: float = Field(default=0.0, ge=0)
     """Added in quadrature for what transfer from another device or link leaves unknown."""
 
 
