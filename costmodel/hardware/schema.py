@@ -7,9 +7,14 @@ not used.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from costmodel.hardware.network_schema import NetworkModel
 
 __all__ = [
     "FORMAT_VERSION",
@@ -97,27 +102,35 @@ class Residual(_Frozen):
 
 
 class Correction(_Frozen):
-    """Smooth correction of ln(time) over a form's feature space; see `costmodel.hardware.forms.correction`.
-
-    `centres` [c][f] in features divided by `length`; decays to `offset`-free zero away from the centres.
-    """
+    """Smooth correction of ln(time) over a feature space; see `costmodel.hardware.forms.correction`."""
 
     length: tuple[float, ...]
     """Kernel length per feature."""
     centres: tuple[tuple[float, ...], ...]
+    """[c][f], in features divided by `length`."""
     weights: tuple[float, ...]
     sigmas: tuple[float, ...]
     """Spread of ln(time) around each centre."""
     far_sigma: float
-    """Spread of ln(time) of the physical form alone, away from every sample."""
+    """Spread of ln(time) of the form alone, away from every sample."""
+    limit: float
+    """Largest size of the shift: that of the largest residual it was fitted to."""
+
+    @cached_property
+    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
+        """length [f], centres [c, f], and the columns [c, 3] that kernels are multiplied with."""
+        columns = np.array([self.weights, self.sigmas, np.ones(len(self.weights))]).T
+        centres = np.array(self.centres, dtype=np.float64).reshape(len(self.weights), len(self.length))
+        return np.array(self.length), centres, columns.astype(np.float32)
 
 
 class Adjustment(_Frozen):
     """What one framework's kernels add to the shared fit: ln(time) shift over the feature space."""
 
     framework: str
-    shift: float
-    correction: Correction | None = None
+    n_samples: int
+    correction: Correction
+    """Its sigmas are those of this framework's rows around the sum of both corrections."""
 
 
 class OperatorFit(_Frozen):
@@ -183,7 +196,7 @@ class HardwareProfile(_Frozen):
     device: DeviceSpec
     operators: tuple[OperatorFit, ...] = ()
     host: dict[str, HostValue] = {}
-    network: Any = None
+    network: NetworkModel | None = None
     overlap: Overlap = Overlap()
     contention: dict[str, float] = {}
     environment: Environment = Environment()

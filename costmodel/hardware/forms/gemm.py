@@ -1,0 +1,136 @@
+"""GEMM and batched GEMM: roofline over thread-block tiles, waves and splits of the reduction.
+
+For each tile shape (a, b) the library might choose:
+
+    tiles   = batch * ceil(m / a) * ceil(n / b)
+    split   = as many parts of k as fill idle multiprocessors, each at least 64 long
+    x       = tiles * split / multiprocessors
+    waves   = ceil(x) blended with max(x, 1)             several blocks per SM soften the last wave
+    compute = waves * (2 a b k / split / (peak / multiprocessors * efficiency(a, b)) + block_s)
+              + traffic of the split results
+    memory  = traffic / (bandwidth * speed-up of cached operands * share of it that the blocks can draw)
+
+The tile whose longer side is shortest wins, as the library's heuristics aim for, and
+
+    time = (compute^p + memory^p)^(1/p) + launch + k * latency
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from costmodel.estimate import FloatArray
+from costmodel.hardware.device import element_bytes, peak_flop_per_s, weight_bytes
+from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter
+from costmodel.hardware.schema import DeviceSpec
+
+__all__ = ["GemmForm"]
+
+_TILES = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
+"""Thread-block tiles that GEMM libraries ship for every generation since Pascal."""
+_MIN_SPLIT = 64.0
+"""Shortest stretch of the reduction that is worth a thread block of its own."""
+_ACCUMULATOR_BYTES = 8.0
+"""A split result is written and read once more in fp32."""
+
+
+class GemmForm(Form):
+    """One form for gemm and bmm; sizes `m`, `n`, `k` and, for bmm, `batch`."""
+
+    name = "gemm_tiles_1"
+    kinds = ("gemm", "bmm")
+
+    def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
+        """Efficiencies are fractions of the datasheet; `tile_*` that of one tile shape beside the whole."""
+        tiles = tuple(
+            Parameter(name=f"tile_{a}x{b}", start=0.45 + 0.55 * (a * b / 32768) ** 0.3, low=0.05, high=1.3)
+            for a, b in _TILES
+        )
+        return (
+            Parameter(name="compute_efficiency", start=0.8, low=0.02, high=1.0, doc="of peak"),
+            Parameter(name="wave_sharpness", start=0.6, low=0.02, high=1.0, doc="1 = whole waves only"),
+            Parameter(name="memory_efficiency", start=0.8, low=0.05, high=1.0, doc="of datasheet bandwidth"),
+            Parameter(name="cache_speedup", start=1.5, low=1.0, high=8.0, doc="bandwidth of cached operands"),
+            Parameter(
+                name="fill_fraction", start=0.3, low=0.01, high=2.0, doc="blocks per SM to fill memory"
+            ),
+            Parameter(name="split_cost", start=1.0, low=0.001, high=10.0, doc="traffic of split results"),
+            Parameter(name="launch_s", start=3e-6, low=2e-7, high=2e-4, doc="floor of one launch"),
+            Parameter(name="block_s", start=5e-7, low=1e-8, high=1e-4, doc="start and end of one block"),
+            Parameter(name="latency_s_per_k", start=2e-10, low=1e-12, high=1e-8, doc="per k element"),
+            Parameter(name="overlap_power", start=3.0, low=1.0, high=12.0, doc="of compute and memory"),
+            *tiles,
+        )
+
+    def physical(
+        self, theta: Mapping[str, float], device: DeviceSpec, dims: Dims, dtype: str, variant: str
+    ) -> FloatArray:
+        """Seconds [n]; see the module for the formula."""
+        batch, m, n, k = _sizes(dims)
+        sms = float(device.multiprocessors)
+        rate = peak_flop_per_s(device, dtype) / sms * theta["compute_efficiency"]
+        bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
+        sharp = theta["wave_sharpness"]
+        traffic = self.least_bytes(dims, dtype, variant)
+        cached = 1.0 / (1.0 + (traffic / device.l2_bytes) ** 2)
+        memory_s = traffic / (bandwidth * (1.0 + (theta["cache_speedup"] - 1.0) * cached))
+        split_s = batch * m * n * (theta["split_cost"] * _ACCUMULATOR_BYTES / bandwidth)
+        most_split = np.maximum(k / _MIN_SPLIT, 1.0)
+        fill = theta["fill_fraction"] * sms
+        best = np.full(m.shape, np.inf)
+        compute_s = np.zeros(m.shape)
+        slowed = np.ones(m.shape)
+        for a, b in _TILES:
+            per_k_s = 2.0 * a * b / (rate * theta[f"tile_{a}x{b}"])
+            tiles = batch * np.ceil(m / a) * np.ceil(n / b)
+            split = np.minimum(np.maximum(np.floor(sms / tiles), 1.0), most_split)
+            blocks = tiles * split
+            x = blocks / sms
+            waves = sharp * np.ceil(x) + (1.0 - sharp) * np.maximum(x, 1.0)
+            compute = waves * (k / split * per_k_s + theta["block_s"]) + (split - 1.0) * split_s
+            starved = np.maximum(fill / blocks, 1.0)
+            longer = np.maximum(compute, memory_s * starved)
+            better = longer < best
+            np.copyto(best, longer, where=better)
+            np.copyto(compute_s, compute, where=better)
+            np.copyto(slowed, starved, where=better)
+        p = theta["overlap_power"]
+        shorter = np.minimum(compute_s, memory_s * slowed)
+        both = best * (1.0 + (shorter / best) ** p) ** (1.0 / p)
+        return np.asarray(both + theta["launch_s"] + k * theta["latency_s_per_k"], dtype=np.float64)
+
+    def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
+        """ln of sizes, of waves, of what the last wave and the last row of tiles leave idle; alignment."""
+        batch, m, n, k = _sizes(dims)
+        sms = float(device.multiprocessors)
+        columns = [np.log(m), np.log(n), np.log(k), np.log(batch)]
+        rows = np.ceil(m / 128.0)
+        for a, b in ((128.0, 128.0), (256.0, 128.0)):
+            x = batch * np.ceil(m / a) * np.ceil(n / b) / sms
+            columns.append(np.where(x > 1.0, 2.0 * np.log(np.ceil(x) / x), 0.0))
+        columns.append(np.log(batch * rows * np.ceil(n / 128.0) / sms))
+        columns.append(np.minimum(3.0 * np.log(rows * 128.0 / m), 0.7))
+        columns.append(np.where(m % 8 == 0, 0.0, 1.0))
+        return np.stack(columns, axis=1)
+
+    def flop(self, dims: Dims, variant: str) -> FloatArray:
+        """2 batch m n k."""
+        batch, m, n, k = _sizes(dims)
+        return 2.0 * batch * m * n * k
+
+    def least_bytes(self, dims: Dims, dtype: str, variant: str) -> FloatArray:
+        """Both operands read and the result written once."""
+        batch, m, n, k = _sizes(dims)
+        element = element_bytes(dtype)
+        return batch * (element * (m * k + m * n) + weight_bytes(dtype) * n * k)
+
+
+def _sizes(dims: Dims) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    m = np.maximum(np.asarray(dims["m"], dtype=np.float64), 1.0)
+    batch = np.maximum(dims["batch"], 1.0) if "batch" in dims else np.ones_like(m)
+    return batch, m, np.maximum(dims["n"], 1.0), np.maximum(dims["k"], 1.0)
+
+
+FORMS.register(*GemmForm.kinds)(GemmForm())
