@@ -1,0 +1,270 @@
+"""From a spec to something that takes steps.
+
+Order on each rank: stage cut -> tensor shards -> recomputation -> replicas -> schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from costmodel.errors import PlanError, UsageError
+from planner.validation.model_source import load_model, loss_of, split_batch
+from planner.validation.strategies.blocks import (
+    checkpoint_blocks,
+    default_blocks,
+    default_stages,
+    present,
+)
+from planner.validation.strategies.pipeline import make_schedule, stages_of_rank
+from planner.validation.strategies.replicas import build_optimizer, gradient_sync, replicate
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.optim import Optimizer
+
+    from planner.validation.run_spec import RunSpec
+
+__all__ = ["Runner", "build_mesh", "build_runner"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Runner:
+    """A plan ready to run on this rank.
+
+    `forward_backward` returns the mean loss of the rank's micro-batches, None off the last stage.
+    """
+
+    spec: RunSpec
+    modules: list[nn.Module]
+    optimizer: Optimizer
+    forward_backward: Callable[[], torch.Tensor | None]
+    mesh: DeviceMesh | None
+    tied_groups: list[tuple[torch.nn.Parameter, Any]]
+
+    def step(self) -> torch.Tensor | None:
+        """One training step: gradients cleared, all micro-batches, gradients reduced, optimizer."""
+        from torch.profiler import record_function
+
+        with record_function("foreshard::zero_grad"):
+            self.optimizer.zero_grad(set_to_none=True)
+        with record_function("foreshard::forward_backward"):
+            loss = self.forward_backward()
+        if self.tied_groups:
+            import torch.distributed as dist
+
+            for parameter, group in self.tied_groups:
+                dist.all_reduce(parameter.grad, group=group)
+        with record_function("foreshard::optimizer"):
+            self.optimizer.step()
+        return loss
+
+
+def build_mesh(spec: RunSpec, device: str) -> DeviceMesh | None:
+    """Mesh of the plan's axes over ranks 0..world_size-1, outermost first: pp, dp, tp.
+
+    Every rank of the job calls this, also those outside the mesh. One device needs none.
+    """
+    import torch
+    from torch.distributed.device_mesh import DeviceMesh
+
+    plan = spec.plan
+    if plan.cp > 1 or plan.ep > 1:
+        raise PlanError(f"plan {plan}: context and expert parallelism have no real run; use cp1, ep1")
+    if plan.world_size == 1:
+        return None
+    names = ["pp", "dp", "tp"]
+    sizes = [plan.pp, plan.dp, plan.tp]
+    if plan.zero_stage >= 2 and 0 < plan.dp_shard < plan.dp:
+        names[1:2] = ["dp_replicate", "dp_shard"]
+        sizes[1:2] = [plan.dp // plan.dp_shard, plan.dp_shard]
+    ranks = torch.arange(plan.world_size).reshape(sizes)
+    return DeviceMesh(device, ranks, mesh_dim_names=tuple(names))
+
+
+def _axis_rank(mesh: DeviceMesh | None, *names: str) -> int:
+    rank = 0
+    for name in names:
+        if mesh is not None and name in (mesh.mesh_dim_names or ()):
+            size = mesh.size((mesh.mesh_dim_names or ()).index(name))
+            rank = rank * size + mesh.get_local_rank(name)
+    return rank
+
+
+def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -> Runner:
+    """Build this rank's part of the plan. Called on the ranks of the mesh only."""
+    plan = spec.plan
+    loaded = load_model(spec.model, batch=plan.global_batch_size, device=device.type, seed=spec.seed)
+    inputs = split_batch(
+        loaded.inputs,
+        batch=loaded.batch,
+        parts=plan.dp,
+        index=_axis_rank(mesh, "dp", "dp_replicate", "dp_shard"),
+    )
+    blocks = spec.blocks or default_blocks(loaded.module)
+    batch = loaded.batch // plan.dp
+    if plan.pp > 1:
+        return _pipeline_runner(spec, loaded.module, inputs, batch, blocks, mesh, device)
+    module = _distribute(spec, loaded.module, mesh, blocks, prefix="")
+    micro_batches = [
+        split_batch(inputs, batch=batch, parts=plan.num_microbatches, index=i)
+        for i in range(plan.num_microbatches)
+    ]
+    return Runner(
+        spec=spec,
+        modules=[module],
+        optimizer=build_optimizer(spec, [module], mesh),
+        forward_backward=lambda: _accumulate(module, micro_batches),
+        mesh=mesh,
+        tied_groups=[],
+    )
+
+
+def _accumulate(module: nn.Module, micro_batches: list[dict[str, Any]]) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    m = len(micro_batches)
+    for i, micro_batch in enumerate(micro_batches):
+        with gradient_sync(module, last=i == m - 1):
+            loss = loss_of(module(**micro_batch))
+            if m > 1:
+                loss = loss / m
+            loss.backward()  # type: ignore[no-untyped-call]
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return total
+
+
+def _distribute(
+    spec: RunSpec, module: nn.Module, mesh: DeviceMesh | None, blocks: tuple[str, ...], prefix: str
+) -> nn.Module:
+    """Tensor shards, then checkpoints, then replicas (FSDP must see the checkpointed forward inside)."""
+    plan = spec.plan
+    if plan.tp > 1:
+        from planner.validation.strategies.tensor_styles import apply_styles
+
+        assert mesh is not None
+        if not spec.tp_styles:
+            raise UsageError(f"plan {plan}: tp({plan.tp}) needs tp_styles (module path -> style)")
+        apply_styles(module, mesh["tp"], spec.tp_styles, prefix=prefix)
+    here = present(module, blocks, prefix)
+    if plan.recompute == "full":
+        checkpoint_blocks(here)
+    elif plan.recompute != "none":
+        raise PlanError(f"recompute={plan.recompute!r} cannot be run for real yet; use none or full")
+    if mesh is None:
+        return module
+    return replicate(module, plan, mesh, here, spec.bucket_cap_mb)
+
+
+def _pipeline_runner(
+    spec: RunSpec,
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    batch: int,
+    blocks: tuple[str, ...],
+    mesh: DeviceMesh | None,
+    device: torch.device,
+) -> Runner:
+    import copy
+
+    import torch
+    from torch.distributed.pipelining import PipelineStage
+
+    from planner.validation.tape import StageModule, cut, record
+
+    assert mesh is not None
+    plan = spec.plan
+    n_stages = plan.pp * plan.vpp
+    stages = spec.stage_modules or default_stages(model, n_stages)
+    points = [stage[0] for stage in stages]
+    m = plan.num_microbatches
+    one = split_batch(inputs, batch=batch, parts=m, index=0)
+    tape = record(model, one, batch=batch // m, cut_points=points, loss_of=loss_of)
+    plans = cut(tape, points)
+    mine = stages_of_rank(plan, mesh.get_local_rank("pp"))
+    modules: list[nn.Module] = []
+    pipeline_stages = []
+    tied = _tied_parameters(model, tape, plans)
+    names: dict[str, torch.nn.Parameter] = {}
+    for number, index in enumerate(mine):
+        own = model if number == len(mine) - 1 else copy.deepcopy(model)
+        last = index == n_stages - 1
+        stage = StageModule(own, tape, plans[index], is_last=last)
+        names.update(own.named_parameters(remove_duplicate=False))
+        first = (one[stage.first_input],) if index == 0 else ()
+        received = first or tuple(_example(tape.samples[v], device) for v in plans[index].receives)
+        sent = tuple(_example(tape.samples[v], device) for v in plans[index].sends)
+        if last:
+            sent = (torch.zeros((), device=device),)
+        module = _distribute(spec, stage, mesh, blocks, prefix="model.")
+        modules.append(module)
+        pipeline_stages.append(
+            PipelineStage(
+                module,
+                index,
+                n_stages,
+                device,
+                input_args=received,
+                output_args=sent,
+                group=mesh.get_group("pp"),
+            )
+        )
+    schedule = make_schedule(plan, pipeline_stages)
+    needed = {name for index in mine for name in plans[index].inputs}
+    is_first, is_last = 0 in mine, n_stages - 1 in mine
+    first_input = plans[0].inputs[0] if is_first else ""
+    args = (inputs[first_input],) if is_first else ()
+    kwargs = {k: inputs[k] for k in needed if k != first_input or not is_first}
+    target = torch.zeros(batch, device=device) if is_last else None
+
+    def forward_backward() -> torch.Tensor | None:
+        losses: list[torch.Tensor] | None = [] if is_last else None
+        schedule.step(*args, target=target, losses=losses, return_outputs=False, **kwargs)
+        return torch.stack([x.detach() for x in losses]).sum() if losses else None
+
+    return Runner(
+        spec=spec,
+        modules=modules,
+        optimizer=build_optimizer(spec, modules, mesh),
+        forward_backward=forward_backward,
+        mesh=mesh,
+        tied_groups=_tied_groups(tied, names, mesh),
+    )
+
+
+def _example(sample: torch.Tensor, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.empty(sample.shape, dtype=sample.dtype, device=device, requires_grad=True)
+
+
+def _tied_parameters(model: nn.Module, tape: Any, plans: Any) -> list[tuple[list[str], set[int]]]:
+    """Parameters that modules of several stages share: their paths, and the stages."""
+    where: dict[str, int] = {}
+    for plan in plans:
+        for i in plan.steps:
+            if tape.steps[i].module:
+                where[tape.steps[i].module] = plan.index
+    by_id: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        by_id.setdefault(id(parameter), []).append(path)
+    tied = []
+    for paths in by_id.values():
+        stages = {stage for path in paths for module, stage in where.items() if path.startswith(module + ".")}
+        if len(stages) > 1:
+            tied.append((paths, stages))
+    return tied
+
+
+def _tied_groups(
+    tied: list[tuple[list[str], set[int]]], names: Mapping[str, Any], mesh: DeviceMesh
+) -> list[tuple[Any, Any]]:
+    if not tied:
+        return []
+    raise PlanError(
+        f"parameters {tied[0][0]} are shared by stages {sorted(tied[0][1])}; untie them to run a pipeline "
+        "for real (for transformers: tie_word_embeddings=false)"
+    )
