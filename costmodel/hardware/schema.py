@@ -95,6 +95,8 @@ class Residual(_Frozen):
     mape: float
     median_ape: float
     bias: float
+    log_sigma: float
+    """Half the width of the band that holds 90 % of ln(measured / predicted), over Z90."""
     coverage: float
     """Share of rows inside their 90 % interval."""
     folds: int

@@ -1,0 +1,140 @@
+"""Regression on Matern-3/2 kernels around centres: what is left of ln(time) after the physical form.
+
+Lengths and variances maximise the marginal likelihood of a subset; weights around k-means centres solve a
+ridge problem on all rows, reweighted so that outliers count by their size only (Huber).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from costmodel.estimate import FloatArray
+from costmodel.hardware.forms.correction import kernel
+
+__all__ = ["KernelShape", "Weighted", "choose_centres", "solve_weights", "tune_shape"]
+
+_SUBSET = 350
+_TUNE_STEPS = 40
+_LENGTH_BOUNDS = (0.1, 150.0)
+_SIGNAL_BOUNDS = (1e-3, 1.0)
+_NOISE_BOUNDS = (5e-3, 0.5)
+_HUBER_STEPS = 3
+_HUBER_WIDTH = 1.345
+_MAD_TO_SIGMA = 1.4826
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelShape:
+    """Length per feature, standard deviation of the signal and of the noise, all of ln(time)."""
+
+    length: FloatArray
+    signal: float
+    noise: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighted:
+    """Centres [c, f] (divided by the lengths) and their weights [c]."""
+
+    shape: KernelShape
+    centres: FloatArray
+    weights: FloatArray
+
+    def __call__(self, features: FloatArray) -> FloatArray:
+        """ln(time) shift [n]."""
+        if not len(self.centres):
+            return np.zeros(len(features))
+        return np.asarray(kernel(features / self.shape.length, self.centres) @ self.weights)
+
+
+def tune_shape(features: FloatArray, target: FloatArray, *, seed: int = 0) -> KernelShape:
+    """Lengths and variances by marginal likelihood on at most 350 rows (L-BFGS, exact gradient)."""
+    from scipy.optimize import minimize
+
+    n, n_features = features.shape
+    chosen = np.random.default_rng(seed).permutation(n)[:_SUBSET]
+    x, y = features[chosen], target[chosen]
+    spread = np.std(features, axis=0)
+    varies = spread > 1e-9
+    x = x[:, varies]
+    y = np.clip(y, *np.quantile(y, [0.01, 0.99]))
+    start = np.concatenate([np.log(np.maximum(2.0 * spread[varies], 0.3)), np.log([0.1, 0.05])])
+    bounds = [tuple(np.log(_LENGTH_BOUNDS))] * int(varies.sum())
+    bounds += [tuple(np.log(_SIGNAL_BOUNDS)), tuple(np.log(_NOISE_BOUNDS))]
+    squares = (x[:, None, :] - x[None, :, :]) ** 2
+    result = minimize(
+        _negative_likelihood,
+        start,
+        args=(squares, y),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": _TUNE_STEPS},
+    )
+    length = np.full(n_features, _LENGTH_BOUNDS[1])
+    length[varies] = np.exp(result.x[:-2])
+    return KernelShape(length=length, signal=float(np.exp(result.x[-2])), noise=float(np.exp(result.x[-1])))
+
+
+def _negative_likelihood(
+    log_parameters: FloatArray, squares: FloatArray, y: FloatArray
+) -> tuple[float, FloatArray]:
+    """-log p(y) of a Gaussian process and its gradient by the logs of lengths, signal and noise."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    inverse = np.exp(-2.0 * log_parameters[:-2])
+    signal2, noise2 = np.exp(2.0 * log_parameters[-2:])
+    scaled = np.sqrt(3.0 * (squares @ inverse))
+    decay = np.exp(-scaled)
+    covariance = signal2 * (1.0 + scaled) * decay
+    n = len(y)
+    factor = cho_factor(covariance + (noise2 + 1e-8) * np.eye(n), lower=True)
+    alpha = cho_solve(factor, y)
+    value = 0.5 * y @ alpha + np.log(np.diag(factor[0])).sum()
+    slack = cho_solve(factor, np.eye(n)) - np.outer(alpha, alpha)
+    # dK/dln(length_i) = signal^2 * 3 * squares_i / length_i^2 * exp(-scaled)
+    common = slack * decay * (3.0 * signal2)
+    by_length = 0.5 * np.einsum("ij,ijf->f", common, squares) * inverse
+    by_signal = (slack * covariance).sum()
+    by_noise = noise2 * np.trace(slack)
+    return float(value), np.concatenate([by_length, [by_signal, by_noise]])
+
+
+def choose_centres(scaled: FloatArray, count: int, *, seed: int = 0) -> FloatArray:
+    """At most `count` k-means centres of points (already divided by the lengths), sampled for speed."""
+    from scipy.cluster.vq import kmeans2
+
+    unique = np.unique(scaled, axis=0)
+    rng = np.random.default_rng(seed)
+    if len(unique) > 12 * count:
+        unique = unique[rng.permutation(len(unique))[: 12 * count]]
+    if count >= len(unique):
+        return np.asarray(unique, dtype=np.float64)
+    start = unique[rng.permutation(len(unique))[:count]]
+    centres, _ = kmeans2(unique, start, minit="matrix", iter=8, missing="warn", seed=rng)
+    return np.asarray(centres, dtype=np.float64)
+
+
+def solve_weights(
+    shape: KernelShape, centres: FloatArray, features: FloatArray, target: FloatArray
+) -> Weighted:
+    """Ridge weights of the centres: min sum v (target - K w)^2 / noise^2 + w' K w / signal^2, v by Huber."""
+    if not len(centres) or not len(target):
+        return Weighted(shape=shape, centres=np.zeros((0, features.shape[1])), weights=np.zeros(0))
+    from scipy.linalg import cho_factor, cho_solve
+
+    design = kernel(features / shape.length, centres)
+    prior = kernel(centres, centres) * (shape.noise / shape.signal) ** 2
+    prior += 1e-6 * np.eye(len(centres))
+    weight: NDArray[np.float64] = np.ones(len(target))
+    solution = np.zeros(len(centres))
+    for _ in range(_HUBER_STEPS):
+        scaled = design * weight[:, None]
+        solution = cho_solve(cho_factor(scaled.T @ design + prior), scaled.T @ target)
+        error = np.abs(target - design @ solution)
+        width = _HUBER_WIDTH * max(_MAD_TO_SIGMA * float(np.median(error)), 1e-4)
+        weight = np.minimum(1.0, width / np.maximum(error, 1e-12))
+    return Weighted(shape=shape, centres=centres, weights=solution)

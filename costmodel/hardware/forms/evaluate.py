@@ -1,0 +1,95 @@
+"""What a fit says: physical form, host floor of its way of timing, and corrections, put together.
+
+Ways of timing that hold the host's dispatch have a parameter `floor_s` beside the form's own:
+
+    event_eager             total = kernel + floor     events around one operator on an idle device
+    eager_loop, torch_loop  total = (kernel^4 + floor^4)^(1/4)     a loop runs at the slower of the two
+
+On a CPU dispatch is part of the operator and the form's own launch time holds it. A correction that was
+fitted to the total counts for the kernel by the kernel's share of the total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from costmodel.estimate import FloatArray, TimeEstimate
+from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter, datasheet_floor_s, load_forms
+from costmodel.hardware.forms.correction import evaluate_correction
+from costmodel.hardware.schema import DeviceSpec, OperatorFit
+
+__all__ = ["FLOOR", "evaluate_fit", "floor_parameter", "form_of", "timed_s"]
+
+FLOOR = "floor_s"
+_ADDED = ("event_eager",)
+_SLOWER = ("eager_loop", "torch_loop")
+_BLEND = 4.0
+
+
+def form_of(kind: str) -> Form:
+    """The form that prices an operator kind. UsageError where there is none."""
+    if kind not in FORMS:
+        load_forms()
+    return FORMS[kind]
+
+
+def floor_parameter(device: DeviceSpec, timing: str) -> Parameter | None:
+    """The host floor that samples of this timing hold, or None."""
+    if device.kind == "cpu" or timing not in (*_ADDED, *_SLOWER):
+        return None
+    return Parameter(name=FLOOR, start=2e-5, low=1e-6, high=1e-3, doc="host dispatch in the measured time")
+
+
+def timed_s(
+    form: Form,
+    theta: Mapping[str, float],
+    device: DeviceSpec,
+    dims: Dims,
+    dtype: str,
+    variant: str,
+    timing: str,
+) -> tuple[FloatArray, FloatArray]:
+    """(total, kernel) seconds of the physical form, each [n]; equal where the timing holds no host time."""
+    kernel_s = form.physical(theta, device, dims, dtype, variant)
+    floor_s = theta.get(FLOOR)
+    if floor_s is None:
+        return kernel_s, kernel_s
+    if timing in _ADDED:
+        return kernel_s + floor_s, kernel_s
+    return (kernel_s**_BLEND + floor_s**_BLEND) ** (1.0 / _BLEND), kernel_s
+
+
+def evaluate_fit(
+    fit: OperatorFit,
+    device: DeviceSpec,
+    dims: Dims,
+    *,
+    framework: str | None = None,
+    device_only: bool = False,
+) -> TimeEstimate:
+    """Time of operators under a fit, as its timing would show it, or of the kernel (`device_only`).
+
+    `framework`: whose kernels; None or one that was not fitted = the mean over those that were. Never
+    below what the datasheet allows.
+    """
+    form = form_of(fit.kind)
+    total_s, kernel_s = timed_s(form, fit.parameters, device, dims, fit.dtype, fit.variant, fit.timing)
+    n = len(total_s)
+    shift, sigma = np.zeros(n), np.full(n, fit.residual.log_sigma)
+    if fit.correction is not None:
+        features = form.features(device, dims, fit.dtype, fit.variant)
+        shift, sigma = evaluate_correction(fit.correction, features)
+        for adjustment in fit.adjustments:
+            if adjustment.framework == framework:
+                more, sigma = evaluate_correction(adjustment.correction, features)
+                shift = shift + more
+    median_s = total_s * np.exp(shift)
+    if device_only and FLOOR in fit.parameters:
+        median_s = kernel_s * np.exp(shift * kernel_s / total_s)
+        sigma = np.hypot(sigma, fit.residual.log_sigma * (1.0 - kernel_s / total_s))
+    floor_s = datasheet_floor_s(form, device, dims, fit.dtype, fit.variant)
+    return TimeEstimate(
+        median_s=np.maximum(median_s, floor_s), log_sigma=np.hypot(sigma, fit.extra_log_sigma)
+    )
