@@ -1,0 +1,160 @@
+"""Reads tables of measured collectives: CSV, plain or gzipped, one row per time.
+
+Columns: gpu, n_gpus, n_nodes, op, message_bytes, latency_us; also used where given: dtype,
+latency_inplace_us, link, impl, timing, source, quality, note. Sizes as nccl-tests prints them. A line that
+cannot be read is named with its file and line, and the rest is used.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibrate.collective_samples import CollectiveSample
+from costmodel.errors import InputFileError, MeasurementError
+
+__all__ = ["CollectiveTable", "op_name", "read_collective_table", "read_collective_tables", "read_text", "split_implementation"]
+
+_REQUIRED = ("gpu", "n_gpus", "op", "message_bytes", "latency_us")
+_OPS = {
+    "allreduce": "all_reduce",
+    "allgather": "all_gather",
+    "reducescatter": "reduce_scatter",
+    "alltoall": "all_to_all",
+    "broadcast": "broadcast",
+    "reduce": "reduce",
+    "sendrecv": "p2p",
+    "p2p": "p2p",
+    "p2pbidirectional": "p2p_bidirectional",
+}
+# Out-of-place columns hold first-touch outliers: one this many times the in-place time is not used.
+_FIRST_TOUCH_RATIO = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveTable:
+    """Samples in file order, and what was wrong with the lines that are missing ("file:line: reason")."""
+
+    samples: tuple[CollectiveSample, ...]
+    problems: tuple[str, ...]
+    link_text: Mapping[str, str]
+    """Row id -> the link as the table words it."""
+
+
+def op_name(text: str) -> str:
+    """The profile's name of a collective; as it stands where no other name is known."""
+    return _OPS.get(re.sub(r"[^a-z0-9]", "", text.lower()), text)
+
+
+def split_implementation(text: str, note: str = "") -> tuple[str, str]:
+    """(impl, version) of a table's wording: 'nccl-2.27.7(NVLS off)' -> ('nccl:nvls-off', '2.27').
+
+    Custom kernels keep library and kernel: 'custom:vllm-0.14.0:graph' -> ('custom:vllm:graph', '0.14').
+    """
+    words = f"{text} {note}"
+    found = re.search(r"(?:nccl|rccl|gloo|[a-z]+)[- ](\d+\.\d+)", words, flags=re.IGNORECASE)
+    version = found.group(1) if found else ""
+    if text.startswith("custom"):
+        return re.sub(r"-\d[\w.]*", "", text), version
+    base = re.match(r"[a-zA-Z]+", text)
+    impl = base.group(0).lower() if base else "nccl"
+    if re.search(r"nvls\s*off", words, flags=re.IGNORECASE):
+        impl += ":nvls-off"
+    elif re.search(r"tuned", note, flags=re.IGNORECASE):
+        impl += ":tuned"
+    elif re.search(r"sharp|collnet", note, flags=re.IGNORECASE):
+        impl += ":sharp"
+    return impl, version
+
+
+def read_text(path: Path) -> str:
+    """Text of a plain or gzipped file. InputFileError where it cannot be read."""
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise InputFileError(f"{path}: {error}; expected a text file, plain or gzipped") from error
+
+
+def read_collective_table(path: Path) -> CollectiveTable:
+    """Samples of a collectives CSV. InputFileError where columns are missing or no line can be used."""
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InputFileError(
+            f"{path}: columns {', '.join(missing)} are missing; a table of collectives has at least "
+            f"{', '.join(_REQUIRED)}"
+        )
+    samples: list[CollectiveSample] = []
+    problems: list[str] = []
+    links: dict[str, str] = {}
+    for number, row in _rows(reader):
+        try:
+            sample = _sample(row, str(number))
+        except (ValueError, MeasurementError) as error:
+            problems.append(f"{path}:{reader.line_num}: {error}")
+            continue
+        samples.append(sample)
+        links[sample.row_id] = (row.get("link") or "").strip()
+    if not samples:
+        raise InputFileError(f"{path}: no usable line; {'; '.join(problems[:3]) or 'the table is empty'}")
+    return CollectiveTable(samples=tuple(samples), problems=tuple(problems), link_text=links)
+
+
+def _rows(reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    yield from enumerate(reader, start=1)
+
+
+def _sample(row: Mapping[str, str | None], number: str) -> CollectiveSample:
+    def text(name: str, default: str = "") -> str:
+        return (row.get(name) or default).strip()
+
+    time_us = _positive(text("latency_us"), "latency_us")
+    if inplace := text("latency_inplace_us"):
+        other = _positive(inplace, "latency_inplace_us")
+        if time_us > _FIRST_TOUCH_RATIO * other:
+            time_us = other
+    impl, version = split_implementation(text("impl", "nccl"), text("note"))
+    return CollectiveSample(
+        op=op_name(text("op")),
+        n_ranks=int(_positive(text("n_gpus"), "n_gpus")),
+        n_nodes=int(_positive(text("n_nodes", "1"), "n_nodes")),
+        size_bytes=_positive(text("message_bytes"), "message_bytes"),
+        dtype=text("dtype"),
+        time_s=time_us * 1e-6,
+        timing=text("timing", "nccl-tests"),
+        impl=impl,
+        version=version,
+        device=text("gpu"),
+        source=text("source"),
+        quality=text("quality"),
+        row_id=text("id", number),
+    )
+
+
+def _positive(text: str, name: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name}={text!r} is not a number") from None
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={text!r} must be positive")
+    return value
+
+
+def read_collective_tables(paths: Sequence[Path]) -> CollectiveTable:
+    """Several tables as one; row ids are as in their files."""
+    tables = [read_collective_table(path) for path in paths]
+    return CollectiveTable(
+        samples=tuple(sample for table in tables for sample in table.samples),
+        problems=tuple(problem for table in tables for problem in table.problems),
+        link_text={key: value for table in tables for key, value in table.link_text.items()},
+    )

@@ -1,0 +1,130 @@
+"""Which fitted collective stands for a request, and what it stands in for where that one was not measured.
+
+Order: the same op over the same link; another op over the same link with its own algorithm's steps and
+volumes; the nominal link. Each step away widens the interval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from costmodel.errors import UsageError
+from costmodel.hardware.collectives.algorithms import allowed_algorithms
+from costmodel.hardware.collectives.constants import network_constants
+from costmodel.hardware.kinds import CollectiveGroup
+from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel, PathFit
+
+__all__ = ["FitChoice", "choose_fit", "nominal_fit"]
+
+_TIMING_ORDER = ("nccl-tests", "kernel_only", "eager_loop", "torch_loop", "cuda_graph")
+_STAND_INS = {
+    "all_reduce": ("reduce_scatter", "all_gather"),
+    "all_gather": ("reduce_scatter", "all_reduce"),
+    "reduce_scatter": ("all_gather", "all_reduce"),
+    "all_to_all": ("p2p", "all_gather", "all_reduce"),
+    "broadcast": ("reduce", "all_gather", "all_reduce"),
+    "reduce": ("broadcast", "reduce_scatter", "all_reduce"),
+    "p2p": ("p2p_bidirectional", "all_to_all", "all_gather", "all_reduce"),
+    "p2p_bidirectional": ("p2p", "all_to_all", "all_gather", "all_reduce"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitChoice:
+    """The fit to evaluate as `op`, and the extra spread of ln(time) for what it stands in for."""
+
+    fit: CollectiveFit
+    op: str
+    extra_log_sigma: float = 0.0
+
+
+def choose_fit(
+    network: NetworkModel,
+    op: str,
+    group: CollectiveGroup,
+    intra: Link,
+    inter: Link | None,
+    *,
+    impl: str | None = None,
+    timing: str | None = None,
+) -> FitChoice:
+    """The nearest fit of the network. UsageError where an implementation is named that was not measured."""
+    link = inter if group.n_nodes > 1 and inter is not None else intra
+    constants = network_constants()
+    if found := _best(network, op, link, group, impl, timing):
+        off = timing is not None and found.timing != timing
+        return FitChoice(fit=found, op=op, extra_log_sigma=constants.other_timing_log_sigma if off else 0.0)
+    if impl is not None and impl not in ("nccl", "gloo"):
+        known = sorted({f.impl for f in network.fits if f.op == op and f.link == link.name})
+        raise UsageError(
+            f"implementation {impl!r} of {op} was not measured over {link.name!r} of network "
+            f"{network.name!r}; there are: {', '.join(known) or 'none'}"
+        )
+    for other in _STAND_INS[op]:
+        if found := _best(network, other, link, group, impl, timing):
+            return FitChoice(
+                fit=_as_op(found, op, link, group), op=op, extra_log_sigma=constants.other_op_log_sigma
+            )
+    return FitChoice(fit=nominal_fit(op, link, intra, group), op=op)
+
+
+def _best(
+    network: NetworkModel, op: str, link: Link, group: CollectiveGroup, impl: str | None, timing: str | None
+) -> CollectiveFit | None:
+    """The fit of an op over a link: asked-for timing first, then loops on the host clock, most samples."""
+
+    def serves(fit: CollectiveFit) -> bool:
+        local = group.ranks_per_node
+        return any(p.min_ranks <= local <= (p.max_ranks or local) for p in fit.paths)
+
+    found = [
+        fit
+        for fit in network.fits
+        if fit.op == op
+        and fit.link == link.name
+        and serves(fit)
+        and (fit.impl == impl if impl is not None else fit.impl in ("nccl", "gloo"))
+    ]
+
+    def order(fit: CollectiveFit) -> tuple[bool, int, int]:
+        rank = _TIMING_ORDER.index(fit.timing) if fit.timing in _TIMING_ORDER else len(_TIMING_ORDER)
+        return fit.timing != timing, rank, -fit.n_samples
+
+    return min(found, key=order, default=None)
+
+
+def _as_op(fit: CollectiveFit, op: str, link: Link, group: CollectiveGroup) -> CollectiveFit:
+    """The same paths under the algorithms of another op; its curves do not carry over."""
+    allowed = allowed_algorithms(op, n_nodes=group.n_nodes, multicast=link.multicast)
+    same = [path for path in fit.paths if path.algorithm in allowed]
+    paths = tuple(same) or tuple(p.model_copy(update={"algorithm": allowed[0]}) for p in fit.paths)
+    return fit.model_copy(update={"op": op, "paths": paths, "curves": ()})
+
+
+def nominal_fit(op: str, link: Link, intra: Link, group: CollectiveGroup) -> CollectiveFit:
+    """Paths from the nominal link alone: its latency per step and `efficiency` of its bandwidth."""
+    constants = network_constants()
+    between = group.n_nodes > 1
+    algorithms = allowed_algorithms(op, n_nodes=group.n_nodes, multicast=intra.multicast)
+    paths = tuple(
+        PathFit(
+            algorithm=algorithm,
+            protocol="simple",
+            base_s=constants.base_s,
+            step_s=intra.latency_s,
+            node_step_s=link.latency_s if between else 0.0,
+            intra_bytes_per_s=intra.bytes_per_s * intra.efficiency,
+            inter_bytes_per_s=link.bytes_per_s * link.nics_per_node * link.efficiency if between else None,
+            ramp_s=constants.ramp_s,
+            min_ranks=1,
+        )
+        for algorithm in algorithms
+    )
+    return CollectiveFit(
+        op=op,
+        link=link.name,
+        timing="nominal",
+        paths=paths,
+        log_sigma=constants.nominal_log_sigma,
+        source=f"nominal link: {link.source}",
+    )
