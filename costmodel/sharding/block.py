@@ -1,0 +1,168 @@
+"""A segment as the solver sees it: values with their producer and users, leaves, boundary, gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
+from costmodel.sharding.strategies.call import rule_name
+
+__all__ = ["Block", "Value", "is_float", "read_block"]
+
+_FLOATS = ("float", "bfloat", "half", "double", "complex")
+_VIEWS = (
+    "t",
+    "transpose",
+    "permute",
+    "view",
+    "reshape",
+    "_to_copy",
+    "to",
+    "detach",
+    "alias",
+    "clone",
+    "expand",
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Value:
+    """One tensor between its (re)definition and its uses; positions index `Block.forward`."""
+
+    info: TensorInfo
+    producer: int | None = None
+    slot: int = 0
+    users: list[tuple[int, int]] = field(default_factory=list)
+    """(position, input slot) of each use."""
+    has_gradient: bool = False
+    of_parameter: bool = False
+    """A parameter, or a view or cast of one."""
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether this is a parameter itself."""
+        return self.producer is None and self.info.role is TensorRole.PARAMETER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A segment's forward operators with their values, and what crosses its boundary."""
+
+    segment: Segment
+    forward: tuple[Operator, ...]
+    values: tuple[Value, ...]
+    inputs: tuple[tuple[int, ...], ...]
+    """Value numbers of each forward operator's inputs."""
+    outputs: tuple[tuple[int, ...], ...]
+    entry: int | None
+    """The value that comes from the segment before and carries a gradient back to it."""
+    exit: int | None
+    """The value that the segment after continues with."""
+    backward: dict[int, tuple[Operator, ...]]
+    """Backward operators of each forward position."""
+
+
+def is_float(info: TensorInfo) -> bool:
+    """Whether a tensor can carry a gradient at all."""
+    return any(name in info.dtype for name in _FLOATS) and "float8" not in info.dtype
+
+
+def read_block(segment: Segment, *, is_first: bool = False) -> Block:
+    """Build the view. `is_first`: the segment's inputs are the model's, without gradients."""
+    tensors = {t.index: t for t in segment.tensors}
+    forward = segment.phase(Phase.FORWARD)
+    values: list[Value] = []
+    current: dict[int, int] = {}
+    marked = any(t.requires_grad for t in segment.parameters)
+    inputs: list[tuple[int, ...]] = []
+    outputs: list[tuple[int, ...]] = []
+
+    def leaf(index: int) -> int:
+        info = tensors[index]
+        parameter = info.role is TensorRole.PARAMETER
+        gradient = parameter and (info.requires_grad or not marked)
+        values.append(Value(info=info, has_gradient=gradient, of_parameter=parameter))
+        current[index] = len(values) - 1
+        return current[index]
+
+    for position, op in enumerate(forward):
+        taken = []
+        for slot, index in enumerate(op.inputs):
+            v = current[index] if index in current else leaf(index)
+            values[v].users.append((position, slot))
+            taken.append(v)
+        inputs.append(tuple(taken))
+        view = rule_name(op.target).removeprefix("aten.") in _VIEWS
+        of_parameter = bool(taken) and view and all(values[v].of_parameter for v in taken)
+        made = []
+        for slot, index in enumerate(op.outputs):
+            values.append(Value(info=tensors[index], producer=position, slot=slot, of_parameter=of_parameter))
+            current[index] = len(values) - 1
+            made.append(current[index])
+        outputs.append(tuple(made))
+
+    finish = _exit(values)
+    entry = None if is_first else _entry(values, values[finish].info.shape if finish is not None else None)
+    if entry is not None:
+        values[entry].has_gradient = True
+    for value in values:
+        if (
+            value.producer is None
+            and value.info.role is not TensorRole.PARAMETER
+            and value.info.requires_grad
+        ):
+            value.has_gradient = not is_first
+    for position, op in enumerate(forward):
+        if any(values[v].has_gradient for v in inputs[position]) and "detach" not in op.target:
+            for v in outputs[position]:
+                values[v].has_gradient = is_float(values[v].info)
+    where = {op.index: position for position, op in enumerate(forward)}
+    backward: dict[int, list[Operator]] = {}
+    for op in segment.phase(Phase.BACKWARD):
+        if op.forward_index in where:
+            backward.setdefault(where[op.forward_index], []).append(op)
+    return Block(
+        segment=segment,
+        forward=forward,
+        values=tuple(values),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        entry=entry,
+        exit=finish,
+        backward={position: tuple(ops) for position, ops in backward.items()},
+    )
+
+
+def _entry(values: list[Value], finish: tuple[int, ...] | None) -> int | None:
+    """The activation that comes in: float, marked as requiring gradients, shaped as what goes out, large."""
+    leaves = [
+        v
+        for v, value in enumerate(values)
+        if value.producer is None
+        and value.info.role in (TensorRole.ACTIVATION, TensorRole.INPUT)
+        and is_float(value.info)
+        and value.users
+    ]
+    return max(
+        leaves,
+        key=lambda v: (
+            values[v].info.requires_grad,
+            values[v].info.shape == finish,
+            values[v].info.size_bytes,
+            -v,
+        ),
+        default=None,
+    )
+
+
+def _exit(values: list[Value]) -> int | None:
+    """What goes out: the last float value that nothing in the segment uses.
+
+    By-products (statistics kept for the backward) are not the first output of their operator.
+    """
+    ends = [
+        v
+        for v, value in enumerate(values)
+        if value.producer is not None and not value.users and is_float(value.info) and value.slot == 0
+    ]
+    return max(ends, key=lambda v: values[v].producer or 0, default=None)

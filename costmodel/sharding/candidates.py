@@ -1,0 +1,170 @@
+"""Which strategies each forward operator of a block may take on one mesh axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from costmodel.graph.model_graph import TensorRole
+from costmodel.sharding.block import Block, Value
+from costmodel.sharding.placements import BROADCAST, Partial, Placement, Replicate, Shard
+from costmodel.sharding.strategies import Call, Strategy, strategies_for
+
+__all__ = ["Axis", "Rules", "candidates", "sequence_shards"]
+
+_SWEEPS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One axis of the device mesh."""
+
+    name: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the search may do.
+
+    `allow_batch` False keeps products from being split by their rows (tokens or samples): only dimensions of
+    weights are split, which is tensor parallelism. `sequence` lists (sequence length, micro-batch size): then
+    partial results may be scattered along the sequence (Megatron's sequence parallelism). `gather_parameters`
+    lets a parameter be stored sharded and used whole (ZeRO-3). `merge_gradients` False makes every user of a
+    tensor reduce its own gradient, as modules parallelised one by one do. `insist`: a weighted product (and
+    the look-up of a vocabulary) stays whole only where nothing else is possible, whatever it costs; without
+    it the search may answer that a small block is better not split. `parameters` fixes placements by name.
+    """
+
+    allow_batch: bool = False
+    sequence: tuple[int, int] | None = None
+    gather_parameters: bool = False
+    context: bool = False
+    """Split the sequence and nothing else: weights stay whole (context parallelism)."""
+    merge_gradients: bool = True
+    insist: bool = False
+    parameters: Mapping[str, Placement] = field(default_factory=dict)
+    uneven: frozenset[int] = frozenset()
+    """Dimension sizes that may be cut unevenly (vocabularies)."""
+
+
+def sequence_shards(shape: tuple[int, ...], rules: Rules, n: int) -> list[Shard]:
+    """Sequence dimensions of a tensor: of the sequence's size, or batch x sequence flattened."""
+    if rules.sequence is None:
+        return []
+    length, batch = rules.sequence
+    if length % n or length < n:
+        return []
+    found = [Shard(d) for d, size in enumerate(shape) if size == length and len(shape) > 2]
+    if shape == (batch, length):
+        found = [Shard(1)]
+    if shape and shape[0] == batch * length and len(shape) <= 2:
+        found.append(Shard(0, batch))
+    return found
+
+
+def candidates(block: Block, axis: Axis, rules: Rules) -> list[list[Strategy]]:
+    """Strategies per forward operator, with packed shards spread through the block and, unless the batch may
+    be split, without what cannot be reached from sharded weights."""
+    packed = _Packed()
+    found: list[list[Strategy]] = []
+    for _ in range(_SWEEPS):
+        found = [
+            list(strategies_for(_call(block, p, axis, rules, packed))) for p in range(len(block.forward))
+        ]
+        if not packed.learn(block, found):
+            break
+    if rules.allow_batch:
+        return found
+    return _reachable(block, axis, rules, found)
+
+
+class _Packed:
+    """Chunk counts above one seen at each value's dimensions."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[int, int], frozenset[int]] = {}
+
+    def learn(self, block: Block, found: list[list[Strategy]]) -> bool:
+        changed = False
+        for position, strategies in enumerate(found):
+            values = (*block.inputs[position], *block.outputs[position])
+            for strategy in strategies:
+                for v, layout in zip(values, (*strategy.inputs, *strategy.outputs), strict=True):
+                    shard = layout.forward
+                    if isinstance(shard, Shard) and shard.chunks > 1:
+                        known = self.seen.get((v, shard.dim), frozenset())
+                        if shard.chunks not in known:
+                            self.seen[(v, shard.dim)] = known | {shard.chunks}
+                            changed = True
+        return changed
+
+    def at(self, values: tuple[int, ...]) -> dict[tuple[int, int], frozenset[int]]:
+        return {(i, d): c for i, v in enumerate(values) for (w, d), c in self.seen.items() if w == v}
+
+
+def _call(block: Block, position: int, axis: Axis, rules: Rules, packed: _Packed) -> Call:
+    ins, outs = block.inputs[position], block.outputs[position]
+    return Call(
+        op=block.forward[position],
+        inputs=tuple(block.values[v].info.shape for v in ins),
+        outputs=tuple(block.values[v].info.shape for v in outs),
+        n=axis.n,
+        packed_in=packed.at(ins),
+        packed_out=packed.at(outs),
+        uneven=rules.uneven,
+    )
+
+
+def _reachable(block: Block, axis: Axis, rules: Rules, found: list[list[Strategy]]) -> list[list[Strategy]]:
+    reach: dict[int, set[Placement]] = {}
+
+    def at(v: int) -> set[Placement]:
+        if v not in reach:
+            value = block.values[v]
+            reach[v] = {Replicate()}
+            if value.producer is None and not value.is_parameter and (value.has_gradient or rules.context):
+                reach[v].update(sequence_shards(value.info.shape, rules, axis.n))
+        return reach[v]
+
+    def takes(value: Value, v: int, placement: Placement) -> bool:
+        if rules.context and value.is_parameter:
+            return isinstance(placement, Replicate)
+        if rules.context and not value.has_gradient and isinstance(placement, Shard):
+            return True  # masks and positions are cut for nothing
+        if value.is_parameter or (value.producer is None and value.info.role is TensorRole.BUFFER):
+            return not isinstance(placement, Partial)
+        return placement in at(v)
+
+    kept: list[list[Strategy]] = []
+    for position, strategies in enumerate(found):
+        ins = block.inputs[position]
+        good = []
+        for strategy in strategies:
+            pairs = list(zip(ins, strategy.inputs, strict=True))
+            if not all(takes(block.values[v], v, layout.forward) for v, layout in pairs):
+                continue
+            if not rules.context and _by_rows(block, position, strategy):
+                continue
+            good.append(strategy)
+            for v, layout in zip(block.outputs[position], strategy.outputs, strict=True):
+                at(v).add(layout.forward)
+        for v in block.outputs[position]:
+            value = block.values[v]
+            if Partial() in at(v) and value.has_gradient:
+                at(v).update(sequence_shards(value.info.shape, rules, axis.n))
+        kept.append(good)
+    return kept
+
+
+def _by_rows(block: Block, position: int, strategy: Strategy) -> bool:
+    """Whether a strategy splits a weighted product or look-up by tokens or samples, its weight whole."""
+    op = block.forward[position]
+    if not strategy.splits and op.kind != "embedding":
+        return False
+    matrices = [
+        layout
+        for v, layout in zip(block.inputs[position], strategy.inputs, strict=True)
+        if block.values[v].of_parameter and len(block.values[v].info.shape) > 1
+    ]
+    return bool(matrices) and all(layout == BROADCAST for layout in matrices)

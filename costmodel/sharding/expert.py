@@ -1,0 +1,179 @@
+"""Expert parallelism: experts divided over ranks, tokens sent to them and back by all-to-alls.
+
+Per layer and direction (GShard, arXiv 2006.16668, section 3.2): dispatch and combine, each way of
+
+    rows * width * bytes per element,   rows = tokens * top_k * capacity_factor
+
+per rank, forward and again backward. Each rank holds experts / ep experts and computes the rows routed to
+them: tokens * top_k on average, times `imbalance` on the busiest rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from costmodel.errors import PlanError
+from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
+from costmodel.sharding.placements import Shard
+from costmodel.sharding.sharded import CollectiveCall, LocalParameter, ShardedSegment
+
+__all__ = ["Routing", "dispatch_bytes", "expert_tensors", "split_experts"]
+
+_ELEMENT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
+_EXPERT_KINDS = ("grouped_gemm", "moe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """How evenly and how generously tokens are routed.
+
+    `capacity_factor` 0: no fixed capacity, exactly the routed rows are sent (dropless); above 0 every expert
+    gets capacity_factor * tokens * top_k / experts slots, full or not. `imbalance` is the rows of the busiest
+    rank over the mean.
+    """
+
+    capacity_factor: float = 0.0
+    imbalance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.capacity_factor < 0 or self.imbalance < 1:
+            raise PlanError(
+                f"capacity_factor({self.capacity_factor}) must be >= 0 and imbalance({self.imbalance}) >= 1"
+            )
+
+    @property
+    def busiest_rows(self) -> float:
+        """Rows the busiest rank computes over the rows routed on average (a capacity cuts the surplus)."""
+        return self.capacity_factor if self.capacity_factor else self.imbalance
+
+    @property
+    def sent_rows(self) -> float:
+        """Rows sent per rank over routed rows."""
+        return self.capacity_factor or 1.0
+
+
+def dispatch_bytes(*, tokens: int, top_k: int, width: int, element_bytes: int, routing: Routing) -> int:
+    """Bytes one rank sends in one dispatch (or combine)."""
+    return ceil(tokens * top_k * routing.sent_rows) * width * element_bytes
+
+
+def expert_tensors(segment: Segment) -> dict[int, int]:
+    """Expert weights of a segment: tensor index -> number of experts (the leading dimension).
+
+    A weight is an expert's if a grouped product (or a batched one over as many) uses it or a view of it.
+    """
+    tensors = {t.index: t for t in segment.tensors}
+    origin = {t.index: t.index for t in segment.parameters}
+    found: dict[int, int] = {}
+    for op in segment.phase(Phase.FORWARD):
+        sources = [origin[i] for i in op.inputs if i in origin]
+        if op.kind in _EXPERT_KINDS or op.kind == "bmm":
+            for i in sources:
+                shape = tensors[i].shape
+                grouped = op.kind in _EXPERT_KINDS or op.dims.get("batch") == shape[0]
+                if len(shape) == 3 and grouped:
+                    found[i] = shape[0]
+        elif len(op.inputs) == 1 and sources and op.kind in ("host", "elementwise"):
+            for out in op.outputs:
+                origin[out] = sources[0]
+    return found
+
+
+def split_experts(sharded: ShardedSegment, *, ep: int, routing: Routing) -> ShardedSegment:
+    """One rank's part of a segment with its experts over ep ranks. Raises PlanError if they do not divide."""
+    segment = sharded.local
+    experts = expert_tensors(segment)
+    if not experts:
+        return sharded
+    for count in experts.values():
+        if count % ep:
+            raise PlanError(
+                f"experts({count}) % ep({ep}) != 0: choose an ep that divides the number of experts"
+            )
+    uses = _expert_operators(segment, set(experts))
+    operators = tuple(_local(op, ep, routing) if op.index in uses else op for op in segment.operators)
+    tensors = tuple(_tensor(t, ep) if t.index in experts else t for t in segment.tensors)
+    parameters = tuple(_parameter(p, ep) if p.tensor in experts else p for p in sharded.parameters)
+    calls = _exchanges([op for op in segment.operators if op.index in uses], ep, routing)
+    return replace(
+        sharded,
+        local=replace(segment, operators=operators, tensors=tensors),
+        parameters=parameters,
+        collectives=(*sharded.collectives, *calls),
+    )
+
+
+def _expert_operators(segment: Segment, experts: set[int]) -> set[int]:
+    origin = set(experts)
+    found: set[int] = set()
+    for op in segment.operators:
+        touches = any(i in origin for i in op.inputs)
+        if touches and op.kind in (*_EXPERT_KINDS, "bmm"):
+            found.add(op.index)
+        elif touches and op.phase is Phase.FORWARD and op.kind in ("host", "elementwise"):
+            origin.update(op.outputs)
+        elif op.phase is Phase.BACKWARD and op.forward_index in found:
+            found.add(op.index)
+    return found
+
+
+def _local(op: Operator, ep: int, routing: Routing) -> Operator:
+    dims = dict(op.dims)
+    weights = ceil(op.bytes_read / ep)
+    if "groups" in dims:
+        dims["groups"] = max(1, dims["groups"] // ep)
+        dims["m"] = ceil(dims["m"] * routing.busiest_rows)
+    elif op.kind == "bmm":
+        dims["batch"] = max(1, dims["batch"] // ep)
+        dims["m"] = ceil(dims["m"] * ep * routing.busiest_rows)
+    elif "moe_ep" in dims:
+        dims["moe_ep"] = dims["moe_ep"] * ep
+    return replace(op, dims=dims, flop=ceil(op.flop * routing.busiest_rows), bytes_read=weights)
+
+
+def _tensor(info: TensorInfo, ep: int) -> TensorInfo:
+    if info.role is not TensorRole.PARAMETER:
+        return info
+    return replace(info, shape=(info.shape[0] // ep, *info.shape[1:]), size_bytes=info.size_bytes // ep)
+
+
+def _parameter(p: LocalParameter, ep: int) -> LocalParameter:
+    return replace(
+        p,
+        local_shape=(p.local_shape[0] // ep, *p.local_shape[1:]),
+        local_bytes=p.local_bytes // ep,
+        placement=Shard(0),
+        axis="ep" if not p.is_sharded else f"{p.axis}+ep",
+    )
+
+
+def _exchanges(ops: list[Operator], ep: int, routing: Routing) -> list[CollectiveCall]:
+    calls: list[CollectiveCall] = []
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        own = [op for op in ops if op.phase is phase and op.kind in (*_EXPERT_KINDS, "bmm")]
+        forward = [op for op in ops if op.phase is Phase.FORWARD and op.kind in (*_EXPERT_KINDS, "bmm")]
+        if not own or not forward:
+            continue
+        for op, key, at in ((forward[0], "k", own[0].index - 1), (forward[-1], "n", own[-1].index)):
+            width = op.dims.get("hidden", op.dims.get(key, 1))
+            rows = op.dims.get("num_tokens", op.dims.get("m", 0)) * op.dims.get("batch", 1)
+            size = dispatch_bytes(
+                tokens=rows,
+                top_k=op.dims.get("topk", 1),
+                width=width,
+                element_bytes=_ELEMENT_BYTES.get(op.dtype, 2),
+                routing=routing,
+            )
+            calls.append(
+                CollectiveCall(
+                    op="all_to_all",
+                    size_bytes=size,
+                    n_ranks=ep,
+                    axis="ep",
+                    phase=phase,
+                    after_operator=at,
+                    module=op.module,
+                )
+            )
+    return calls
