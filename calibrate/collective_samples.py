@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costmodel.errors import MeasurementError
+from costmodel.hardware.collectives.algorithms import ALGORITHMS
 from costmodel.hardware.kinds import COLLECTIVE_KINDS
 
 __all__ = ["CollectiveSample", "usable_samples"]
@@ -59,9 +60,16 @@ class CollectiveSample:
                 f"n_nodes({self.n_nodes})"
             )
 
+    @property
+    def algorithm(self) -> str:
+        """The one algorithm the library was held to ("nccl:ring" -> "ring"), "" where it could choose."""
+        suffix = self.impl.partition(":")[2]
+        return suffix if suffix in ALGORITHMS else ""
+
     def family(self, default_link: str) -> tuple[str, str, str, str]:
         """(op, link, impl, timing): what one fit may hold."""
-        return self.op, self.link or default_link, self.impl, self.timing
+        impl = self.impl.partition(":")[0] if self.algorithm else self.impl
+        return self.op, self.link or default_link, impl, self.timing
 
 
 def usable_samples(samples: Sequence[CollectiveSample]) -> list[CollectiveSample]:

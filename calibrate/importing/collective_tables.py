@@ -19,7 +19,14 @@ from pathlib import Path
 from calibrate.collective_samples import CollectiveSample
 from costmodel.errors import InputFileError, MeasurementError
 
-__all__ = ["CollectiveTable", "op_name", "read_collective_table", "read_collective_tables", "read_text", "split_implementation"]
+__all__ = [
+    "CollectiveTable",
+    "op_name",
+    "read_collective_table",
+    "read_collective_tables",
+    "read_text",
+    "split_implementation",
+]
 
 _REQUIRED = ("gpu", "n_gpus", "op", "message_bytes", "latency_us")
 _OPS = {
@@ -33,6 +40,13 @@ _OPS = {
     "p2p": "p2p",
     "p2pbidirectional": "p2p_bidirectional",
 }
+_SUFFIXES = (
+    (r"nvls\s*off|algo=ring", "ring"),
+    (r"algo=nvls(?!tree)", "nvls"),
+    (r"algo=tree", "tree"),
+    (r"sharp|collnet", "sharp"),
+    (r"tuned env", "tuned"),
+)
 # Out-of-place columns hold first-touch outliers: one this many times the in-place time is not used.
 _FIRST_TOUCH_RATIO = 2.0
 
@@ -53,23 +67,22 @@ def op_name(text: str) -> str:
 
 
 def split_implementation(text: str, note: str = "") -> tuple[str, str]:
-    """(impl, version) of a table's wording: 'nccl-2.27.7(NVLS off)' -> ('nccl:nvls-off', '2.27').
+    """(impl, version) of a table's wording.
 
-    Custom kernels keep library and kernel: 'custom:vllm-0.14.0:graph' -> ('custom:vllm:graph', '0.14').
+    What changes the algorithm stays in the name: 'nccl-2.27.7(NVLS off)' -> ('nccl:ring', '2.27'), a note
+    'algo=NVLS' -> 'nccl:nvls', switch aggregation 'nccl:sharp', a tuned environment 'nccl:tuned'. Custom
+    kernels keep library and kernel: 'custom:vllm-0.14.0:graph' -> ('custom:vllm:graph', '0.14').
     """
     words = f"{text} {note}"
-    found = re.search(r"(?:nccl|rccl|gloo|[a-z]+)[- ](\d+\.\d+)", words, flags=re.IGNORECASE)
+    found = re.search(r"[a-z]+[- ](\d+\.\d+)", words, flags=re.IGNORECASE)
     version = found.group(1) if found else ""
     if text.startswith("custom"):
         return re.sub(r"-\d[\w.]*", "", text), version
     base = re.match(r"[a-zA-Z]+", text)
     impl = base.group(0).lower() if base else "nccl"
-    if re.search(r"nvls\s*off", words, flags=re.IGNORECASE):
-        impl += ":nvls-off"
-    elif re.search(r"tuned", note, flags=re.IGNORECASE):
-        impl += ":tuned"
-    elif re.search(r"sharp|collnet", note, flags=re.IGNORECASE):
-        impl += ":sharp"
+    for pattern, suffix in _SUFFIXES:
+        if re.search(pattern, words, flags=re.IGNORECASE):
+            return f"{impl}:{suffix}", version
     return impl, version
 
 

@@ -6,10 +6,10 @@ volumes; the nominal link. Each step away widens the interval.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from costmodel.errors import UsageError
-from costmodel.hardware.collectives.algorithms import allowed_algorithms
+from costmodel.hardware.collectives.algorithms import ALGORITHMS, allowed_algorithms
 from costmodel.hardware.collectives.constants import network_constants
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel, PathFit
@@ -51,6 +51,10 @@ def choose_fit(
     """The nearest fit of the network. UsageError where an implementation is named that was not measured."""
     link = inter if group.n_nodes > 1 and inter is not None else intra
     constants = network_constants()
+    if impl is not None and impl.partition(":")[2] in ALGORITHMS:
+        impl, _, algorithm = impl.partition(":")
+        choice = choose_fit(network, op, group, intra, inter, impl=impl, timing=timing)
+        return replace(choice, fit=_held_to(choice.fit, algorithm))
     if found := _best(network, op, link, group, impl, timing):
         off = timing is not None and found.timing != timing
         return FitChoice(fit=found, op=op, extra_log_sigma=constants.other_timing_log_sigma if off else 0.0)
@@ -91,6 +95,16 @@ def _best(
         return fit.timing != timing, rank, -fit.n_samples
 
     return min(found, key=order, default=None)
+
+
+def _held_to(fit: CollectiveFit, algorithm: str) -> CollectiveFit:
+    """Only the paths of one algorithm; its curves hold where the library could only have taken that one."""
+    paths = tuple(path for path in fit.paths if path.algorithm == algorithm)
+    if not paths:
+        known = ", ".join(sorted({path.algorithm for path in fit.paths}))
+        raise UsageError(f"{fit.op} over {fit.link!r} has no path by {algorithm!r}; there are: {known}")
+    others = any(path.algorithm != algorithm for path in fit.paths)
+    return fit.model_copy(update={"paths": paths, "curves": () if others else fit.curves})
 
 
 def _as_op(fit: CollectiveFit, op: str, link: Link, group: CollectiveGroup) -> CollectiveFit:

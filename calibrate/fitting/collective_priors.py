@@ -1,0 +1,176 @@
+"""Which paths a collective may take over a link, and where their parameters start.
+
+Latencies and protocol ratios come from `costmodel/data/network/constants.json`, bandwidths from the link.
+Between nodes the samples rarely say whether a ring or a tree carried them (two nodes' trees move half of
+what a ring moves), so there are several hypotheses and the fit takes the likeliest under the link's prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from calibrate.collective_samples import CollectiveSample
+from calibrate.fitting.collective_paths import PathPrior
+from costmodel.hardware.collectives.algorithms import allowed_algorithms
+from costmodel.hardware.collectives.constants import NetworkConstants, ProtocolPrior, network_constants
+from costmodel.hardware.network_schema import Link, PathFit
+
+__all__ = ["hypotheses"]
+
+_HOST_KINDS = ("shared_memory", "loopback")
+_HOST_ALGORITHMS = {
+    "all_reduce": "ring",
+    "all_gather": "ring",
+    "reduce_scatter": "ring",
+    "all_to_all": "direct",
+    "broadcast": "binomial",
+    "reduce": "binomial",
+    "p2p": "direct",
+    "p2p_bidirectional": "direct",
+}
+_PAIRED_KINDS = ("pcie", "nvlink_bridge")
+
+
+def hypotheses(
+    op: str, impl: str, samples: Sequence[CollectiveSample], intra: Link, inter: Link | None
+) -> list[list[PathPrior]]:
+    """Sets of paths, each a possible explanation of the samples; one set where nothing is in doubt."""
+    constants = network_constants()
+    if impl == "gloo" or (inter is None and intra.kind in _HOST_KINDS):
+        return [[_host_prior(op, intra, inter, constants)]]
+    if impl.startswith("custom"):
+        return [_custom_priors(intra, constants)]
+    if inter is None:
+        return [_node_priors(op, intra, constants)]
+    held = {s.algorithm for s in samples} - {""}
+    if op != "all_reduce":
+        return [_between_priors(allowed_algorithms(op, n_nodes=2, multicast=False), intra, inter, constants)]
+    every = allowed_algorithms(op, n_nodes=2, multicast=intra.multicast)
+    sets = [every] if held else [("ring",), ("ring", "tree"), every]
+    return [_between_priors(algorithms, intra, inter, constants) for algorithms in dict.fromkeys(sets)]
+
+
+def _path(
+    prior: ProtocolPrior, algorithm: str, intra: Link, *, ranks: tuple[int, int | None] = (2, None)
+) -> PathFit:
+    # Pairwise exchanges launch side by side: a peer costs a fraction of a ring step.
+    scale = 0.1 if algorithm == "direct" else 1.0
+    return PathFit(
+        algorithm=algorithm,
+        protocol=prior.protocol,
+        base_s=prior.base_s,
+        step_s=prior.step_s * scale,
+        intra_bytes_per_s=prior.bandwidth_fraction * intra.bytes_per_s,
+        ramp_s=prior.ramp_s,
+        min_ranks=ranks[0],
+        max_ranks=ranks[1],
+    )
+
+
+def _node_priors(op: str, intra: Link, constants: NetworkConstants) -> list[PathPrior]:
+    algorithm = allowed_algorithms(op, n_nodes=1, multicast=False)[0]
+    ranges: list[tuple[int, int | None]] = [(2, None)]
+    if intra.kind in _PAIRED_KINDS:
+        # Beyond a pair traffic crosses host bridges, at another rate.
+        ranges = [(2, 2), (3, None)]
+    priors = []
+    for ranks in ranges:
+        for prior in constants.priors:
+            wide = 1.2 if ranks[0] > 2 else 0.6
+            path = _path(prior, algorithm, intra, ranks=ranks)
+            priors.append(PathPrior(path=path, log_sigma={"intra_bytes_per_s": wide}))
+    if op == "all_reduce" and intra.mesh:
+        simple = constants.priors[-1]
+        for path_algorithm in ("tree",):
+            path = _path(simple, path_algorithm, intra)
+            priors.append(PathPrior(path=path, log_sigma={"intra_bytes_per_s": 0.1}, shared="mesh"))
+        priors[len(constants.priors) - 1] = PathPrior(
+            path=priors[len(constants.priors) - 1].path, log_sigma={"intra_bytes_per_s": 0.1}, shared="mesh"
+        )
+    if op == "all_reduce" and intra.multicast:
+        priors.append(_multicast_prior("nvls", intra, None, constants))
+    return priors
+
+
+def _multicast_prior(
+    algorithm: str, intra: Link, inter: Link | None, constants: NetworkConstants
+) -> PathPrior:
+    path = PathFit(
+        algorithm=algorithm,
+        protocol="simple",
+        base_s=constants.multicast_base_s,
+        node_step_s=constants.priors[-1].node_step_s if inter else 0.0,
+        intra_bytes_per_s=constants.multicast_bytes_fraction * intra.bytes_per_s,
+        inter_bytes_per_s=_line_rate(inter) if inter else None,
+        ramp_s=constants.ramp_s,
+        min_ranks=constants.multicast_min_ranks,
+    )
+    sigma = {"intra_bytes_per_s": 0.06, "base_s": 0.2, "ramp_s": 0.5}
+    if inter:
+        sigma["inter_bytes_per_s"] = inter_log_sigma(inter)
+    return PathPrior(path=path, log_sigma=sigma, shared="between" if inter else "")
+
+
+def _line_rate(inter: Link) -> float:
+    return inter.bytes_per_s * inter.nics_per_node * inter.efficiency
+
+
+def inter_log_sigma(inter: Link) -> float:
+    """How far large transfers stray from the usual efficiency: half of what is left to the line rate."""
+    return max(0.03, 0.5 * (1.0 - inter.efficiency))
+
+
+def _between_priors(
+    algorithms: Sequence[str], intra: Link, inter: Link, constants: NetworkConstants
+) -> list[PathPrior]:
+    priors = []
+    for algorithm in algorithms:
+        if algorithm == "nvls_tree":
+            prior = _multicast_prior(algorithm, intra, inter, constants)
+            # NVLS inside has its own port rate; only the line between nodes is shared.
+            priors.append(PathPrior(path=prior.path, log_sigma=prior.log_sigma, shared="nvls"))
+            continue
+        for protocol in constants.priors:
+            simple = protocol.protocol == "simple"
+            path = _path(protocol, algorithm, intra).model_copy(
+                update={
+                    "min_ranks": 1,
+                    "node_step_s": protocol.node_step_s,
+                    "inter_bytes_per_s": _line_rate(inter) * (1.0 if simple else protocol.bandwidth_fraction),
+                }
+            )
+            sigma = {
+                "intra_bytes_per_s": 0.1 if simple else 0.5,
+                "inter_bytes_per_s": inter_log_sigma(inter) if simple else 0.7,
+            }
+            priors.append(PathPrior(path=path, log_sigma=sigma, shared="between" if simple else ""))
+    return priors
+
+
+def _custom_priors(intra: Link, constants: NetworkConstants) -> list[PathPrior]:
+    """One-shot (every rank reads all buffers) and two-shot kernels of inference engines."""
+    simple = constants.priors[-1]
+    return [
+        PathPrior(
+            path=_path(simple, algorithm, intra).model_copy(update={"base_s": constants.priors[0].base_s}),
+            log_sigma={"base_s": 1.0, "step_s": 1.5, "intra_bytes_per_s": 1.0},
+        )
+        for algorithm in ("one_shot", "direct")
+    ]
+
+
+def _host_prior(op: str, intra: Link, inter: Link | None, constants: NetworkConstants) -> PathPrior:
+    link = inter or intra
+    path = PathFit(
+        algorithm=_HOST_ALGORITHMS[op],
+        protocol="simple",
+        base_s=link.latency_s,
+        step_s=link.latency_s,
+        node_step_s=link.latency_s if inter else 0.0,
+        intra_bytes_per_s=intra.bytes_per_s * intra.efficiency,
+        inter_bytes_per_s=_line_rate(inter) if inter else None,
+        ramp_s=constants.ramp_s,
+        min_ranks=1,
+    )
+    wide = {"base_s": 1.5, "step_s": 1.0, "intra_bytes_per_s": 1.5, "inter_bytes_per_s": 1.0, "ramp_s": 2.0}
+    return PathPrior(path=path, log_sigma=wide)

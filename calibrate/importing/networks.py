@@ -1,0 +1,168 @@
+"""A device's network out of tables of measured collectives: links named, families fitted, gaps transferred.
+
+A device without samples takes its links from the datasheet and its paths from the nearest measured device
+whose link is of the same kind, bandwidths scaled by the nominal links and the interval widened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from calibrate.collective_samples import CollectiveSample
+from calibrate.fitting.collectives import fit_collectives
+from calibrate.importing.collective_tables import CollectiveTable, read_collective_tables
+from costmodel.hardware.collectives.constants import network_constants
+from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel
+from costmodel.hardware.node_links import device_network, inter_link
+
+__all__ = ["fit_network", "import_network", "linked_samples", "transfer_fits"]
+
+_FABRICS = (
+    ("tcpxo", "tcpxo"),
+    ("tcpx", "tcpx"),
+    ("efa", "efa"),
+    ("roce", "roce"),
+    ("ib", "infiniband"),
+    ("infiniband", "infiniband"),
+    ("ethernet", "ethernet"),
+)
+
+
+def import_network(gpu_name: str, collective_paths: Sequence[Path]) -> NetworkModel:
+    """Network of `gpu_name` fitted on its rows of the tables, with every variant of its node.
+
+    InputFileError where a table cannot be read. Lines that cannot be used are in
+    `read_collective_tables(...).problems`.
+    """
+    if not collective_paths:
+        return device_network(gpu_name)
+    return fit_network(gpu_name, read_collective_tables(collective_paths))
+
+
+def fit_network(gpu_name: str, table: CollectiveTable) -> NetworkModel:
+    """Network of one device out of a table of several: own rows fitted, other devices' fits transferred."""
+    base = device_network(gpu_name)
+    own = linked_samples(table, gpu_name, base)
+    network = _with_links(base, own)
+    network = fit_collectives(own, network) if own else network
+    donors = sorted({s.device for s in table.samples} - {gpu_name})
+    return transfer_fits(network, [_donor(name, network, table) for name in _useful(donors, network)])
+
+
+def linked_samples(table: CollectiveTable, gpu_name: str, base: NetworkModel) -> list[CollectiveSample]:
+    """The device's samples, each with the name of its link in the network."""
+    return [
+        replace(sample, link=_link_name(table.link_text.get(sample.row_id, ""), sample, base))
+        for sample in table.samples
+        if sample.device == gpu_name
+    ]
+
+
+def _link_name(text: str, sample: CollectiveSample, base: NetworkModel) -> str:
+    """Name of the link that the table's words mean for this sample."""
+    words = text.lower()
+    if sample.n_nodes == 1:
+        if "nvlink" not in words and "pcie" in words:
+            return next((link.name for link in base.intra if link.kind == "pcie"), base.intra[0].name)
+        return base.intra[0].name
+    lines = re.search(r"(\d+)\s*x\s*(\d+)\s*g", words)
+    kind = next((name for word, name in _FABRICS if re.search(rf"\b{word}\b", words)), None)
+    if lines is None or kind is None:
+        return "unspecified"
+    return f"{kind}-{lines.group(1)}x{lines.group(2)}g"
+
+
+def _with_links(base: NetworkModel, samples: Sequence[CollectiveSample]) -> NetworkModel:
+    """The network with every link between nodes that its samples name."""
+    known = {link.name for link in (*base.intra, *base.inter)}
+    missing = sorted({sample.link for sample in samples} - known)
+    return base.model_copy(update={"inter": (*base.inter, *(inter_link(name) for name in missing))})
+
+
+def _useful(donors: Sequence[str], network: NetworkModel) -> list[str]:
+    """Other devices with a link of a kind this network has no fit for, nearest nominal bandwidth first."""
+    fitted = {fit.link for fit in network.fits}
+    bare = [link for link in (*network.intra, *network.inter) if link.name not in fitted]
+    kinds = {link.kind for link in bare}
+
+    def distance(name: str) -> float:
+        ratio = device_network(name).intra[0].bytes_per_s / network.intra[0].bytes_per_s
+        return max(ratio, 1.0 / ratio)
+
+    def serves(name: str) -> bool:
+        other = device_network(name)
+        return any(link.kind in kinds for link in (*other.intra, *other.inter))
+
+    return sorted((name for name in donors if serves(name)), key=lambda name: (distance(name), name))
+
+
+def _donor(name: str, network: NetworkModel, table: CollectiveTable) -> NetworkModel:
+    """Another device's network, fitted on what the library itself chose (no custom kernels)."""
+    base = device_network(name)
+    samples = [
+        sample
+        for sample in linked_samples(table, name, base)
+        if sample.impl.partition(":")[0] == "nccl" and sample.timing == "nccl-tests"
+    ]
+    linked = _with_links(base, samples)
+    return fit_collectives(samples, linked) if samples else linked
+
+
+def transfer_fits(network: NetworkModel, donors: Sequence[NetworkModel]) -> NetworkModel:
+    """`network` with fits for its bare links from the first donor that has one of the same kind.
+
+    Bandwidths scale with the nominal links; curves carry over; the spread widens by the constants'
+    `other_device_log_sigma`.
+    """
+    have = {(fit.op, fit.link) for fit in network.fits}
+    extra: dict[tuple[str, str], CollectiveFit] = {}
+    for between, links in ((False, network.intra), (True, network.inter)):
+        for link in links:
+            for donor in donors:
+                for fit in donor.fits:
+                    source = _link_of(donor, fit, between)
+                    key = fit.op, link.name
+                    if source is None or source.kind != link.kind or key in have or key in extra:
+                        continue
+                    if bool(source.mesh) != bool(link.mesh) or fit.impl != "nccl":
+                        continue
+                    extra[key] = _scaled(fit, source, link, donor.intra[0], network.intra[0], donor.name)
+    fits = (*network.fits, *(extra[key] for key in sorted(extra)))
+    return network.model_copy(update={"fits": fits})
+
+
+def _link_of(network: NetworkModel, fit: CollectiveFit, between: bool) -> Link | None:
+    links = network.inter if between else network.intra
+    return next((link for link in links if link.name == fit.link), None)
+
+
+def _scaled(
+    fit: CollectiveFit, source: Link, link: Link, source_intra: Link, intra: Link, donor: str
+) -> CollectiveFit:
+    """A fit moved to another link: bandwidths by the ratio of nominal ones."""
+    between = source_intra is not source and source.nics_per_node * link.nics_per_node > 0
+    inside = intra.bytes_per_s / source_intra.bytes_per_s
+    line = (link.bytes_per_s * link.nics_per_node) / (source.bytes_per_s * source.nics_per_node)
+    port = inside if between and fit.link != source_intra.name else link.bytes_per_s / source.bytes_per_s
+    paths = tuple(
+        path.model_copy(
+            update={
+                "intra_bytes_per_s": path.intra_bytes_per_s * port if path.intra_bytes_per_s else None,
+                "inter_bytes_per_s": path.inter_bytes_per_s * line if path.inter_bytes_per_s else None,
+            }
+        )
+        for path in fit.paths
+    )
+    return fit.model_copy(
+        update={
+            "link": link.name,
+            "paths": paths,
+            "curves": () if abs(line - 1.0) > 0.5 else fit.curves,
+            "residual": None,
+            "transferred_from": f"{donor} over {source.name}",
+            "extra_log_sigma": network_constants().other_device_log_sigma,
+        }
+    )
