@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["LoadedModel", "has_dropout", "load_model", "loss_of", "named_inputs", "split_batch"]
+__all__ = [
+    "LoadedModel",
+    "has_dropout",
+    "load_model",
+    "loss_of",
+    "named_inputs",
+    "split_batch",
+    "unused_parameters",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,3 +133,26 @@ def has_dropout(module: nn.Module) -> bool:
         isinstance(p := getattr(m, "p", None), float) and p > 0 and "dropout" in type(m).__name__.lower()
         for m in module.modules()
     )
+
+
+def unused_parameters(module: nn.Module, inputs: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the parameters that the loss does not depend on, by one forward and a walk of its graph.
+
+    DistributedDataParallel would wait for their gradients for ever.
+    """
+    import torch
+
+    with torch.enable_grad():
+        loss = loss_of(module(**inputs))
+    seen: set[Any] = set()
+    used: set[int] = set()
+    pending = [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            used.add(id(leaf))
+        pending.extend(following for following, _ in node.next_functions)
+    return frozenset(name for name, p in module.named_parameters() if id(p) not in used)

@@ -1,4 +1,4 @@
-"""One rank of a real run, started by torchrun: `python -m torch.distributed.run -m planner.validation.worker JOB`.
+"""One rank of a real run: `python -m torch.distributed.run -m planner.validation.worker JOB.json`.
 
 Ranks that a plan does not need wait while it runs. Results are written by rank 0, one file per plan.
 """
@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 from planner.validation.run_spec import Job, RankResult, RunResult, RunSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from planner.validation.strategies.compose import Runner
 
 __all__ = ["Heartbeat", "main"]

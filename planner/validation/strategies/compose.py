@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import PlanError, UsageError
-from planner.validation.model_source import load_model, loss_of, split_batch
+from planner.validation.model_source import load_model, loss_of, split_batch, unused_parameters
 from planner.validation.strategies.blocks import (
     checkpoint_blocks,
     default_blocks,
@@ -106,6 +106,10 @@ def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -
     )
     blocks = spec.blocks or default_blocks(loaded.module)
     batch = loaded.batch // plan.dp
+    if plan.dp > 1 and plan.zero_stage < 2:
+        one = split_batch(inputs, batch=batch, parts=plan.num_microbatches, index=0)
+        for name in unused_parameters(loaded.module, one):
+            loaded.module.get_parameter(name).requires_grad_(False)
     if plan.pp > 1:
         return _pipeline_runner(spec, loaded.module, inputs, batch, blocks, mesh, device)
     module = _distribute(spec, loaded.module, mesh, blocks, prefix="")

@@ -29,7 +29,8 @@ def replicate(
 
         names = mesh.mesh_dim_names or ()
         axes = mesh["dp_replicate", "dp_shard"] if "dp_shard" in names else mesh["dp"]
-        reshard = plan.zero_stage == 3
+        # None is torch's default: blocks are gathered again for backward, the root's own parameters are kept.
+        reshard = None if plan.zero_stage == 3 else False
         for block in blocks:
             fully_shard(block, mesh=axes, reshard_after_forward=reshard)
         fully_shard(module, mesh=axes, reshard_after_forward=reshard)

@@ -1,0 +1,237 @@
+"""Real runs of plans beside their predictions.
+
+`run_specs` starts the processes (one set per world size; single-device plans ride along with the first
+set, on its rank 0 while the others wait) and returns what was measured. `validate_runs` adds what a
+`predict` callable says of each spec and scores it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from costmodel.errors import ForeshardError, InputFileError, UsageError
+from planner.validation.files import write_text_atomic
+from planner.validation.launch import run_job
+from planner.validation.run_spec import Job, RunResult, RunSpec
+from planner.validation.scoring import Report, ScoredRow
+
+__all__ = [
+    "Forecasted",
+    "RunSettings",
+    "load_results",
+    "run_specs",
+    "save_results",
+    "score_runs",
+    "strategy_of",
+    "validate_runs",
+]
+
+_FORMAT = 1  # 1: {"format", "runs": [RunResult]}
+
+
+class Forecasted(Protocol):
+    """What scoring needs of a prediction (costmodel.predict.Prediction has it)."""
+
+    @property
+    def step_time_s(self) -> float: ...
+    @property
+    def step_time_low_s(self) -> float: ...
+    @property
+    def step_time_high_s(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """How runs are measured; see `Job` for the meaning of each."""
+
+    device: str = "cpu"
+    threads: int = 1
+    pin: bool = True
+    warmup: int = 2
+    rounds: int = 3
+    steps: int = 3
+    min_round_s: float = 0.5
+    alive: int = 8
+    profile: bool = True
+    memory: bool = True
+    timeout_s: float = 60.0
+
+
+def run_specs(
+    specs: Sequence[RunSpec],
+    settings: RunSettings | None = None,
+    *,
+    directory: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[RunResult]:
+    """Run every spec for real and return the results in the order of `specs`.
+
+    Plans of one model and world size take turns, round by round. Job, logs and one result file per plan
+    are kept in `directory`, or nowhere. A plan that cannot be built has `failed` set. Raises WorkerError
+    where a rank dies or hangs; no process is left behind.
+    """
+    settings = settings or RunSettings()
+    if not specs:
+        raise UsageError("no plans to run; give at least one")
+    results: dict[int, RunResult] = {}
+    with ExitStack() as stack:
+        folder = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreshard-")))
+        for world_size, numbers in _sets(specs):
+            job = Job(
+                specs=tuple(specs[i] for i in numbers),
+                world_size=world_size,
+                directory=str((folder / f"world{world_size}").resolve()),
+                **{name: getattr(settings, name) for name in RunSettings.__dataclass_fields__},
+            )
+            _clear(Path(job.directory))
+            run_job(job, progress=progress)
+            for position, number in enumerate(numbers):
+                results[number] = _read(Path(job.directory) / f"result.{position}.json")
+    return [results[i] for i in range(len(specs))]
+
+
+def _sets(specs: Sequence[RunSpec]) -> list[tuple[int, list[int]]]:
+    """(world size, positions of its specs): single-device plans go to the smallest larger world."""
+    sizes = sorted({spec.plan.world_size for spec in specs})
+    home = {size: size for size in sizes}
+    if len(sizes) > 1 and sizes[0] == 1:
+        home[1] = sizes[1]
+    worlds: dict[int, list[int]] = {}
+    for i, spec in enumerate(specs):
+        worlds.setdefault(home[spec.plan.world_size], []).append(i)
+    return sorted(worlds.items())
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier job left that this one reads."""
+    for pattern in ("heartbeat.*", "result.*.json"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> RunResult:
+    try:
+        return RunResult.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputFileError(f"result file {path}: {error}") from error
+
+
+def save_results(results: Sequence[RunResult], path: Path) -> None:
+    """Keep measured runs, with their environment, as JSON."""
+    data = {"format": _FORMAT, "runs": [result.to_dict() for result in results]}
+    write_text_atomic(path, json.dumps(data, indent=1) + "\n")
+
+
+def load_results(*paths: Path) -> list[RunResult]:
+    """Runs of one or several files (of one or several machines), in order.
+
+    Raises InputFileError where a file is not one, or was written by a newer version.
+    """
+    results: list[RunResult] = []
+    for path in paths:
+        try:
+            data = json.loads(path.read_text())
+            if data["format"] > _FORMAT:
+                raise InputFileError(
+                    f"{path}: format {data['format']} is newer than this version reads ({_FORMAT}); "
+                    "update foreshard"
+                )
+            results += [RunResult.from_dict(run) for run in data["runs"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputFileError(f"run file {path}: {error}") from error
+    return results
+
+
+def strategy_of(spec: RunSpec) -> str:
+    """Short name of what the plan does, for summaries: single, ddp, fsdp, tp, pp-gpipe, dp x tp, ..."""
+    plan = spec.plan
+    names = []
+    if plan.dp > 1:
+        hybrid = 0 < plan.dp_shard < plan.dp
+        names.append({0: "ddp", 1: "zero1", 2: "zero2"}.get(plan.zero_stage, "hsdp" if hybrid else "fsdp"))
+    if plan.tp > 1:
+        names.append("tp")
+    if plan.pp > 1:
+        names.append(f"pp-{plan.schedule}" + (f"-v{plan.vpp}" if plan.vpp > 1 else ""))
+    return " x ".join(names) or "single"
+
+
+def score_runs(
+    results: Sequence[RunResult],
+    predictions: Sequence[Forecasted | str],
+    *,
+    loss_tolerance: float = 1e-3,
+) -> Report:
+    """Compare runs with their predictions (a string: the reason why there is none).
+
+    Groups are the plans of one model at one world-size limit and global batch. A run whose losses differ
+    from the single-device ones by more than `loss_tolerance` is not scored: it computed something else.
+    """
+    rows = []
+    for number, (result, prediction) in enumerate(zip(results, predictions, strict=True), start=1):
+        spec = result.spec
+        skipped = result.failed
+        if skipped is None and isinstance(prediction, str):
+            skipped = prediction
+        if skipped is None and result.loss_error is not None and result.loss_error > loss_tolerance:
+            skipped = (
+                f"losses {result.losses} differ from single-device {result.reference_losses} by "
+                f"{result.loss_error:.2g} > {loss_tolerance:g}"
+            )
+        known = None if isinstance(prediction, str) else prediction
+        rows.append(
+            ScoredRow(
+                id=spec.id if len({r.spec.id for r in results}) == len(results) else f"{spec.id}#{number}",
+                source="run",
+                group=f"{spec.model.label}/gbs{spec.plan.global_batch_size}",
+                metric="step_time_s",
+                measured=result.step_time_s,
+                predicted=known.step_time_s if known and not skipped else None,
+                low=known.step_time_low_s if known and not skipped else None,
+                high=known.step_time_high_s if known and not skipped else None,
+                skipped=skipped,
+                labels={"model": spec.model.label, "strategy": strategy_of(spec)},
+            )
+        )
+    details: dict[str, Any] = {"runs": [_run_detail(result) for result in results]}
+    return Report.of(rows, by=("model", "strategy"), details=details)
+
+
+def _run_detail(result: RunResult) -> dict[str, Any]:
+    """A run as `validate run --json` gives it: environment, ranks, repeats and spread, and the checks."""
+    data = result.to_dict()
+    data["id"] = result.spec.id
+    data["plan"] = str(result.spec.plan)
+    data["model"] = result.spec.model.label
+    data["n_ranks"] = result.spec.plan.world_size
+    data["repeats"] = sum(len(times) for times in result.step_times_s)
+    return data
+
+
+def validate_runs(
+    specs: Sequence[RunSpec],
+    predict: Callable[[RunSpec], Forecasted],
+    settings: RunSettings | None = None,
+    *,
+    directory: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+    loss_tolerance: float = 1e-3,
+) -> Report:
+    """Predict every spec first, then run them all, and score.
+
+    A spec that cannot be predicted is still run; its row says why it is not scored.
+    """
+    predictions: list[Forecasted | str] = []
+    for spec in specs:
+        try:
+            predictions.append(predict(spec))
+        except ForeshardError as error:
+            predictions.append(f"not predicted: {error}")
+    results = run_specs(specs, settings, directory=directory, progress=progress)
+    return score_runs(results, predictions, loss_tolerance=loss_tolerance)
