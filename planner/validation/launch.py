@@ -20,6 +20,8 @@ __all__ = ["run_job"]
 _LOG_LINES = 25
 _POLL_S = 0.2
 _DUMP_S = 0.5
+_START_S = 60.0
+"""Allowed beside the timeout until every rank has given its first sign: imports on a busy machine."""
 
 
 def run_job(job: Job, *, progress: Callable[[str], None] | None = None) -> None:
@@ -68,7 +70,7 @@ def _watch(
             if progress is not None and now != phase:
                 phase = now
                 progress(phase)
-        elif time.monotonic() - last_sign > job.timeout_s:
+        elif time.monotonic() - last_sign > job.timeout_s + (_START_S if len(beats) < job.world_size else 0):
             raise WorkerError(_hung(job, folder, beats))
     if process.returncode:
         raise WorkerError(_died(process.returncode, folder))

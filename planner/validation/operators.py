@@ -1,0 +1,135 @@
+"""Predicted against measured operators: the rows of an operator table, each on the profile of its GPU.
+
+A row is predicted in its own way of timing. With `cross_validate` nothing shipped is used: each group of
+rows is refitted by folds, and a row is scored by a fit that saw no row of its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from calibrate.fitting.operators import cross_validate as cross_validate_group
+from calibrate.importing.operator_tables import OperatorTables, read_operator_tables
+from calibrate.samples import SampleGroup, SampleTable
+from costmodel.errors import ForeshardError
+from costmodel.estimate import TimeEstimate
+from costmodel.hardware.datasheets import find_datasheet
+from costmodel.hardware.forms.base import load_forms
+from costmodel.hardware.pricing import operator_times
+from costmodel.hardware.schema import HardwareProfile
+from costmodel.hardware.store import load_profile
+from planner.validation.scoring import Report, ScoredRow
+
+__all__ = ["score_group", "validate_operators"]
+
+_METRIC = "time_s"
+_BY = ("source", "gpu", "kind", "dtype", "timing", "gpu/kind/dtype")
+_WORST = 20
+
+
+def validate_operators(path: Path, *, cross_validate: bool = False) -> Report:
+    """Score every row of an operator table; rows that cannot be priced say why.
+
+    Details: `worst` (the rows furthest off), `problems` (malformed lines by file and line). Raises
+    InputFileError where the file is no operator table.
+    """
+    tables = read_operator_tables([path])
+    rows = list(_scored(tables, cross_validate))
+    rows += [
+        ScoredRow(id=row_id, source=source, metric=_METRIC, measured=None, skipped=reason)
+        for row_id, source, reason in tables.skipped
+    ]
+    rows.sort(key=lambda row: (0, int(row.id), "") if row.id.isdigit() else (1, 0, row.id))
+    scored = sorted((r for r in rows if r.skipped is None), key=lambda r: -abs(np.log1p(r.error)))
+    worst = [{**row.to_dict(), **row.labels} for row in scored[:_WORST]]
+    mode = "cross-validated" if cross_validate else "shipped profiles"
+    return Report.of(rows, by=_BY, details={"mode": mode, "worst": worst, "problems": list(tables.problems)})
+
+
+def _scored(tables: OperatorTables, cross_validate: bool) -> Iterable[ScoredRow]:
+    for table in tables.tables.values():
+        for group, rows in table.groups():
+            yield from score_group(group, rows, cross_validate=cross_validate)
+
+
+def score_group(group: SampleGroup, table: SampleTable, *, cross_validate: bool) -> list[ScoredRow]:
+    """Scored rows of one (device, variant, dtype, timing)."""
+    try:
+        if cross_validate:
+            estimate = _cross_validated(group, table)
+        else:
+            estimate = _shipped(load_profile(group.device), group, table)
+    except ForeshardError as error:
+        return [_row(table, i, group, skipped=str(error)) for i in range(len(table))]
+    low, high = estimate.low_s, estimate.high_s
+    return [
+        _row(table, i, group, predicted=(float(estimate.median_s[i]), float(low[i]), float(high[i])))
+        for i in range(len(table))
+    ]
+
+
+def _cross_validated(group: SampleGroup, table: SampleTable) -> TimeEstimate:
+    from costmodel.errors import UsageError
+
+    sheet = find_datasheet(group.device)
+    if sheet is None:
+        raise UsageError(f"no datasheet of {group.device!r}; add it to the datasheet file")
+    if table.kind not in load_forms():
+        raise UsageError(f"no form prices operators of kind {table.kind!r}")
+    if int(table.shape_ids().max()) == 0:
+        raise UsageError("only one shape of its group: nothing to fit it from")
+    check = cross_validate_group(table, sheet.device)
+    return TimeEstimate(median_s=check.median_s, log_sigma=check.log_sigma)
+
+
+def _shipped(profile: HardwareProfile, group: SampleGroup, table: SampleTable) -> TimeEstimate:
+    median_s = np.empty(len(table))
+    log_sigma = np.empty(len(table))
+    for framework in np.unique(table.framework):
+        index = np.flatnonzero(table.framework == framework)
+        part = operator_times(
+            profile,
+            table.kind,
+            group.variant,
+            group.dtype,
+            {name: values[index] for name, values in table.dims.items()},
+            group.timing,
+            framework=str(framework),
+        )
+        median_s[index] = part.median_s
+        log_sigma[index] = part.log_sigma
+    return TimeEstimate(median_s=median_s, log_sigma=log_sigma)
+
+
+def _row(
+    table: SampleTable,
+    index: int,
+    group: SampleGroup,
+    *,
+    predicted: tuple[float, float, float] | None = None,
+    skipped: str | None = None,
+) -> ScoredRow:
+    shape = ",".join(f"{name}={values[index]:g}" for name, values in table.dims.items())
+    median, low, high = predicted or (None, None, None)
+    return ScoredRow(
+        id=str(table.row_id[index]),
+        source=str(table.source[index]),
+        metric=_METRIC,
+        measured=float(table.time_s[index]),
+        predicted=median,
+        low=low,
+        high=high,
+        skipped=skipped,
+        labels={
+            "gpu": group.device,
+            "kind": table.kind,
+            "dtype": group.dtype,
+            "timing": group.timing,
+            "variant": group.variant,
+            "gpu/kind/dtype": f"{group.device}/{table.kind}/{group.dtype}",
+            "shape": shape,
+        },
+    )

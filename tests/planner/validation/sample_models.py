@@ -1,0 +1,109 @@
+"""Models that the tests of real runs name as `module:callable`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+from torch import nn
+
+__all__ = ["conv_net", "dies_on_rank_1", "hangs_on_rank_1", "perceptron", "raises"]
+
+
+def perceptron() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Four linear layers, batch 8."""
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        layers += [nn.Linear(32, 32), nn.Tanh()]
+    return nn.Sequential(*layers), (torch.randn(8, 32),)
+
+
+class _ConvBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(2 * width)
+        self.down = nn.Conv2d(2 * width, width, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.norm(self.up(x))))
+
+
+class _FusedAttention(nn.Module):
+    """A fused query-key-value projection that is cut by `split`, as GPT-2's code does."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.width, self.head = width, width // heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            t.view(*t.shape[:-1], -1, self.head).transpose(1, 2) for t in self.qkv(x).split(self.width, dim=2)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class _Mixed(nn.Module):
+    """A parameter outside any layer, a mask made in the forward, a skip over blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(16))
+        self.blocks = nn.ModuleList(_FusedAttention(16, 4) for _ in range(3))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        mask = torch.arange(x.shape[1])[None] < lengths[:, None]
+        first = x * self.scale
+        y = first
+        for block in self.blocks:
+            y = y + block(y)
+        y = torch.where(mask[..., None], self.head(y + first), torch.zeros(()))
+        return y.square().sum() / (x.shape[0] * x.shape[1])
+
+
+def mixed() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """Attention blocks with a long skip and a mask, batch 4."""
+    return _Mixed(), (torch.randn(4, 6, 16), torch.tensor([6, 3, 5, 1]))
+
+
+def conv_net() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Two residual convolution blocks, batch 4."""
+    return nn.Sequential(_ConvBlock(4), _ConvBlock(4)), (torch.randn(4, 4, 8, 8),)
+
+
+class _Sick(nn.Module):
+    """Misbehaves on rank 1 at its third forward."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer, self.how, self.calls = nn.Linear(4, 4), how, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if os.environ.get("RANK") == "1" and self.calls == 3:
+            print("about to misbehave", flush=True)
+            if self.how == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(3600)
+        return self.layer(x)
+
+
+def dies_on_rank_1() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Kills rank 1 in its third forward."""
+    return _Sick("die"), (torch.randn(2, 4),)
+
+
+def hangs_on_rank_1() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Stops rank 1 in its third forward."""
+    return _Sick("hang"), (torch.randn(2, 4),)
+
+
+def raises() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Cannot be built."""
+    raise RuntimeError("no weights today")

@@ -1,0 +1,190 @@
+"""Real runs of tiny models on two gloo ranks: all strategies compute what one device computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from costmodel.errors import InputFileError, PlanError
+from costmodel.plan import Plan
+from planner.validation.harness import (
+    RunSettings,
+    load_results,
+    run_specs,
+    save_results,
+    score_runs,
+    strategy_of,
+    validate_runs,
+)
+from planner.validation.run_spec import ModelSpec, RankResult, RunResult, RunSpec
+
+SAMPLES = "tests.planner.validation.sample_models"
+FAST = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=False, memory=False)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    step_time_s: float
+    step_time_low_s: float
+    step_time_high_s: float
+
+
+def spec(name: str, plan: Plan, **styles: str) -> RunSpec:
+    return RunSpec(
+        model=ModelSpec(model=f"{SAMPLES}:{name}", name=name),
+        plan=plan,
+        tp_styles={path.replace("_", "."): style for path, style in styles.items()},
+    )
+
+
+def perceptron_specs() -> list[RunSpec]:
+    columns = {"0": "colwise", "2": "rowwise", "4": "colwise", "6": "rowwise"}
+    pipeline = Plan(pp=2, micro_batch_size=2, global_batch_size=8)
+    return [
+        spec("perceptron", Plan(micro_batch_size=8)),
+        spec("perceptron", Plan(micro_batch_size=4, global_batch_size=8, recompute="full")),
+        spec("perceptron", Plan(dp=2, micro_batch_size=4)),
+        spec("perceptron", Plan(dp=2, micro_batch_size=2, global_batch_size=8)),
+        spec("perceptron", Plan(dp=2, micro_batch_size=4, zero_stage=1)),
+        spec("perceptron", Plan(dp=2, micro_batch_size=4, zero_stage=2)),
+        spec("perceptron", Plan(dp=2, micro_batch_size=2, global_batch_size=8, zero_stage=3)),
+        spec("perceptron", Plan(tp=2, micro_batch_size=8), **columns),
+        spec("perceptron", pipeline),
+        spec("perceptron", pipeline.with_(schedule="gpipe")),
+        spec("perceptron", pipeline.with_(schedule="zb")),
+        spec("perceptron", pipeline.with_(vpp=2)),
+        spec("perceptron", pipeline.with_(vpp=2, schedule="zbv")),
+    ]
+
+
+@pytest.mark.distributed
+def test_every_strategy_trains_like_one_device(tmp_path: Path) -> None:
+    specs = perceptron_specs()
+    specs.append(spec("perceptron", Plan(tp=2, micro_batch_size=8)))  # no styles: cannot be built
+    results = run_specs(specs, FAST, directory=tmp_path)
+    failed = results.pop()
+    assert failed.failed is not None
+    assert "tp_styles" in failed.failed
+    for result in results:
+        assert result.failed is None, (str(result.spec.plan), result.failed)
+        assert result.loss_error is not None
+        assert result.loss_error < 1e-5, str(result.spec.plan)
+        assert len(result.reference_losses) == 2
+        assert result.losses[0] != result.losses[1], "the optimizer must have moved the weights"
+        assert len(result.ranks) == result.spec.plan.world_size
+        assert result.step_time_s is not None
+        assert result.step_time_s > 0
+        assert result.environment["threads_per_rank"] == 1
+    path = tmp_path / "runs.json"
+    save_results(results, path)
+    assert load_results(path, path) == results * 2
+
+
+@pytest.mark.distributed
+def test_layers_that_dtensor_does_not_split_and_skips_over_stages(tmp_path: Path) -> None:
+    pipeline = Plan(pp=2, micro_batch_size=2, global_batch_size=4)
+    attention = {f"blocks.{i}.qkv": "colwise:3" for i in range(3)}
+    attention |= {f"blocks.{i}.out": "rowwise" for i in range(3)}
+    convolution = {f"{i}.up": "colwise" for i in range(2)} | {f"{i}.norm": "channels" for i in range(2)}
+    convolution |= {f"{i}.down": "rowwise" for i in range(2)}
+    specs = [
+        spec("conv_net", Plan(tp=2, micro_batch_size=4), **convolution),
+        spec("conv_net", pipeline),
+        spec("mixed", Plan(tp=2, micro_batch_size=4), **attention),
+        spec("mixed", pipeline),
+    ]
+    measured = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=True, memory=True)
+    for result in run_specs(specs, measured, directory=tmp_path):
+        assert result.failed is None, (result.spec.id, result.failed)
+        assert result.loss_error is not None
+        assert result.loss_error < 1e-5, result.spec.id
+        for rank in result.ranks:
+            assert rank.peak_memory_bytes is not None
+            assert rank.peak_memory_bytes > rank.memory_by_kind_bytes["parameters"] > 0
+            assert rank.communication_s is not None
+            assert rank.communication_s > 0
+
+
+@pytest.mark.distributed
+def test_hybrids_on_four_ranks(tmp_path: Path) -> None:
+    columns = {"0": "colwise", "2": "rowwise", "4": "colwise", "6": "rowwise"}
+    specs = [
+        spec("perceptron", Plan(dp=2, tp=2, micro_batch_size=4), **columns),
+        spec("perceptron", Plan(dp=2, tp=2, micro_batch_size=4, zero_stage=3), **columns),
+        spec("perceptron", Plan(dp=2, pp=2, micro_batch_size=2, global_batch_size=8)),
+        spec("perceptron", Plan(dp=2, pp=2, micro_batch_size=2, global_batch_size=8, zero_stage=3)),
+        spec("perceptron", Plan(tp=2, pp=2, micro_batch_size=4, global_batch_size=8), **columns),
+        spec("perceptron", Plan(dp=4, micro_batch_size=2, zero_stage=3, dp_shard=2)),
+    ]
+    for result in run_specs(specs, FAST, directory=tmp_path):
+        assert result.failed is None, (str(result.spec.plan), result.failed)
+        assert result.loss_error is not None
+        assert result.loss_error < 1e-5, str(result.spec.plan)
+
+
+def result_of(run: RunSpec, seconds: float, error: float = 0.0) -> RunResult:
+    return RunResult(
+        spec=run,
+        device="cpu",
+        step_times_s=((seconds,),),
+        step_time_s=seconds,
+        spread_fraction=0.01,
+        ranks=(RankResult(rank=0, median_s=seconds),),
+        loss_error=error,
+    )
+
+
+def test_scores_say_why_a_run_does_not_count() -> None:
+    specs = perceptron_specs()[:3]
+    results = [
+        result_of(specs[0], 1.0),
+        result_of(specs[1], 2.0, error=0.5),
+        RunResult(spec=specs[2], device="cpu", failed="rank 0: no"),
+    ]
+    forecast = Forecast(1.1, 0.9, 1.3)
+    report = score_runs(results, [forecast, forecast, forecast])
+    assert report.overall.n == 1
+    assert report.overall.mape == pytest.approx(0.1)
+    assert report.overall.interval_coverage == 1.0
+    reasons = [row.skipped for row in report.rows]
+    assert reasons[0] is None
+    assert "differ from single-device" in (reasons[1] or "")
+    assert reasons[2] == "rank 0: no"
+    detail = report.to_dict()["runs"][0]
+    assert {"environment", "n_ranks", "repeats", "spread_fraction"} <= set(detail)
+
+
+@pytest.mark.distributed
+def test_what_cannot_be_predicted_is_run_and_listed(tmp_path: Path) -> None:
+    def predict(run: RunSpec) -> Forecast:
+        raise PlanError("not this one")
+
+    report = validate_runs([perceptron_specs()[0]], predict, FAST, directory=tmp_path)
+    (row,) = report.rows
+    assert row.skipped == "not predicted: not this one"
+    assert row.measured is not None
+
+
+@pytest.mark.parametrize(
+    ("plan", "name"),
+    [
+        (Plan(), "single"),
+        (Plan(dp=2), "ddp"),
+        (Plan(dp=2, zero_stage=3), "fsdp"),
+        (Plan(dp=4, zero_stage=3, dp_shard=2), "hsdp"),
+        (Plan(dp=2, tp=2), "ddp x tp"),
+        (Plan(pp=2, vpp=2, micro_batch_size=1, global_batch_size=4), "pp-1f1b-v2"),
+    ],
+)
+def test_strategy_names(plan: Plan, name: str) -> None:
+    assert strategy_of(spec("perceptron", plan)) == name
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 99, "runs": []}', '{"format": 1, "runs": [{}]}'])
+def test_run_files_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "runs.json"
+    path.write_text(text)
+    with pytest.raises(InputFileError, match=r"runs\.json"):
+        load_results(path)

@@ -1,0 +1,61 @@
+"""A rank that dies or hangs ends the run, with its words, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from costmodel.errors import WorkerError
+from costmodel.plan import Plan
+from planner.validation.launch import run_job
+from planner.validation.run_spec import Job, ModelSpec, RunSpec
+
+SAMPLES = "tests.planner.validation.sample_models"
+
+
+def job(callable_name: str, folder: Path, timeout_s: float) -> Job:
+    spec = RunSpec(model=ModelSpec(model=f"{SAMPLES}:{callable_name}"), plan=Plan(dp=2))
+    return Job(
+        specs=(spec,), world_size=2, directory=str(folder), profile=False, memory=False, timeout_s=timeout_s
+    )
+
+
+def alive(folder: Path) -> list[int]:
+    """Ranks of the job that still run (zombies do not count)."""
+    pids = [int(path.read_text().splitlines()[0]) for path in folder.glob("heartbeat.*")]
+    assert len(pids) == 2
+    found = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            command = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+        if state != "Z" and str(folder) in command:
+            found.append(pid)
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+def test_a_killed_rank_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError) as caught:
+        run_job(job("dies_on_rank_1", tmp_path, timeout_s=60.0))
+    message = str(caught.value)
+    assert "rank 1" in message
+    assert "about to misbehave" in message
+    assert alive(tmp_path) == []
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+def test_a_hung_rank_ends_the_run_within_its_timeout(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError) as caught:
+        run_job(job("hangs_on_rank_1", tmp_path, timeout_s=6.0))
+    message = str(caught.value)
+    assert "no rank made progress for 6 s" in message
+    assert "about to misbehave" in message
+    assert "sample_models.py" in message, "the stack of the hung rank shows where it stands"
+    assert alive(tmp_path) == []
