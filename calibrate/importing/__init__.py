@@ -1,5 +1,7 @@
-"""Reading measured tables and logs that others wrote."""
+"""Reading measured tables and logs that others wrote, and making profiles of them."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from calibrate.importing.profiles import import_profiles
+
+__all__ = ["import_profiles"]

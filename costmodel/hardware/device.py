@@ -1,7 +1,9 @@
 """What a device can do at most for a dtype, and how wide a dtype is.
 
->>> element_bytes("bf16"), element_bytes("nvfp4")
-(2.0, 0.5625)
+>>> element_bytes("bf16"), element_bytes("nvfp4"), cache_bytes("bf16+fp8kv")
+(2.0, 0.5625, 1.0)
+
+A dtype may say more than one type: `bf16->fp8` converts, `bf16+fp8kv` keeps the key-value cache in fp8.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 
 from costmodel.hardware.schema import DeviceSpec
 
-__all__ = ["dtype_fallbacks", "element_bytes", "math_dtype", "peak_flop_per_s", "weight_bytes"]
+__all__ = ["cache_bytes", "dtype_fallbacks", "element_bytes", "math_dtype", "peak_flop_per_s", "weight_bytes"]
 
 _ELEMENT_BYTES = {
     "fp64": 8.0,
@@ -32,6 +34,13 @@ _ELEMENT_BYTES = {
 }
 _WEIGHT_BYTES = {"int8_wo": 1.0, "int4_wo": 0.5}
 _MATH = {"fp8_block": "fp8", "sq": "int8", "int8_wo": "fp16", "int4_wo": "fp16"}
+_RUNS_ON = {
+    "tf32": ("fp32",),
+    "fp8": ("bf16", "fp16", "fp32"),
+    "nvfp4": ("fp8", "bf16", "fp16", "fp32"),
+    "int8": ("fp16", "fp32"),
+}
+"""Wider types whose units take a dtype that has none of its own."""
 _NEIGHBOURS = {
     "bf16": ("fp16", "tf32", "fp32"),
     "fp16": ("bf16", "tf32", "fp32"),
@@ -50,7 +59,17 @@ _NEIGHBOURS = {
 
 def element_bytes(dtype: str) -> float:
     """Bytes of one activation element; a dtype like 'bf16->fp8' counts its left side, unknown ones 4."""
-    return _ELEMENT_BYTES.get(dtype.split("->")[0], 4.0)
+    return _ELEMENT_BYTES.get(_main(dtype), 4.0)
+
+
+def cache_bytes(dtype: str) -> float:
+    """Bytes of one element of the key-value cache."""
+    _, plus, cache = dtype.partition("+")
+    return element_bytes(cache.removesuffix("kv")) if plus else element_bytes(dtype)
+
+
+def _main(dtype: str) -> str:
+    return dtype.split("->")[0].split("+")[0]
 
 
 def weight_bytes(dtype: str) -> float:
@@ -60,12 +79,14 @@ def weight_bytes(dtype: str) -> float:
 
 def math_dtype(dtype: str) -> str:
     """The dtype whose matrix units compute it: fp8_block -> fp8, weight-only int4 -> fp16."""
-    return _MATH.get(dtype, dtype)
+    return _MATH.get(_main(dtype), _main(dtype))
 
 
 def dtype_fallbacks(dtype: str) -> Sequence[str]:
     """Dtypes to look at, nearest first, where `dtype` itself was not measured."""
-    return _NEIGHBOURS.get(dtype, ("fp32", "bf16", "fp16"))
+    main = _main(dtype)
+    near = _NEIGHBOURS.get(main, ("fp32", "bf16", "fp16"))
+    return near if main == dtype else (main, *near)
 
 
 def peak_flop_per_s(device: DeviceSpec, dtype: str) -> float:
@@ -75,7 +96,7 @@ def peak_flop_per_s(device: DeviceSpec, dtype: str) -> float:
     double types fall to half of fp32 at worst.
     """
     peaks = device.peak_flop_per_s
-    for name in (math_dtype(dtype), *map(math_dtype, dtype_fallbacks(dtype))):
+    for name in (math_dtype(dtype), *_RUNS_ON.get(math_dtype(dtype), ("fp32",))):
         if peaks.get(name, 0.0) > 0.0:
             return peaks[name] * (0.5 if dtype in ("fp64", "int64") else 1.0)
     return max(peaks.values())

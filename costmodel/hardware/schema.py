@@ -71,6 +71,8 @@ class DeviceSpec(_Frozen):
     boost_hz: float = Field(gt=0)
     power_w: float | None = None
     """Board power limit."""
+    process_nm: float | None = None
+    """Name of the process node; sets how much arithmetic a watt buys."""
     host_bytes_per_s: float | None = None
     """Link between host and device, one direction."""
     sources: dict[str, str] = {}

@@ -25,7 +25,9 @@ from planner.validation.scoring import Report, ScoredRow
 
 __all__ = ["score_group", "validate_operators"]
 
-_METRIC = "time_s"
+_METRIC = "latency_us"
+"""The tables' own column: microseconds."""
+_US = 1e6
 _BY = ("source", "gpu", "kind", "dtype", "timing", "gpu/kind/dtype")
 _WORST = 20
 
@@ -66,7 +68,7 @@ def score_group(group: SampleGroup, table: SampleTable, *, cross_validate: bool)
         return [_row(table, i, group, skipped=str(error)) for i in range(len(table))]
     low, high = estimate.low_s, estimate.high_s
     return [
-        _row(table, i, group, predicted=(float(estimate.median_s[i]), float(low[i]), float(high[i])))
+        _row(table, i, group, predicted=(estimate.median_s[i] * _US, low[i] * _US, high[i] * _US))
         for i in range(len(table))
     ]
 
@@ -113,12 +115,12 @@ def _row(
     skipped: str | None = None,
 ) -> ScoredRow:
     shape = ",".join(f"{name}={values[index]:g}" for name, values in table.dims.items())
-    median, low, high = predicted or (None, None, None)
+    median, low, high = map(float, predicted) if predicted else (None, None, None)
     return ScoredRow(
         id=str(table.row_id[index]),
         source=str(table.source[index]),
         metric=_METRIC,
-        measured=float(table.time_s[index]),
+        measured=float(table.time_s[index]) * _US,
         predicted=median,
         low=low,
         high=high,

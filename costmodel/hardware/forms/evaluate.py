@@ -11,16 +11,17 @@ fitted to the total counts for the kernel by the kernel's share of the total.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from costmodel.estimate import FloatArray, TimeEstimate
 from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter, datasheet_floor_s, load_forms
 from costmodel.hardware.forms.correction import evaluate_correction
-from costmodel.hardware.schema import DeviceSpec, OperatorFit
+from costmodel.hardware.schema import Adjustment, DeviceSpec, OperatorFit
 
-__all__ = ["FLOOR", "evaluate_fit", "floor_parameter", "form_of", "timed_s"]
+__all__ = ["FLOOR", "adjustment_for", "evaluate_fit", "floor_parameter", "form_of", "timed_s"]
 
 FLOOR = "floor_s"
 _ADDED = ("event_eager",)
@@ -61,6 +62,23 @@ def timed_s(
     return (kernel_s**_BLEND + floor_s**_BLEND) ** (1.0 / _BLEND), kernel_s
 
 
+def adjustment_for(adjustments: Sequence[Adjustment], framework: str | None) -> Adjustment | None:
+    """The adjustment of a framework: as named, else of another version of it, else None.
+
+    Names are `library-version`, with `:kernel` behind where the library has several.
+    """
+    if not framework:
+        return None
+    exact = [a for a in adjustments if a.framework == framework]
+    same = [a for a in adjustments if _without_version(a.framework) == _without_version(framework)]
+    return next(iter((*exact, *same)), None)
+
+
+def _without_version(framework: str) -> str:
+    library, _, kernel = framework.partition(":")
+    return re.split(r"-?v?\d", library, maxsplit=1)[0] + ":" + kernel
+
+
 def evaluate_fit(
     fit: OperatorFit,
     device: DeviceSpec,
@@ -81,10 +99,10 @@ def evaluate_fit(
     if fit.correction is not None:
         features = form.features(device, dims, fit.dtype, fit.variant)
         shift, sigma = evaluate_correction(fit.correction, features)
-        for adjustment in fit.adjustments:
-            if adjustment.framework == framework:
-                more, sigma = evaluate_correction(adjustment.correction, features)
-                shift = shift + more
+        adjustment = adjustment_for(fit.adjustments, framework)
+        if adjustment is not None:
+            more, sigma = evaluate_correction(adjustment.correction, features)
+            shift = shift + more
     median_s = total_s * np.exp(shift)
     if device_only and FLOOR in fit.parameters:
         median_s = kernel_s * np.exp(shift * kernel_s / total_s)

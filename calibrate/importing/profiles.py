@@ -1,0 +1,129 @@
+"""From measured tables to profiles: one per device in them, and by transfer one per known datasheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from calibrate.fitting.operators import fit_operator
+from calibrate.importing.collective_tables import read_collective_tables
+from calibrate.importing.networks import fit_network, import_network
+from calibrate.importing.operator_tables import read_operator_tables
+from costmodel.errors import InputFileError, UsageError
+from costmodel.hardware.datasheets import Datasheet, datasheets, find_datasheet
+from costmodel.hardware.forms.base import load_forms
+from costmodel.hardware.network_schema import NetworkModel
+from costmodel.hardware.schema import HardwareProfile, OperatorFit
+from costmodel.hardware.store import profile_file_name, save_profile
+from costmodel.hardware.transfer import transferred_fits
+
+__all__ = ["fit_tables", "import_profiles"]
+
+
+def import_profiles(
+    *,
+    operators: Sequence[Path] = (),
+    collectives: Sequence[Path] = (),
+    out_dir: Path,
+    gpus: Sequence[str] | None = None,
+    force: bool = False,
+    transfer: bool = False,
+) -> list[Path]:
+    """Fit tables and write one profile per device into `out_dir`; returns the files written.
+
+    `gpus`: only these. `transfer`: also write every device of the datasheet file, and give each device fits
+    from its nearest measured one for the kinds it was not measured on. Raises InputFileError on a table
+    that is none and on devices without a datasheet, ProfileError where a file is there without `force`.
+    """
+    fits = fit_tables(operators, gpus)
+    networks = _networks(collectives, gpus)
+    created = datetime.now(UTC).strftime("%Y-%m-%d")
+    networks = {_canonical(name): network for name, network in networks.items()}
+    wanted = {name: find_datasheet(name) for name in (*fits, *networks)}
+    unknown = sorted(name for name, sheet in wanted.items() if sheet is None)
+    if unknown:
+        raise _no_datasheet(", ".join(unknown))
+    sheets: dict[str, Datasheet] = {s.device.name: s for s in wanted.values() if s is not None}
+    if transfer:
+        sheets |= {n: s for n, s in datasheets().items() if gpus is None or n in gpus}
+    profiles = []
+    for name, sheet in sheets.items():
+        own = fits.get(name, [])
+        profiles.append(
+            HardwareProfile(
+                name=name,
+                aliases=sheet.aliases,
+                created=created,
+                source=_source(own, bool(networks.get(name))),
+                device=sheet.device,
+                operators=tuple(own),
+                network=networks.get(name) or _nominal_network(name, collectives),
+            )
+        )
+    if transfer:
+        profiles = [_with_transfer(profile, profiles) for profile in profiles]
+    return [
+        save_profile(profile, out_dir / profile_file_name(profile.name), force=force) for profile in profiles
+    ]
+
+
+def fit_tables(paths: Sequence[Path], gpus: Sequence[str] | None = None) -> dict[str, list[OperatorFit]]:
+    """Device name (of its datasheet, where known) -> fits of every group of its rows."""
+    load_forms()
+    fits: dict[str, list[OperatorFit]] = {}
+    if not paths:
+        return fits
+    wanted = None if gpus is None else {_canonical(name) for name in gpus}
+    for kind, table in read_operator_tables(paths).tables.items():
+        if kind not in load_forms():
+            continue
+        for group, rows in table.groups():
+            sheet = find_datasheet(group.device)
+            if sheet is None:
+                raise _no_datasheet(group.device)
+            if wanted is None or sheet.device.name in wanted:
+                fits.setdefault(sheet.device.name, []).append(fit_operator(rows, sheet.device))
+    return fits
+
+
+def _no_datasheet(name: str) -> InputFileError:
+    return InputFileError(
+        f"no datasheet of {name}; add it to costmodel/data/datasheets.json, or use a name of: "
+        f"{', '.join(datasheets())}"
+    )
+
+
+def _networks(paths: Sequence[Path], gpus: Sequence[str] | None) -> dict[str, NetworkModel]:
+    """Device name -> network fitted on its rows."""
+    if not paths:
+        return {}
+    table = read_collective_tables(paths)
+    names = sorted({sample.device for sample in table.samples})
+    wanted = None if gpus is None else {_canonical(name) for name in gpus}
+    return {name: fit_network(name, table) for name in names if wanted is None or _canonical(name) in wanted}
+
+
+def _canonical(name: str) -> str:
+    sheet = find_datasheet(name)
+    return name if sheet is None else sheet.device.name
+
+
+def _with_transfer(profile: HardwareProfile, donors: Sequence[HardwareProfile]) -> HardwareProfile:
+    more = transferred_fits(profile.device, profile.operators, donors)
+    return profile.model_copy(update={"operators": (*profile.operators, *more)})
+
+
+def _nominal_network(name: str, paths: Sequence[Path]) -> NetworkModel | None:
+    """Links by the datasheet, paths from measured devices of the tables; None where the node is unknown."""
+    try:
+        return import_network(name, paths)
+    except UsageError:
+        return None
+
+
+def _source(fits: Sequence[OperatorFit], has_network: bool) -> str:
+    if not fits and not has_network:
+        return "datasheet, and transfer from the nearest measured device"
+    names = sorted({name for fit in fits for name in fit.source.split(", ") if name})
+    return "public measurements: " + (", ".join(names) or "collectives only")

@@ -1,0 +1,174 @@
+"""Seconds for operators on a profile: the fit that was measured on them, else the nearest one.
+
+Order of fall-back, each step widening the interval:
+
+1. a fit of this kind, variant, dtype and (where asked) timing;
+2. another variant of the kind (gemm nn and tn from nt);
+3. another dtype: fp16 and bf16 stand for each other; any other one lends its efficiencies but not its
+   correction, and the target's own peak and element width count;
+4. another kind of the same form (bmm from gemm, one memory-bound kind from another);
+5. the form's start parameters on the datasheet.
+
+Ways of timing never mix: with `timing`, fits of that timing come first and another one is used only in its
+absence. Without, what is asked for is the kernel's own time: captured graphs first, then profiler times,
+and from fits that hold the host's dispatch the kernel's part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from costmodel.errors import UsageError
+from costmodel.estimate import FloatArray, TimeEstimate
+from costmodel.hardware.device import dtype_fallbacks, element_bytes, peak_flop_per_s
+from costmodel.hardware.fallback import fallback_spread
+from costmodel.hardware.forms.base import FORMS, Form, load_forms
+from costmodel.hardware.forms.evaluate import evaluate_fit
+from costmodel.hardware.kinds import OPERATOR_KINDS
+from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit, Residual
+
+__all__ = ["choose_fit", "datasheet_fit", "operator_times"]
+
+_TIMINGS = ("cuda_graph", "kernel_only", "eager_loop", "torch_loop", "event_eager", "derived_from_efficiency")
+"""Nearest to the kernel's own time first."""
+_HALF = ("bf16", "fp16")
+_AS_KIND = {"grouped_gemm": "bmm", "unmodelled": "elementwise"}
+"""Kinds that fall to another one where no form is registered for them."""
+
+
+def operator_times(
+    profile: HardwareProfile,
+    kind: str,
+    variant: str,
+    dtype: str,
+    dims: Mapping[str, ArrayLike],
+    timing: str | None = None,
+    *,
+    framework: str | None = None,
+) -> TimeEstimate:
+    """Median and spread [n] of operators of one kind, variant and dtype.
+
+    `dims`: each size of the kind -> array [n] (or one number). `timing`: as measured that way; None = the
+    kernel alone. `framework`: whose kernels, where several were fitted. Raises UsageError on an unknown
+    kind or a missing size.
+    """
+    sizes = _sizes(kind, dims)
+    n = len(next(iter(sizes.values()))) if sizes else 1
+    if kind == "host":
+        return TimeEstimate(median_s=np.zeros(n), log_sigma=np.zeros(n))
+    kind, sizes = _as_priced_kind(kind, sizes)
+    fit = choose_fit(profile, kind, variant, dtype, timing)
+    if fit is None:
+        fit = datasheet_fit(profile.device, kind, variant, dtype)
+    return evaluate_fit(fit, profile.device, sizes, framework=framework, device_only=timing is None)
+
+
+def choose_fit(
+    profile: HardwareProfile, kind: str, variant: str, dtype: str, timing: str | None = None
+) -> OperatorFit | None:
+    """The profile's nearest fit, restated for `kind`, `variant` and `dtype`; None where none can serve."""
+    if kind not in FORMS:
+        load_forms()
+    form = FORMS[kind]
+    others = dtype_fallbacks(dtype)
+    best: tuple[tuple[int, ...], OperatorFit] | None = None
+    for fit in profile.operators:
+        same_form = fit.kind == kind or (fit.kind in FORMS and FORMS[fit.kind].name == form.name)
+        if not same_form or fit.form != form.name:
+            continue
+        if fit.dtype != dtype and fit.dtype not in others:
+            continue
+        near = fit.dtype == dtype or (fit.dtype in _HALF and dtype in _HALF)
+        distance = (
+            int(timing is not None and fit.timing != timing),
+            0 if near else 1 + others.index(fit.dtype),
+            int(fit.kind != kind),
+            int(fit.variant != variant),
+            _TIMINGS.index(fit.timing) if fit.timing in _TIMINGS else len(_TIMINGS),
+            int(fit.dtype != dtype),
+            -fit.n_samples,
+        )
+        if best is None or distance < best[0]:
+            best = (distance, fit)
+    return None if best is None else _restated(best[1], profile.device, kind, variant, dtype, timing)
+
+
+def _restated(
+    fit: OperatorFit, device: DeviceSpec, kind: str, variant: str, dtype: str, timing: str | None
+) -> OperatorFit:
+    """The fit for another kind, variant or dtype, with what that leaves unknown added to its spread."""
+    spread = fallback_spread()
+    extra = [fit.extra_log_sigma]
+    same_dtype = fit.dtype == dtype
+    same_width = element_bytes(fit.dtype) == element_bytes(dtype) and (
+        peak_flop_per_s(device, fit.dtype) == peak_flop_per_s(device, dtype)
+    )
+    if timing is not None and fit.timing != timing:
+        extra.append(spread.timing_log_sigma)
+    if fit.kind != kind:
+        extra.append(spread.sibling_kind_log_sigma)
+    if fit.variant != variant:
+        extra.append(spread.variant_log_sigma)
+    if not same_dtype:
+        extra.append(spread.same_width_dtype_log_sigma if same_width else spread.dtype_log_sigma)
+    if len(extra) == 1:
+        return fit
+    keeps = (same_dtype or same_width) and fit.kind == kind
+    return fit.model_copy(
+        update={
+            "kind": kind,
+            "variant": variant,
+            "dtype": dtype,
+            "extra_log_sigma": float(np.sqrt(np.sum(np.square(extra)))),
+            "correction": fit.correction if keeps else None,
+            "adjustments": fit.adjustments if keeps else (),
+        }
+    )
+
+
+def datasheet_fit(device: DeviceSpec, kind: str, variant: str, dtype: str) -> OperatorFit:
+    """A fit from nothing but the datasheet: the form's start parameters and a wide spread."""
+    if kind not in FORMS:
+        load_forms()
+    form: Form = FORMS[kind]
+    spread = fallback_spread().datasheet_log_sigma
+    return OperatorFit(
+        kind=kind,
+        variant=variant,
+        dtype=dtype,
+        timing="datasheet",
+        form=form.name,
+        parameters={p.name: p.start for p in form.parameters(device, dtype, variant)},
+        residual=Residual(mape=spread, median_ape=spread, bias=0.0, log_sigma=spread, coverage=0.9, folds=0),
+        n_samples=0,
+        source="datasheet",
+    )
+
+
+def _sizes(kind: str, dims: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
+    if kind not in OPERATOR_KINDS:
+        raise UsageError(f"unknown operator kind {kind!r}; there are: {', '.join(OPERATOR_KINDS)}")
+    wanted = OPERATOR_KINDS[kind].dims
+    missing = [name for name in wanted if name not in dims and name != "transposed"]
+    if missing:
+        raise UsageError(f"{kind} needs sizes {', '.join(wanted)}; missing: {', '.join(missing)}")
+    arrays = [np.atleast_1d(np.asarray(dims.get(name, 0.0), dtype=np.float64)) for name in wanted]
+    return dict(zip(wanted, map(np.ascontiguousarray, np.broadcast_arrays(*arrays)), strict=True))
+
+
+def _as_priced_kind(kind: str, sizes: dict[str, FloatArray]) -> tuple[str, dict[str, FloatArray]]:
+    """Kinds without a form of their own as one that has: experts as a batch, unknown work as a copy."""
+    if kind not in FORMS:
+        load_forms()
+    if kind in FORMS or kind not in _AS_KIND:
+        return kind, sizes
+    if kind == "grouped_gemm":
+        groups = np.maximum(sizes["groups"], 1.0)
+        batch = {"batch": groups, "m": np.maximum(sizes["m"] / groups, 1.0), "n": sizes["n"], "k": sizes["k"]}
+        return "bmm", batch
+    # half of the bytes read, half written, four bytes an element
+    elements = np.maximum(sizes["bytes"] / 8.0, 1.0)
+    return "elementwise", {"rows": np.ones_like(elements), "cols": elements, "bytes": sizes["bytes"]}
