@@ -1,0 +1,82 @@
+"""Fused attention, forward and backward, by the kernel that torch's own dispatch takes."""
+
+from __future__ import annotations
+
+from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
+from calibrate.benchmarks.points import log_points
+
+__all__ = ["attention_cases"]
+
+_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_SIZES = {"batch": (1, 32), "length": (16, 4096), "heads": (1, 32)}
+_HEAD_WIDTHS = (64, 32, 64, 128, 64, 80)
+
+
+@register_benchmark("attention")
+def attention_cases(bench: Bench) -> list[Case]:
+    """`scaled_dot_product_attention` over sequence, heads and batch; causal and not in turn."""
+    cases = []
+    for dtype in bench.dtypes:
+        wanted, found = bench.points(14), 0
+        for number, size in enumerate(
+            log_points(20 * wanted, _SIZES)
+        ):
+            width, length = _HEAD_WIDTHS[number % len(_HEAD_WIDTHS)], size["length"]
+            rows = size["batch"] * size["heads"] * length
+            tensor_bytes = rows * width * _ITEM_BYTES[dtype]
+            flop = 10.0 * rows * length * width  # backward: five products
+            if tensor_bytes > bench.largest_tensor_bytes // 4:
+                continue
+            if not bench.fits(flop=flop, moved_bytes=8.0 * tensor_bytes):
+                continue
+            dims = {
+                "batch": size["batch"],
+                "q_len": length,
+                "kv_len": length,
+                "heads": size["heads"],
+                "kv_heads": size["heads"],
+                "qk_dim": width,
+                "v_dim": width,
+                "window": 0,
+                "causal": found % 2,
+            }
+            cases += [_case(variant, dtype, dims, tensor_bytes) for variant in ("fwd", "bwd")]
+            found += 1
+            if found == wanted:
+                break
+    return cases
+
+
+def _case(variant: str, dtype: str, dims: dict[str, int], tensor_bytes: int) -> Case:
+    shape = (dims["batch"], dims["q_len"], dims["heads"], dims["qk_dim"])
+    causal = bool(dims["causal"])
+
+    def prepare(bench: Bench) -> Call:
+        import torch
+        import torch.nn.functional as F
+
+        # projections leave [batch, length, heads, width]; attention sees it transposed, as in models
+        forward = variant == "fwd"
+        q, k, v = (bench.rotate(shape, dtype, cold=False) for _ in range(3))
+        if forward:
+            return lambda: F.scaled_dot_product_attention(
+                q().transpose(1, 2), k().transpose(1, 2), v().transpose(1, 2), is_causal=causal
+            )
+        leaves = [t().detach().transpose(1, 2).requires_grad_() for t in (q, k, v)]
+        with torch.enable_grad():
+            out = F.scaled_dot_product_attention(*leaves, is_causal=causal)
+        node = out.grad_fn
+        assert node is not None
+        gradient = bench.rotate(shape, dtype, cold=False)().transpose(1, 2)
+        # more than one output node (flash keeps its log-sum-exp): only the first has a gradient
+        return lambda: torch.autograd.grad(out, leaves, gradient, retain_graph=True)
+
+    return Case(
+        kind="attention",
+        variant=variant,
+        dtype=dtype,
+        dims=dims,
+        prepare=prepare,
+        output_bytes=tensor_bytes,
+        saved_output=variant == "fwd",
+    )

@@ -1,0 +1,101 @@
+"""GEMM in the layouts of a linear layer's forward (nt) and both gradients (nn, tn), and batched GEMM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
+from calibrate.benchmarks.points import log_points
+
+__all__ = ["bmm_cases", "gemm_cases"]
+
+_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_GEMM = {"m": (1, 8192), "n": (16, 8192), "k": (16, 8192)}
+_BMM = {"batch": (2, 256), "m": (16, 1024), "n": (16, 1024), "k": (16, 512)}
+
+
+@register_benchmark("gemm")
+def gemm_cases(bench: Bench) -> list[Case]:
+    """C[m,n] = A[m,k] B[k,n] over m 1..8192, n and k 16..8192, as far as one call stays short.
+
+    nt and nn meet cold weights and warm activations, tn a cold saved activation and a warm gradient.
+    """
+    cases = []
+    for dtype in bench.dtypes:
+        for number, size in enumerate(_sizes(bench, dtype, bench.points(66), _GEMM)):
+            cases.append(_gemm(("nt", "nn", "tn")[number % 3], dtype, **size))
+    return cases
+
+
+@register_benchmark("bmm")
+def bmm_cases(bench: Bench) -> list[Case]:
+    """C[b,m,n] = A[b,m,k] B[b,k,n]: the products of attention written out, forward and backward."""
+    cases = []
+    for dtype in bench.dtypes:
+        for number, size in enumerate(_sizes(bench, dtype, bench.points(24), _BMM)):
+            cases.append(_bmm(("nn", "nt", "tn")[number % 3], dtype, **size))
+    return cases
+
+
+def _sizes(
+    bench: Bench, dtype: str, wanted: int, ranges: Mapping[str, tuple[int, int]]
+) -> list[dict[str, int]]:
+    item = _ITEM_BYTES[dtype]
+    found: list[dict[str, int]] = []
+    for size in log_points(20 * wanted, ranges):
+        batch, m, n, k = size.get("batch", 1), size["m"], size["n"], size["k"]
+        operands = (batch * m * k * item, batch * n * k * item, batch * m * n * item)
+        if max(operands) > bench.largest_tensor_bytes:
+            continue
+        if bench.fits(flop=2.0 * batch * m * n * k, moved_bytes=float(sum(operands))):
+            found.append(size)
+        if len(found) == wanted:
+            break
+    return found
+
+
+def _gemm(layout: str, dtype: str, *, m: int, n: int, k: int) -> Case:
+    def prepare(bench: Bench) -> Call:
+        import torch
+
+        weight_is_cold = layout != "tn"
+        a = bench.rotate((k, m) if layout == "tn" else (m, k), dtype, cold=not weight_is_cold)
+        b = bench.rotate((n, k) if layout == "nt" else (k, n), dtype, cold=weight_is_cold)
+        if layout == "nt":
+            return lambda: torch.mm(a(), b().t())
+        if layout == "nn":
+            return lambda: torch.mm(a(), b())
+        return lambda: torch.mm(a().t(), b())
+
+    return Case(
+        kind="gemm",
+        variant=layout,
+        dtype=dtype,
+        dims={"m": m, "n": n, "k": k},
+        prepare=prepare,
+        output_bytes=m * n * _ITEM_BYTES[dtype],
+        saved_output=layout == "nt",
+    )
+
+
+def _bmm(layout: str, dtype: str, *, batch: int, m: int, n: int, k: int) -> Case:
+    def prepare(bench: Bench) -> Call:
+        import torch
+
+        a = bench.rotate((batch, k, m) if layout == "tn" else (batch, m, k), dtype)
+        b = bench.rotate((batch, n, k) if layout == "nt" else (batch, k, n), dtype, cold=False)
+        if layout == "nt":
+            return lambda: torch.bmm(a(), b().mT)
+        if layout == "nn":
+            return lambda: torch.bmm(a(), b())
+        return lambda: torch.bmm(a().mT, b())
+
+    return Case(
+        kind="bmm",
+        variant=layout,
+        dtype=dtype,
+        dims={"batch": batch, "m": m, "n": n, "k": k},
+        prepare=prepare,
+        output_bytes=batch * m * n * _ITEM_BYTES[dtype],
+        saved_output=layout != "tn",
+    )

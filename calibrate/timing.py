@@ -1,0 +1,174 @@
+"""Timing one call: on the host clock for a CPU, by CUDA-graph replay for a GPU.
+
+Both give times per call in blocks; the median of the blocks is the visit's time, their interquartile
+range over it the spread. Blocks are long enough for the clock (a CPU block lasts about `_BLOCK_S`), and a
+visit ends with its slice of time, not with a count, so that ranks measuring side by side stay together.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from calibrate.benchmarks.base import Bench, Call, Case
+
+__all__ = ["Timed", "summarise", "time_case", "timing_name"]
+
+_BLOCK_S = 100e-6
+_RING_BYTES = 48 << 20
+_RING_LONGEST = 64
+_GRAPH_CALLS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """Median seconds of a call, spread (interquartile range over median), number of calls timed."""
+
+    time_s: float
+    spread: float
+    n: int
+    timing: str
+
+
+def timing_name(bench: Bench) -> str:
+    """How this device's operators are timed, as samples carry it."""
+    return "cuda_graph" if bench.cuda else "eager_loop"
+
+
+def summarise(blocks_s: Sequence[float], calls_per_block: int, timing: str) -> Timed:
+    """Median and spread of block times per call."""
+    median = statistics.median(blocks_s)
+    spread = 0.0
+    if len(blocks_s) >= 2:
+        low, _, high = statistics.quantiles(blocks_s, n=4, method="inclusive")
+        spread = (high - low) / median
+    return Timed(time_s=median, spread=spread, n=len(blocks_s) * calls_per_block, timing=timing)
+
+
+def time_case(case: Case, bench: Bench, *, slice_s: float) -> Timed:
+    """One visit: prepare, warm up, time for about `slice_s`, release.
+
+    Raises RuntimeError (and what else torch raises) where the device cannot run the case.
+    """
+    import torch
+
+    if bench.cuda:
+        return _time_graph(case, bench, slice_s=slice_s)
+    with torch.no_grad():
+        call = case.prepare(bench)
+        keep = _ring_length(case)
+        return time_call(call, slice_s=slice_s, keep=keep)
+
+
+def time_call(call: Call, *, slice_s: float, keep: int = 1) -> Timed:
+    """Time a call on the host clock; its last `keep` results stay alive."""
+    ring: deque[object] = deque(maxlen=keep)
+    clock = time.perf_counter
+    start = clock()
+    ring.append(call())
+    first_s = clock() - start
+    # a second call: the first one builds primitives and grows the heap
+    if first_s < slice_s:
+        start = clock()
+        ring.append(call())
+        first_s = min(first_s, clock() - start)
+    inner = max(1, math.ceil(_BLOCK_S / max(first_s, 1e-7)))
+    for _ in range(min(keep, inner, max(0, int(0.3 * slice_s / max(first_s, 1e-7))))):
+        ring.append(call())
+    blocks: list[float] = []
+    end = clock() + slice_s
+    while len(blocks) < 2 or (clock() < end and len(blocks) < 1000):
+        start = clock()
+        for _ in range(inner):
+            ring.append(call())
+        blocks.append((clock() - start) / inner)
+        if len(blocks) == 1 and blocks[0] > slice_s:
+            break
+    return summarise(blocks, inner, "eager_loop")
+
+
+def _ring_length(case: Case) -> int:
+    if not case.saved_output or not case.output_bytes:
+        return 1
+    return max(1, min(_RING_LONGEST, _RING_BYTES // case.output_bytes))
+
+
+def _time_graph(case: Case, bench: Bench, *, slice_s: float) -> Timed:
+    """Replay a captured graph of several calls between two events; kernels without their host launches.
+
+    Inputs and outputs of the captured calls differ (see `benchmarks.base`), so the last-level cache does
+    not serve them from the call before.
+    """
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    grad = torch.no_grad()
+    with torch.cuda.stream(stream), grad:
+        call = case.prepare(bench)
+        for _ in range(3):
+            call()
+        stream.synchronize()
+        calls = max(1, min(_GRAPH_CALLS, _ring_length(case) if case.saved_output else _GRAPH_CALLS))
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                results = [call() for _ in range(calls)] if case.saved_output else _last(call, calls)
+        except RuntimeError:
+            torch.cuda.synchronize()
+            return _time_queued(call, slice_s=slice_s)
+        replay = graph.replay
+        timed = _time_events(replay, calls, slice_s=slice_s, timing="cuda_graph")
+        del results, graph
+    torch.cuda.current_stream().wait_stream(stream)
+    return timed
+
+
+def _last(call: Call, calls: int) -> object:
+    result: object = None
+    for _ in range(calls):
+        result = call()
+    return result
+
+
+def _time_queued(call: Call, *, slice_s: float) -> Timed:
+    """For calls that cannot be captured: queue several behind a sleeping kernel, so launches are hidden."""
+    import torch
+
+    cycles = int(2e9 * min(0.01, max(1e-4, slice_s)))
+
+    def queued() -> None:
+        for _ in range(_GRAPH_CALLS):
+            call()
+
+    blocks: list[float] = []
+    end = time.perf_counter() + slice_s
+    while len(blocks) < 3 or (time.perf_counter() < end and len(blocks) < 200):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(cycles)
+        start.record()
+        queued()
+        stop.record()
+        stop.synchronize()
+        blocks.append(start.elapsed_time(stop) * 1e-3 / _GRAPH_CALLS)
+    return summarise(blocks, _GRAPH_CALLS, "event_queued")
+
+
+def _time_events(run: Callable[[], object], calls: int, *, slice_s: float, timing: str) -> Timed:
+    import torch
+
+    run()
+    blocks: list[float] = []
+    end = time.perf_counter() + slice_s
+    while len(blocks) < 3 or (time.perf_counter() < end and len(blocks) < 1000):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        blocks.append(start.elapsed_time(stop) * 1e-3 / calls)
+    return summarise(blocks, calls, timing)
