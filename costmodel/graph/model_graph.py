@@ -51,6 +51,8 @@ class TensorInfo:
     saved: bool = False
     """Kept by autograd from forward to backward."""
     requires_grad: bool = False
+    tied: bool = False
+    """A parameter that an earlier segment already counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +108,11 @@ class Segment:
 
     @property
     def n_parameters(self) -> int:
-        """Parameter count of one instance."""
+        """Parameter count of one instance; tied parameters are counted where they first appear."""
         total = 0
         for tensor in self.parameters:
+            if tensor.tied:
+                continue
             size = 1
             for dim in tensor.shape:
                 size *= dim

@@ -1,0 +1,159 @@
+"""Repeated blocks: found from structure, traced twice, counted.
+
+A unit is an element of a module list (or a group of elements, where they alternate): a decoder layer, a
+residual block. Lists nested in an element are descended into where they are nearly all of it (the stages
+of a ResNet). Two elements are equal when their module trees have the same classes, parameter shapes,
+types and flags and the same plain attributes, their place in the list aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Unit", "find_units", "reduced", "signature"]
+
+_MAX_PERIOD = 8
+_KEPT_PERIODS = 2
+_DOMINANT_FRACTION = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A traced unit. `elements`: the paths of its elements; `instances`: one path per block it stands for
+    (elements of a group joined by "+")."""
+
+    elements: tuple[str, ...]
+    instances: tuple[str, ...]
+
+
+def signature(module: nn.Module, position: int) -> tuple[Any, ...]:
+    """Structure of a module tree; integers equal to `position` (the place in the list) are left out."""
+    own = tuple(
+        sorted(
+            (key, value)
+            for key, value in vars(module).items()
+            if not key.startswith("_")
+            and isinstance(value, (bool, int, float, str, tuple))
+            and not (type(value) is int and value == position)
+            and _is_plain(value)
+        )
+    )
+    tensors = tuple(
+        (name, tuple(t.shape), str(t.dtype), t.requires_grad)
+        for store in (module._parameters, module._buffers)
+        for name, t in store.items()
+        if t is not None
+    )
+    children = tuple((name, signature(child, position)) for name, child in module.named_children())
+    return (type(module).__qualname__, own, tensors, children)
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, tuple) or all(isinstance(v, (bool, int, float, str)) for v in value)
+
+
+def _lists(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Outermost lists of at least two elements below (or at) a module."""
+    if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) >= 2:
+        yield path, module
+        return
+    for name, child in module.named_children():
+        yield from _lists(child, f"{path}.{name}" if path else name)
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _inner(element: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+    """Lists inside an element that are nearly all of its parameters and hold modules with children."""
+    total = _numel(element)
+    found = [
+        (p, m)
+        for p, m in _lists(element, path)
+        if any(next(child.children(), None) is not None for child in m.children())
+    ]
+    return found if total and sum(_numel(m) for _, m in found) >= _DOMINANT_FRACTION * total else []
+
+
+def _unit_lists(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The lists whose elements are units, outermost first unless nested ones dominate."""
+    result: list[tuple[str, nn.Module]] = []
+    pending = list(_lists(module, ""))
+    while pending:
+        path, found = pending.pop(0)
+        elements = [(f"{path}.{name}" if path else name, child) for name, child in found.named_children()]
+        inner = [_inner(child, name) for name, child in elements]
+        if all(inner) and len({signature(child, i) for i, (_, child) in enumerate(elements)}) == len(elements):
+            pending = [item for lists in inner for item in lists] + pending
+        else:
+            result.append((path, found))
+    return result
+
+
+def _runs(signatures: Sequence[Any]) -> list[tuple[int, int, int]]:
+    """(start, period, repeats) of the sequence, left to right; a single element has period = repeats = 1."""
+    runs = []
+    i = 0
+    while i < len(signatures):
+        best = (1, 1)
+        for period in range(1, _MAX_PERIOD + 1):
+            length = period
+            while i + length < len(signatures) and signatures[i + length] == signatures[i + length - period]:
+                length += 1
+            repeats = length // period
+            if repeats > _KEPT_PERIODS and repeats * period > best[0] * best[1]:
+                best = (period, repeats)
+        runs.append((i, *best))
+        i += best[0] * best[1]
+    return runs
+
+
+def find_units(module: nn.Module, *, reduce: bool = True) -> tuple[list[Unit], dict[str, list[int]]]:
+    """Units in list order, and for each reduced list (by path) the element positions that are kept."""
+    units: list[Unit] = []
+    kept: dict[str, list[int]] = {}
+    for path, found in _unit_lists(module):
+        children = list(found.named_children())
+        names = [f"{path}.{name}" if path else name for name, _ in children]
+        runs = (
+            _runs([signature(child, i) for i, (_, child) in enumerate(children)])
+            if reduce
+            else [(i, 1, 1) for i in range(len(children))]
+        )
+        positions: list[int] = []
+        for start, period, repeats in runs:
+            groups = [
+                tuple(names[start + g * period : start + (g + 1) * period]) for g in range(repeats)
+            ]
+            keep = groups if repeats <= _KEPT_PERIODS else groups[:_KEPT_PERIODS]
+            for number, group in enumerate(keep):
+                stands_for = groups[number:] if number == len(keep) - 1 else [group]
+                units.append(Unit(elements=group, instances=tuple("+".join(g) for g in stands_for)))
+            positions.extend(range(start, start + len(keep) * period))
+        if len(positions) < len(children):
+            kept[path] = positions
+    return units, kept
+
+
+@contextmanager
+def reduced(module: nn.Module, kept: dict[str, list[int]]) -> Iterator[None]:
+    """Shorten the lists to the kept positions for the time of the block."""
+    before: list[tuple[nn.Module, dict[str, Any]]] = []
+    try:
+        for path, positions in kept.items():
+            found = module.get_submodule(path) if path else module
+            children = list(found._modules.values())
+            before.append((found, dict(found._modules)))
+            found._modules.clear()
+            found._modules.update({str(i): children[p] for i, p in enumerate(positions)})
+        yield
+    finally:
+        for found, modules in before:
+            found._modules.clear()
+            found._modules.update(modules)

@@ -1,0 +1,186 @@
+"""Recording a training step as one torch.fx graph: forward and backward on fake tensors.
+
+The step runs eagerly under a FakeTensorMode, so that autograd does what it does in a real run, and a
+dispatch mode writes every aten call into a torch.fx.Graph with its module path, phase, the forward call
+whose gradient it is (by autograd's sequence numbers), its storages, and what autograd saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["Capture", "capture_step", "storage_key"]
+
+_INVISIBLE = ("prim.device", "prim.layout", "aten.detach", "aten.alias", "aten.is_pinned", "aten.lift_fresh")
+
+
+class Capture(TorchDispatchMode):
+    """The recorder. After `capture_step`, `graph` holds call_function nodes with these meta keys:
+
+    val         the fake result(s)
+    module      path of the innermost module (of the forward call, for backward)
+    backward    whether it ran in backward
+    forward     name of the forward node whose gradient it computes, or None
+    flop        FLOP by torch's formula
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.saved_storages: set[int] = set()
+        self.keep: list[Any] = []
+        self.modules: list[str] = [""]
+        self._nodes: dict[int, fx.Node] = {}
+        self._by_sequence: dict[int, fx.Node] = {}
+        self._last_sequence = -1
+        self._last_backward_module = ""
+
+    def placeholder(self, name: str, value: torch.Tensor, role: str) -> None:
+        """Declare a parameter, buffer or input before the step."""
+        node = self.graph.placeholder(name.replace(".", "_") or role)
+        node.meta.update(val=value, role=role, name=name)
+        self._nodes[id(value)] = node
+        self.keep.append(value)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the call and record it."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = str(func.overloadpacket)
+        if packet in _INVISIBLE:
+            self._alias(args, out)
+            return out
+        if any(isinstance(t, torch.Tensor) for t in pytree.tree_leaves(out)):
+            self._record(func, args, kwargs, out)
+        return out
+
+    def _alias(self, args: Sequence[Any], out: Any) -> None:
+        source = next((a for a in args if isinstance(a, torch.Tensor)), None)
+        if source is not None and isinstance(out, torch.Tensor) and id(source) in self._nodes:
+            self._nodes[id(out)] = self._nodes[id(source)]
+            self.keep.append(out)
+
+    def _record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+        def as_node(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return self._nodes.get(id(value)) or self._constant(value)
+            return value
+
+        node = self.graph.create_node(
+            "call_function",
+            func,
+            pytree.tree_map(as_node, tuple(args)),
+            pytree.tree_map(as_node, dict(kwargs)),
+        )
+        grad_node = torch._C._current_autograd_node()
+        forward: fx.Node | None = None
+        if grad_node is None:
+            sequence = torch.autograd._get_sequence_nr() - 1
+            if sequence != self._last_sequence:
+                self._last_sequence = sequence
+                self._by_sequence[sequence] = node
+            module = self.modules[-1]
+        else:
+            forward = self._by_sequence.get(grad_node._sequence_nr())
+            module = forward.meta["module"] if forward is not None else self._last_backward_module
+            self._last_backward_module = module
+        formula = flop_registry.get(func.overloadpacket)
+        flop = int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
+        node.meta.update(
+            val=out, module=module, backward=grad_node is not None, forward=forward, flop=flop
+        )
+        self.keep.append((args, kwargs, out))
+        flat = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+        if isinstance(out, torch.Tensor):
+            self._nodes[id(out)] = node
+        else:
+            for position, tensor in enumerate(flat):
+                item = self.graph.create_node("call_function", _item, (node, position))
+                item.meta.update(val=tensor, module=module, backward=grad_node is not None, item_of=node)
+                self._nodes[id(tensor)] = item
+
+    def _constant(self, value: torch.Tensor) -> fx.Node:
+        node = self.graph.placeholder(f"constant_{len(self._nodes)}")
+        node.meta.update(val=value, role="buffer", name=node.name)
+        self._nodes[id(value)] = node
+        self.keep.append(value)
+        return node
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Saved-tensor hook: note the storage that autograd keeps."""
+        self.saved_storages.add(storage_key(tensor))
+        self.keep.append(tensor)
+        return tensor
+
+    @contextmanager
+    def module_paths(self, paths: Mapping[int, str]) -> Iterator[None]:
+        """Follow the innermost module of the forward; `paths`: id(module) -> path."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self.modules.append(paths.get(id(module), self.modules[-1]))
+
+        def leave(module: nn.Module, args: Any, out: Any) -> None:
+            self.modules.pop()
+
+        before = nn.modules.module.register_module_forward_pre_hook(enter)
+        after = nn.modules.module.register_module_forward_hook(leave)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+
+def _item(value: Any, position: int) -> Any:
+    return pytree.tree_leaves(value)[position]
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Identity of the storage behind a tensor."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def capture_step(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    loss_of: Callable[[Any], torch.Tensor],
+    training: bool,
+    paths: Mapping[int, str],
+    names: Mapping[int, str],
+) -> Capture:
+    """Record forward, loss and backward (or the forward alone). Call it inside a FakeTensorMode.
+
+    `paths`: id(module) -> path and `names`: id(parameter or buffer) -> qualified name, of the whole model.
+    """
+    capture = Capture()
+    seen: set[int] = set()
+    for role, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
+        for name, tensor in named:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                capture.placeholder(names.get(id(tensor), name), tensor, role)
+    for number, value in enumerate(pytree.tree_leaves((tuple(args), dict(kwargs)))):
+        if isinstance(value, torch.Tensor) and id(value) not in seen:
+            seen.add(id(value))
+            capture.placeholder(f"input_{number}", value, "input")
+    hooks = torch.autograd.graph.saved_tensors_hooks(capture.pack, lambda t: t)
+    with torch.set_grad_enabled(training), capture, capture.module_paths(paths):
+        if training:
+            with hooks:
+                loss = loss_of(module(*args, **kwargs))
+            loss.backward()
+        else:
+            module(*args, **kwargs)
+    return capture

@@ -1,0 +1,198 @@
+"""From recorded fx nodes to the operators and tensors of a ModelGraph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from costmodel.graph.capture import Capture, storage_key
+from costmodel.graph.model_graph import Operator, Phase, TensorInfo, TensorRole
+from costmodel.operator_costs import OPERATOR_COSTS, Call, Piece, TensorMeta
+
+__all__ = ["Reader", "dtype_name"]
+
+_DTYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float64: "fp64",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.bool: "bool",
+    torch.float8_e4m3fn: "fp8",
+}
+_NO_WORK = ("aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty", "aten.new_empty_strided")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The project's short name of a torch type."""
+    return _DTYPES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """What a call returned: tensor indices and the tensors."""
+
+    indices: tuple[int, ...]
+    tensors: tuple[torch.Tensor, ...]
+
+
+class Reader:
+    """Numbers tensors and operators of one capture."""
+
+    def __init__(self, capture: Capture, gradients: Sequence[torch.Tensor]) -> None:
+        self.capture = capture
+        self.tensors: dict[int, TensorInfo] = {}
+        self.operators: list[Operator] = []
+        self.node_of: list[fx.Node] = []
+        """The node of each operator."""
+        self._index: dict[fx.Node, int] = {}
+        self._base: dict[int, int] = {}
+        self._operator_of: dict[fx.Node, int] = {}
+        self._gradients = {storage_key(g) for g in gradients}
+        for node in capture.graph.nodes:
+            if node.op == "placeholder":
+                self._tensor(node, node.meta["val"])
+        for node in capture.graph.nodes:
+            if node.op == "call_function" and "item_of" not in node.meta:
+                self._operator(node)
+
+    def _tensor(self, node: fx.Node, value: torch.Tensor) -> int:
+        if node in self._index:
+            return self._index[node]
+        index = len(self.tensors)
+        self._index[node] = index
+        key = storage_key(value)
+        base = self._base.setdefault(key, index)
+        role = TensorRole(node.meta.get("role", "activation"))
+        if role is TensorRole.ACTIVATION and node.meta.get("backward") and key in self._gradients:
+            role = TensorRole.GRADIENT
+        self.tensors[index] = TensorInfo(
+            index=index,
+            shape=tuple(value.shape),
+            dtype=dtype_name(value.dtype),
+            role=role,
+            size_bytes=value.untyped_storage().nbytes() if base == index else 0,
+            name=node.meta.get("name", node.name),
+            view_of=None if base == index else base,
+            saved=base == index
+            and key in self.capture.saved_storages
+            and role not in (TensorRole.PARAMETER, TensorRole.BUFFER),
+            requires_grad=bool(value.requires_grad),
+        )
+        return index
+
+    def _result(self, node: fx.Node) -> _Result:
+        value = node.meta["val"]
+        if isinstance(value, torch.Tensor):
+            return _Result(indices=(self._tensor(node, value),), tensors=(value,))
+        items = [user for user in node.users if user.meta.get("item_of") is node]
+        items.sort(key=lambda item: int(item.args[1]))  # type: ignore[arg-type]
+        return _Result(
+            indices=tuple(self._tensor(item, item.meta["val"]) for item in items),
+            tensors=tuple(item.meta["val"] for item in items),
+        )
+
+    def _operator(self, node: fx.Node) -> None:
+        func: Any = node.target
+        inputs = [n for n in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)]
+        result = self._result(node)
+        call = self._call(node, func, inputs, result)
+        forward = node.meta["forward"]
+        for piece in self._pieces(node, call, inputs, result):
+            made = piece.outputs if piece.outputs is not None else tuple(range(len(result.indices)))
+            index = len(self.operators)
+            self._operator_of.setdefault(node, index)
+            self.node_of.append(node)
+            self.operators.append(
+                Operator(
+                    index=index,
+                    target=str(func),
+                    kind=piece.kind,
+                    variant=piece.variant,
+                    dtype=call.dtype,
+                    dims=piece.dims,
+                    flop=piece.flop,
+                    bytes_read=piece.read_bytes,
+                    bytes_written=piece.written_bytes,
+                    inputs=tuple(self._index[n] for n in inputs),
+                    outputs=tuple(result.indices[i] for i in made if i < len(result.indices)),
+                    phase=Phase.BACKWARD if node.meta["backward"] else Phase.FORWARD,
+                    module=node.meta["module"],
+                    forward_index=None if forward is None else self._operator_of.get(forward),
+                    arguments=_integer_arguments(func, node.args, node.kwargs),
+                )
+            )
+
+    def _call(self, node: fx.Node, func: Any, inputs: list[fx.Node], result: _Result) -> Call:
+        def meta(value: Any) -> Any:
+            return _meta(self._index[value], value.meta["val"]) if isinstance(value, fx.Node) else value
+
+        return Call(
+            target=str(func.overloadpacket),
+            args=tuple(pytree.tree_map(meta, node.args)),
+            kwargs=pytree.tree_map(meta, dict(node.kwargs)),
+            tensors=tuple(meta(n) for n in inputs),
+            outputs=tuple(_meta(i, t) for i, t in zip(result.indices, result.tensors, strict=True)),
+            flop=node.meta["flop"],
+        )
+
+    def _pieces(
+        self, node: fx.Node, call: Call, inputs: list[fx.Node], result: _Result
+    ) -> Sequence[Piece]:
+        func: Any = node.target
+        mutates = func._schema.is_mutable
+        storages = {storage_key(n.meta["val"]) for n in inputs}
+        view = not mutates and all(storage_key(t) in storages for t in result.tensors)
+        nothing = call.target in _NO_WORK or all(t.numel == 0 for t in call.outputs)
+        if (view and result.tensors and not call.flop) or nothing:
+            return [Piece(kind="host")]
+        rule = OPERATOR_COSTS.get(call.target)
+        if rule is not None:
+            return rule(call)
+        moved = call.read_bytes + call.written_bytes
+        if torch.Tag.pointwise in func.tags:
+            base = OPERATOR_COSTS["aten.where"]
+            return base(call)
+        return [
+            Piece(
+                kind="unmodelled",
+                dims={"bytes": moved},
+                flop=call.flop,
+                read_bytes=call.read_bytes,
+                written_bytes=call.written_bytes,
+            )
+        ]
+
+    def rename(self, index: int, **changes: Any) -> None:
+        """Replace fields of a tensor."""
+        self.tensors[index] = replace(self.tensors[index], **changes)
+
+
+def _meta(index: int, t: torch.Tensor) -> TensorMeta:
+    return TensorMeta(
+        index=index,
+        shape=tuple(t.shape),
+        stride=tuple(t.stride()),
+        dtype=dtype_name(t.dtype),
+        element_bytes=t.element_size(),
+        is_floating=t.is_floating_point(),
+    )
+
+
+def _integer_arguments(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, int | tuple[int, ...]]:
+    found: dict[str, int | tuple[int, ...]] = {}
+    names = [a.name for a in func._schema.arguments]
+    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+        if type(value) is int:
+            found[name] = value
+        elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+            found[name] = tuple(value)
+    return found

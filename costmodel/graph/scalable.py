@@ -1,0 +1,110 @@
+"""One trace for every micro-batch size: sizes are affine in the batch, so two traces give them all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from costmodel.graph.model_graph import ModelGraph, Operator, Segment, TensorInfo
+from costmodel.graph.tracing import trace
+
+if TYPE_CHECKING:
+    from costmodel.models import ModelSource
+
+__all__ = ["ScalableGraph", "scalable_graph"]
+
+_POINTS = (2, 4)
+"""Batch 1 takes other paths through torch (size-1 dimensions), so it is traced by itself."""
+
+
+class ScalableGraph:
+    """A model's graph at any micro-batch size. Sizes v(B) = v2 + (v4 - v2) (B - 2) / 2, exact integers."""
+
+    def __init__(self, source: ModelSource, *, training: bool, attention: str) -> None:
+        self._source = source
+        self._training = training
+        self._attention = attention
+        self._graphs: dict[int, ModelGraph] = {}
+
+    def at(self, *, micro_batch_size: int) -> ModelGraph:
+        """The graph for one micro-batch size, cached."""
+        if micro_batch_size not in self._graphs:
+            self._graphs[micro_batch_size] = self._make(micro_batch_size)
+        return self._graphs[micro_batch_size]
+
+    def _traced(self, size: int) -> ModelGraph:
+        if size not in self._graphs:
+            self._graphs[size] = trace(
+                self._source.with_batch(size), training=self._training, attention=self._attention
+            )
+        return self._graphs[size]
+
+    def _make(self, size: int) -> ModelGraph:
+        if size in (1, *_POINTS):
+            return self._traced(size)
+        low, high = (self._traced(point) for point in _POINTS)
+        try:
+            return _interpolated(low, high, size)
+        except ValueError:  # the two traces differ in structure: the model branches on its batch
+            return self._traced(size)
+
+
+def scalable_graph(
+    source: ModelSource, *, training: bool = True, attention: str = "as_run"
+) -> ScalableGraph:
+    """A rescalable graph of a model; nothing is traced before the first `at`."""
+    return ScalableGraph(source, training=training, attention=attention)
+
+
+def _line(low: Any, high: Any, size: int) -> Any:
+    if low == high:
+        return low
+    if isinstance(low, tuple):
+        if len(low) != len(high):
+            raise ValueError("shapes of different rank")
+        return tuple(_line(a, b, size) for a, b in zip(low, high, strict=True))
+    x0, x1 = _POINTS
+    value, rest = divmod((high - low) * (size - x0), x1 - x0)
+    if rest:
+        raise ValueError("a size is not affine in the batch")
+    return low + value
+
+
+def _interpolated(low: ModelGraph, high: ModelGraph, size: int) -> ModelGraph:
+    if len(low.segments) != len(high.segments):
+        raise ValueError("different segments")
+    return replace(
+        low,
+        micro_batch_size=size,
+        segments=tuple(_segment(a, b, size) for a, b in zip(low.segments, high.segments, strict=True)),
+    )
+
+
+def _segment(a: Segment, b: Segment, size: int) -> Segment:
+    if len(a.operators) != len(b.operators) or len(a.tensors) != len(b.tensors) or a.count != b.count:
+        raise ValueError("different structure")
+    return replace(
+        a,
+        operators=tuple(_operator(x, y, size) for x, y in zip(a.operators, b.operators, strict=True)),
+        tensors=tuple(_tensor(x, y, size) for x, y in zip(a.tensors, b.tensors, strict=True)),
+        output_bytes=_line(a.output_bytes, b.output_bytes, size),
+    )
+
+
+def _operator(a: Operator, b: Operator, size: int) -> Operator:
+    if a.target != b.target or a.kind != b.kind or a.dims.keys() != b.dims.keys():
+        raise ValueError("different operators")
+    return replace(
+        a,
+        dims={key: _line(value, b.dims[key], size) for key, value in a.dims.items()},
+        flop=_line(a.flop, b.flop, size),
+        bytes_read=_line(a.bytes_read, b.bytes_read, size),
+        bytes_written=_line(a.bytes_written, b.bytes_written, size),
+        arguments={
+            key: _line(value, b.arguments.get(key, value), size) for key, value in a.arguments.items()
+        },
+    )
+
+
+def _tensor(a: TensorInfo, b: TensorInfo, size: int) -> TensorInfo:
+    return replace(a, shape=_line(a.shape, b.shape, size), size_bytes=_line(a.size_bytes, b.size_bytes, size))

@@ -1,0 +1,197 @@
+"""Cutting the operators of a capture into segments: runs of one unit, or stretches between units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from costmodel.graph.blocks import Unit
+from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
+
+__all__ = ["cut_segments"]
+
+
+def cut_segments(
+    operators: Sequence[Operator],
+    tensors: Mapping[int, TensorInfo],
+    units: Sequence[Unit],
+    unused: Sequence[int],
+) -> tuple[Segment, ...]:
+    """Segments in forward order. `unused`: parameters no operator reads (they go to the last segment).
+
+    Forward operators are cut where the unit changes; a backward operator belongs to its forward
+    operator's segment. Equal neighbours are merged into one segment with their counts added.
+    """
+    unit_of = {path: unit for unit in units for path in unit.elements}
+    groups: list[list[Operator]] = []
+    group_unit: list[Unit | None] = []
+    group_of: dict[int, int] = {}
+    for op in operators:
+        if op.phase is not Phase.FORWARD:
+            continue
+        unit = _unit(op.module, unit_of)
+        if not groups or unit is not group_unit[-1]:
+            groups.append([])
+            group_unit.append(unit)
+        groups[-1].append(op)
+        group_of[op.index] = len(groups) - 1
+    last = len(groups) - 1
+    for op in operators:
+        if op.phase is Phase.BACKWARD:
+            last = group_of.get(op.forward_index, last) if op.forward_index is not None else last
+            groups[last].append(op)
+            group_of[op.index] = last
+    owner = _owners(operators, tensors, group_of, len(groups), unused)
+    crossing = _crossing_bytes(operators, tensors, group_of, len(groups))
+    segments = [
+        _segment(groups[i], group_unit[i], tensors, owner, i, crossing[i]) for i in range(len(groups))
+    ]
+    return _merged(segments)
+
+
+def _unit(module: str, unit_of: Mapping[str, Unit]) -> Unit | None:
+    path = module
+    while path:
+        if path in unit_of:
+            return unit_of[path]
+        path = path.rpartition(".")[0]
+    return None
+
+
+def _owners(
+    operators: Sequence[Operator],
+    tensors: Mapping[int, TensorInfo],
+    group_of: Mapping[int, int],
+    n_groups: int,
+    unused: Sequence[int],
+) -> dict[int, int]:
+    """Segment that counts each tensor: the one that makes it, for what comes from outside the first user."""
+    owner: dict[int, int] = {}
+    for op in operators:
+        group = group_of[op.index]
+        for index in op.outputs:
+            owner.setdefault(index, group)
+    for op in operators:
+        for index in op.inputs:
+            owner.setdefault(index, group_of[op.index])
+            base = tensors[index].view_of
+            if base is not None:
+                owner.setdefault(base, group_of[op.index])
+    for index in unused:
+        owner.setdefault(index, n_groups - 1)
+    return owner
+
+
+def _crossing_bytes(
+    operators: Sequence[Operator],
+    tensors: Mapping[int, TensorInfo],
+    group_of: Mapping[int, int],
+    n_groups: int,
+) -> list[int]:
+    """Bytes alive across the boundary after each segment: differentiable activations used later on.
+
+    A forward without gradients counts every floating-point activation.
+    """
+    any_grad = any(t.requires_grad and t.role is TensorRole.ACTIVATION for t in tensors.values())
+    made: dict[int, int] = {}
+    used: dict[int, int] = {}
+    for op in operators:
+        if op.phase is not Phase.FORWARD:
+            continue
+        group = group_of[op.index]
+        for index in op.outputs:
+            made.setdefault(_base(tensors, index), group)
+        for index in op.inputs:
+            base = _base(tensors, index)
+            used[base] = max(used.get(base, 0), group)
+    sizes = [0] * n_groups
+    for index, start in made.items():
+        t = tensors[index]
+        if t.role is not TensorRole.ACTIVATION or (any_grad and not t.requires_grad):
+            continue
+        if t.dtype.startswith(("int", "bool")):
+            continue
+        for boundary in range(start, used.get(index, start)):
+            sizes[boundary] += t.size_bytes
+    return sizes
+
+
+def _base(tensors: Mapping[int, TensorInfo], index: int) -> int:
+    base = tensors[index].view_of
+    return index if base is None else base
+
+
+def _segment(
+    group: list[Operator],
+    unit: Unit | None,
+    tensors: Mapping[int, TensorInfo],
+    owner: Mapping[int, int],
+    number: int,
+    output_bytes: int,
+) -> Segment:
+    touched: dict[int, None] = {}
+    for op in group:
+        for index in (*op.inputs, *op.outputs):
+            touched.setdefault(_base(tensors, index))
+            touched.setdefault(index)
+    for index, where in owner.items():
+        if where == number:
+            touched.setdefault(index)
+    infos = []
+    for index in sorted(touched):
+        info = tensors[index]
+        if owner.get(index, number) != number:
+            info = replace(info, saved=False, tied=info.role is TensorRole.PARAMETER)
+        infos.append(info)
+    modules = unit.instances if unit is not None else _stretch_modules(group)
+    return Segment(
+        name=unit.instances[0] if unit is not None else _stretch_name(modules),
+        count=len(unit.instances) if unit is not None else 1,
+        modules=modules,
+        operators=tuple(group),
+        tensors=tuple(infos),
+        output_bytes=output_bytes,
+    )
+
+
+def _stretch_modules(group: Sequence[Operator]) -> tuple[str, ...]:
+    paths = dict.fromkeys(op.module for op in group if op.phase is Phase.FORWARD and op.module)
+    leaves = [p for p in paths if not any(other.startswith(p + ".") for other in paths)]
+    return tuple(leaves)
+
+
+def _stretch_name(modules: Sequence[str]) -> str:
+    if not modules:
+        return "(outside modules)"
+    return modules[0] if len(modules) == 1 else f"{modules[0]} .. {modules[-1]}"
+
+
+def _shape(segment: Segment) -> tuple[object, ...]:
+    """What two segments must share to be one: the same operators on the same sizes."""
+    first = min((op.index for op in segment.operators), default=0)
+    del first
+    return (
+        segment.output_bytes,
+        tuple(
+            (op.target, op.kind, op.variant, op.dtype, tuple(op.dims.items()), op.phase, op.flop)
+            for op in segment.operators
+        ),
+        tuple((t.shape, t.dtype) for t in segment.parameters if not t.tied),
+        segment.saved_bytes,
+    )
+
+
+def _merged(segments: list[Segment]) -> tuple[Segment, ...]:
+    result: list[Segment] = []
+    for segment in segments:
+        if result and segment.modules and _shape(result[-1]) == _shape(segment):
+            before = result[-1]
+            result[-1] = replace(
+                segment,
+                name=before.name,
+                count=before.count + segment.count,
+                modules=(*before.modules, *segment.modules),
+            )
+        else:
+            result.append(segment)
+    return tuple(result)

@@ -1,0 +1,243 @@
+"""`trace`: any module to a ModelGraph, on fake tensors, repeated blocks once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from costmodel.errors import ForeshardError, TraceError
+from costmodel.graph.blocks import find_units, reduced
+from costmodel.graph.capture import Capture, capture_step
+from costmodel.graph.model_graph import ModelGraph
+from costmodel.graph.nodes import Reader
+from costmodel.graph.segments import cut_segments
+
+if TYPE_CHECKING:
+    from costmodel.models import ModelSource
+
+__all__ = ["ATTENTION", "default_loss", "trace", "trace_module"]
+
+ATTENTION = ("as_run", "flash", "unfused")
+"""as_run: what torch's dispatcher takes on this CPU; flash: one fused call; unfused: two products and a
+softmax."""
+
+
+def default_loss(output: Any) -> torch.Tensor:
+    """The `loss` of the output where it has one, a single number itself, else the mean of its first
+    floating-point tensor. Raises TraceError where there is none."""
+    loss = getattr(output, "loss", None)
+    if isinstance(loss, torch.Tensor):
+        return loss
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    if not tensors:
+        raise TraceError("the model's output holds no floating-point tensor to make a loss of")
+    first: torch.Tensor = tensors[0]
+    return first if first.ndim == 0 else first.float().mean()
+
+
+class _FlashAttention(TorchFunctionMode):
+    """Makes every scaled_dot_product_attention one fused call: dropout happens inside the kernel."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        values = dict(kwargs or {})
+        if func is nn.functional.scaled_dot_product_attention:
+            values["dropout_p"] = 0.0
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            if len(args) > 4:
+                values.pop("dropout_p")
+        return func(*args, **values)
+
+
+@contextmanager
+def _attention(how: str) -> Iterator[None]:
+    if how == "flash":
+        with _FlashAttention():
+            yield
+    elif how == "unfused":
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    else:
+        yield
+
+
+def trace(
+    source: ModelSource, *, training: bool = True, attention: str = "as_run", reduce: bool = True
+) -> ModelGraph:
+    """Trace a resolved model without its weights.
+
+    `reduce=False` traces every instance of repeated blocks (the check of the reduction).
+    Raises TraceError with the operator or line that stops it, ModelArgumentError from building.
+    """
+    start = time.perf_counter()
+    with _fake_mode():
+        built = source.build(device="cpu")
+        graph = trace_module(
+            built.module,
+            built.args,
+            built.kwargs,
+            name=source.name,
+            micro_batch_size=source.micro_batch_size,
+            seq_len=source.seq_len,
+            training=training,
+            attention=attention,
+            reduce=reduce,
+            started_s=start,
+        )
+    return graph
+
+
+def _fake_mode() -> FakeTensorMode:
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def trace_module(
+    module: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    name: str = "model",
+    micro_batch_size: int = 1,
+    seq_len: int = 0,
+    training: bool = True,
+    attention: str = "as_run",
+    reduce: bool = True,
+    loss_of: Callable[[Any], torch.Tensor] = default_loss,
+    started_s: float | None = None,
+) -> ModelGraph:
+    """Trace a module; real tensors are replaced by fake ones of their size. The module is left as it was."""
+    if attention not in ATTENTION:
+        raise TraceError(f"attention={attention!r}: must be one of {', '.join(ATTENTION)}")
+    start = time.perf_counter() if started_s is None else started_s
+    named = dict(kwargs or {})
+    fake = _mode_of(module, args, named)
+    real = fake is None
+    mode = _fake_mode() if fake is None else fake
+    paths = {id(m): path for path, m in module.named_modules()}
+    units, kept = find_units(module, reduce=reduce)
+    was_training = module.training
+    module.train(training)
+    try:
+        with mode if real else nullcontext(), reduced(module, kept), _attention(attention):
+            stand_ins = _Swapped(module, mode) if real else nullcontext()
+            with stand_ins:
+                names = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
+                names = _original_names(module, paths) or names
+                if real:
+                    args, named = pytree.tree_map(
+                        lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
+                        (tuple(args), named),
+                    )
+                capture = _captured(module, args, named, loss_of, training, paths, names)
+                gradients = [p.grad for p in module.parameters() if p.grad is not None]
+                reader = Reader(capture, gradients)
+                for p in module.parameters():
+                    p.grad = None
+    finally:
+        module.train(was_training)
+    read = {index for op in reader.operators for index in op.inputs}
+    unused = [i for i, t in reader.tensors.items() if t.role == "parameter" and i not in read]
+    segments = cut_segments(reader.operators, reader.tensors, units, unused)
+    return ModelGraph(
+        name=name,
+        micro_batch_size=micro_batch_size,
+        seq_len=seq_len,
+        segments=segments,
+        traced_by="torch.fx graph of the eager step on fake tensors",
+        trace_time_s=time.perf_counter() - start,
+        tp_plan=dict(getattr(module, "_tp_plan", None) or {}),
+    )
+
+
+def _original_names(module: nn.Module, paths: Mapping[int, str]) -> dict[int, str]:
+    """id(tensor) -> name in the whole model, first name first (tied tensors keep it)."""
+    names: dict[int, str] = {}
+    for child in module.modules():
+        path = paths.get(id(child), "")
+        for store in (child._parameters, child._buffers):
+            for key, tensor in store.items():
+                if tensor is not None:
+                    names.setdefault(id(tensor), f"{path}.{key}" if path else key)
+    return names
+
+
+def _mode_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FakeTensorMode | None:
+    for t in (*module.parameters(), *module.buffers(), *pytree.tree_leaves((tuple(args), dict(kwargs)))):
+        mode = getattr(t, "fake_mode", None)
+        if mode is not None:
+            return mode  # type: ignore[no-any-return]
+    return None
+
+
+class _Swapped:
+    """Replaces real parameters and buffers by fake ones for the time of the block; ties are kept."""
+
+    def __init__(self, module: nn.Module, mode: FakeTensorMode) -> None:
+        self._module = module
+        self._mode = mode
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+
+    def __enter__(self) -> None:
+        made: dict[int, Any] = {}
+        for child in self._module.modules():
+            for store in (child._parameters, child._buffers):
+                for key, tensor in list(store.items()):
+                    if tensor is None:
+                        continue
+                    self._before.append((store, key, tensor))
+                    if id(tensor) not in made:
+                        fake: Any = self._mode.from_tensor(tensor.detach())
+                        if isinstance(tensor, nn.Parameter):
+                            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                        made[id(tensor)] = fake
+                    store[key] = made[id(tensor)]
+
+    def __exit__(self, *exc: object) -> None:
+        for store, key, tensor in self._before:
+            store[key] = tensor
+
+
+def _captured(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    loss_of: Callable[[Any], torch.Tensor],
+    training: bool,
+    paths: Mapping[int, str],
+    names: Mapping[int, str],
+) -> Capture:
+    try:
+        return capture_step(
+            module, args, kwargs, loss_of=loss_of, training=training, paths=paths, names=names
+        )
+    except ForeshardError:
+        raise
+    except Exception as error:
+        raise TraceError(_explain(error)) from error
+
+
+def _explain(error: Exception) -> str:
+    """The innermost line of the user's own or a model library's code, and what to do."""
+    frame = error.__traceback__
+    where = ""
+    while frame is not None:
+        path = frame.tb_frame.f_code.co_filename
+        if f"{'/torch/'}" not in path and "costmodel/graph" not in path:
+            where = f"{'/'.join(path.split('/')[-3:])}:{frame.tb_lineno}"
+        frame = frame.tb_next
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    advice = (
+        "its result's size depends on data: give the model a variant with static shapes"
+        if "dynamic" in type(error).__name__.lower() or "data-dependent" in text.lower()
+        else "run the module once on real tensors with these inputs: it must pass there first"
+    )
+    return f"the model cannot be traced: {type(error).__name__}: {text} (at {where or 'unknown line'}); {advice}"

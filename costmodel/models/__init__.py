@@ -1,0 +1,12 @@
+"""The model argument: a shipped name, a configuration, or module:callable, to a ModelSource.
+
+resolve.py   the three forms
+source.py    ModelSource and BuiltModel
+inputs.py    example inputs that follow from a configuration
+modules.py   the shipped modules that no library has
+"""
+
+from costmodel.models.resolve import resolve, resolve_config, shipped_names
+from costmodel.models.source import BuiltModel, ModelSource
+
+__all__ = ["BuiltModel", "ModelSource", "resolve", "resolve_config", "shipped_names"]

@@ -1,0 +1,111 @@
+"""Example inputs that follow from a transformers or diffusers configuration."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from costmodel.errors import ModelArgumentError
+
+__all__ = ["default_seq_len", "diffusers_inputs", "transformers_inputs"]
+
+_TEXT_SEQ = 512
+"""Sequence length where neither the caller nor the configuration says one."""
+
+
+def default_seq_len(config: Any) -> int:
+    """The length a configuration names (n_positions, max_position_embeddings, ...), at most 4096."""
+    text = getattr(config, "text_config", config)
+    for key in ("n_positions", "max_position_embeddings", "max_seq_len", "max_target_positions"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > 0:
+            return min(value, 4096)
+    return _TEXT_SEQ
+
+
+def _signature(module: Any) -> set[str]:
+    return set(inspect.signature(module.forward).parameters)
+
+
+def transformers_inputs(module: Any, config: Any, batch: int, seq_len: int, *, training: bool) -> dict[str, Any]:
+    """Keyword inputs by the module's main input and the parameters of its forward."""
+    import torch
+
+    names = _signature(module)
+    main = getattr(module, "main_input_name", "input_ids")
+    text = getattr(config, "text_config", config)
+    vocab = getattr(text, "vocab_size", 0)
+    inputs: dict[str, Any] = {}
+
+    def ids() -> torch.Tensor:
+        return torch.randint(0, max(2, vocab), (batch, seq_len))
+
+    if main == "pixel_values" or "pixel_values" in names:
+        vision = getattr(config, "vision_config", config)
+        size = getattr(vision, "image_size", None) or 224
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        inputs["pixel_values"] = torch.randn(batch, getattr(vision, "num_channels", 3), height, width)
+    if main == "input_features":
+        length = 2 * getattr(config, "max_source_positions", 1500)
+        inputs["input_features"] = torch.randn(batch, getattr(config, "num_mel_bins", 80), length)
+        inputs["decoder_input_ids"] = ids()
+    if "input_ids" in names and main != "input_features":
+        inputs["input_ids"] = ids()
+    if not inputs:
+        raise ModelArgumentError(
+            f"inputs of {type(module).__name__} do not follow from its configuration (main input {main!r}); "
+            "give module:callable returning (module, args, kwargs)"
+        )
+    if "use_cache" in names:
+        inputs["use_cache"] = False
+    if getattr(config, "is_encoder_decoder", False) and "labels" not in names and "decoder_input_ids" in names:
+        inputs["decoder_input_ids"] = ids()
+    if training:
+        inputs.update(_labels(module, config, names, batch, seq_len, vocab))
+    elif getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
+        inputs.setdefault("decoder_input_ids", ids())
+    if "return_loss" in names and "labels" not in names and training:
+        inputs["return_loss"] = True
+    return inputs
+
+
+def _labels(
+    module: Any, config: Any, names: set[str], batch: int, seq_len: int, vocab: int
+) -> dict[str, Any]:
+    """Labels as long as the logits: one per sample for classification heads, one per token else."""
+    import torch
+
+    labels: dict[str, Any] = {}
+    if "labels" in names:
+        head = getattr(module, "classifier", None) or getattr(module, "score", None)
+        per_sample = vocab == 0 or (head is not None and "Token" not in type(module).__name__)
+        if per_sample:
+            labels["labels"] = torch.randint(0, max(2, getattr(config, "num_labels", 2)), (batch,))
+        else:
+            labels["labels"] = torch.randint(0, max(2, vocab), (batch, seq_len))
+    if "next_sentence_label" in names:
+        labels["next_sentence_label"] = torch.randint(0, 2, (batch,))
+    if "start_positions" in names:
+        labels["start_positions"] = torch.randint(0, seq_len, (batch,))
+        labels["end_positions"] = torch.randint(0, seq_len, (batch,))
+    return labels
+
+
+def diffusers_inputs(module: Any, config: Any, batch: int) -> dict[str, Any]:
+    """Inputs of a denoising model by the parameters of its forward."""
+    import torch
+
+    names = _signature(module)
+    size = config.get("sample_size") or 64
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    main = "sample" if "sample" in names else "hidden_states"
+    inputs: dict[str, Any] = {main: torch.randn(batch, int(config.get("in_channels", 4)), height, width)}
+    if "timestep" in names:
+        inputs["timestep"] = torch.randint(0, 1000, (batch,))
+    width_context = config.get("cross_attention_dim") or config.get("caption_channels")
+    if "encoder_hidden_states" in names and width_context:
+        depth = width_context[0] if isinstance(width_context, (list, tuple)) else width_context
+        inputs["encoder_hidden_states"] = torch.randn(batch, 77, int(depth))
+    if "class_labels" in names and config.get("num_embeds_ada_norm"):
+        inputs["class_labels"] = torch.randint(0, int(config["num_embeds_ada_norm"]), (batch,))
+    return inputs

@@ -1,0 +1,279 @@
+"""Resolving the model argument."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from costmodel.errors import ModelArgumentError
+from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
+from costmodel.models.source import BuiltModel, ModelSource
+
+__all__ = ["resolve", "resolve_config", "shipped_names"]
+
+_FOLDER = Path(__file__).parents[1] / "data" / "models"
+
+
+def shipped_names() -> list[str]:
+    """Names that need no file."""
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+def resolve(
+    argument: str,
+    *,
+    micro_batch_size: int = 1,
+    seq_len: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    task: str = "train",
+    trust_remote_code: bool = False,
+) -> ModelSource:
+    """Resolve a shipped name, a config.json (or its folder), or module:callable.
+
+    Raises ModelArgumentError that names the argument, what is wrong and what there is.
+    """
+    if micro_batch_size < 1 or (seq_len is not None and seq_len < 1):
+        raise ModelArgumentError(
+            f"micro-batch {micro_batch_size} and sequence {seq_len} must be at least 1; give positive sizes"
+        )
+    shipped = _FOLDER / f"{argument}.json"
+    path = Path(argument)
+    if shipped.is_file():
+        spec = json.loads(shipped.read_text())
+        return _from_spec(spec, argument, micro_batch_size, seq_len, overrides, task, None)
+    if path.is_dir() or path.suffix == ".json":
+        file = path / "config.json" if path.is_dir() else path
+        spec = {"config": _read(file)}
+        folder = str(file.parent) if trust_remote_code else None
+        return _from_spec(spec, argument, micro_batch_size, seq_len, overrides, task, folder)
+    if ":" in argument:
+        return _from_callable(argument, micro_batch_size, seq_len, overrides)
+    raise ModelArgumentError(
+        f"unknown model {argument!r}: give a config.json or its folder, module:callable, or one of "
+        f"{', '.join(shipped_names())}"
+    )
+
+
+def resolve_config(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    micro_batch_size: int = 1,
+    seq_len: int | None = None,
+    task: str = "train",
+) -> ModelSource:
+    """A transformers or diffusers configuration given as a mapping."""
+    return _from_spec({"config": dict(config)}, name, micro_batch_size, seq_len, None, task, None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ModelArgumentError(f"model configuration {file} does not exist; give its config.json") from None
+    except (OSError, ValueError) as error:
+        raise ModelArgumentError(f"model configuration {file} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelArgumentError(f"model configuration {file} is no JSON object")
+    return config
+
+
+def _from_spec(
+    spec: Mapping[str, Any],
+    name: str,
+    micro_batch_size: int,
+    seq_len: int | None,
+    overrides: Mapping[str, Any] | None,
+    task: str,
+    remote_code: str | None,
+) -> ModelSource:
+    config = {**spec["config"], **(overrides or {})}
+    if "module" in spec:
+        return _from_module(spec, config, name, micro_batch_size)
+    if "_class_name" in config:
+        return _from_diffusers(config, name, micro_batch_size)
+    return _from_transformers(spec, config, name, micro_batch_size, seq_len, task, remote_code)
+
+
+def _from_module(spec: Mapping[str, Any], config: dict[str, Any], name: str, batch: int) -> ModelSource:
+    module_name, _, function = str(spec["module"]).partition(":")
+    factory = getattr(importlib.import_module(module_name), function)
+
+    def builder(batch: int, seq_len: int) -> BuiltModel:
+        import torch
+
+        try:
+            module = factory(**config)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelArgumentError(f"model {name!r} with {config}: {error}") from None
+        return BuiltModel(module=module, args=(torch.randn(batch, int(config["inputs"])),), kwargs={})
+
+    return ModelSource(name=name, micro_batch_size=batch, seq_len=0, builder=builder)
+
+
+def _from_diffusers(config: dict[str, Any], name: str, batch: int) -> ModelSource:
+    diffusers = _library("diffusers", name)
+    cls = getattr(diffusers, str(config["_class_name"]), None)
+    if cls is None:
+        raise ModelArgumentError(f"model {name!r}: diffusers has no class {config['_class_name']!r}")
+
+    def builder(batch: int, seq_len: int) -> BuiltModel:
+        try:
+            module = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelArgumentError(f"model {name!r}: its configuration is refused: {error}") from None
+        return BuiltModel(module=module, args=(), kwargs=diffusers_inputs(module, module.config, batch))
+
+    return ModelSource(name=name, micro_batch_size=batch, seq_len=0, builder=builder)
+
+
+def _library(library: str, name: str) -> Any:
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise ModelArgumentError(f"model {name!r} needs {library}: pip install 'foreshard[hf]' ({error})") from None
+
+
+def _from_transformers(
+    spec: Mapping[str, Any],
+    config: dict[str, Any],
+    name: str,
+    batch: int,
+    seq_len: int | None,
+    task: str,
+    remote_code: str | None,
+) -> ModelSource:
+    transformers = _library("transformers", name)
+    model_type = config.get("model_type")
+    if remote_code is None and "auto_map" in config:
+        raise ModelArgumentError(
+            f"model {name!r} brings its own Python code; pass --trust-remote-code to let it run"
+        )
+    try:
+        if remote_code is not None:
+            made = transformers.AutoConfig.from_pretrained(remote_code, trust_remote_code=True)
+        else:
+            plain = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
+            made = transformers.AutoConfig.for_model(model_type, **plain)
+    except (ValueError, TypeError, KeyError, OSError, AttributeError) as error:
+        raise ModelArgumentError(
+            f"model {name!r}: model_type {model_type!r} or a value of its configuration is refused: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    architectures = config.get("architectures") or spec.get("architectures") or []
+    length = seq_len or int(spec.get("seq_len", 0)) or default_seq_len(made)
+    has_text = bool(getattr(getattr(made, "text_config", made), "vocab_size", 0))
+
+    def builder(batch: int, seq_len: int) -> BuiltModel:
+        module = _module(transformers, made, architectures, name, remote_code is not None)
+        inputs = transformers_inputs(module, made, batch, seq_len, training=task == "train")
+        return BuiltModel(module=module, args=(), kwargs=inputs)
+
+    return ModelSource(
+        name=name, micro_batch_size=batch, seq_len=length if has_text else 0, builder=builder
+    )
+
+
+def _module(transformers: Any, config: Any, architectures: list[str], name: str, remote: bool) -> Any:
+    import torch
+    from transformers import initialization
+
+    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    context = initialization.no_init_weights() if fake else _nothing()
+    try:
+        with context:
+            module = _instance(transformers, config, architectures, remote)
+            module.tie_weights()
+            return module
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, AttributeError) as error:
+        raise ModelArgumentError(
+            f"model {name!r}: building it fails: {str(error).splitlines()[0]}; check the configuration's sizes"
+        ) from None
+
+
+def _instance(transformers: Any, config: Any, architectures: list[str], remote: bool) -> Any:
+    cls = getattr(transformers, architectures[0], None) if architectures else None
+    if cls is not None:
+        return cls._from_config(config)
+    for auto in ("CausalLM", "Seq2SeqLM", "MaskedLM", "ImageClassification"):
+        loader = getattr(transformers, f"AutoModelFor{auto}")
+        if type(config) in loader._model_mapping:
+            return loader.from_config(config, trust_remote_code=remote)
+    return transformers.AutoModel.from_config(config, trust_remote_code=remote)
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _from_callable(
+    argument: str, batch: int, seq_len: int | None, overrides: Mapping[str, Any] | None
+) -> ModelSource:
+    module_name, _, function = argument.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise ModelArgumentError(
+            f"model {argument!r}: {error}; give an importable module and the name of a callable in it"
+        ) from None
+    finally:
+        sys.path.pop(0)
+
+    def builder(batch: int, seq_len: int) -> BuiltModel:
+        return _call(factory, argument, dict(overrides or {}), batch)
+
+    return ModelSource(name=argument, micro_batch_size=batch, seq_len=seq_len or 0, builder=builder)
+
+
+def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int) -> BuiltModel:
+    from torch import nn
+
+    try:
+        made = factory(**overrides)
+    except Exception as error:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        where = "" if frame is None else f" (line {frame.tb_lineno} of {Path(frame.tb_frame.f_code.co_filename).name})"
+        raise ModelArgumentError(f"model {argument!r} raised {type(error).__name__}: {error}{where}") from None
+    if isinstance(made, nn.Module) and hasattr(made, "config"):
+        config = made.config
+        return BuiltModel(
+            module=made,
+            args=(),
+            kwargs=transformers_inputs(made, config, batch, default_seq_len(config), training=True),
+        )
+    if not isinstance(made, (tuple, list)) or not 2 <= len(made) <= 3 or not isinstance(made[0], nn.Module):
+        raise ModelArgumentError(
+            f"model {argument!r} returned {type(made).__name__}; it must return (nn.Module, args) or "
+            "(nn.Module, args, kwargs)"
+        )
+    kwargs = made[2] if len(made) == 3 else {}
+    args, kwargs = _with_batch(tuple(made[1]), dict(kwargs), batch)
+    return BuiltModel(module=made[0], args=args, kwargs=kwargs)
+
+
+def _with_batch(args: Any, kwargs: Any, batch: int) -> tuple[Any, Any]:
+    """Example inputs repeated along dimension 0 to `batch` samples (1 = as given)."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    if batch == 1:
+        return args, kwargs
+    sizes = [t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
+    own = sizes[0] if sizes else 1
+
+    def scale(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == own:
+            index = torch.arange(batch * own) % own if not own == 1 else None
+            return value.expand(batch, *value.shape[1:]).contiguous() if index is None else value[index][: batch * own]
+        return value
+
+    return pytree.tree_map(scale, (args, kwargs))  # type: ignore[no-any-return]

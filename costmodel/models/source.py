@@ -1,0 +1,44 @@
+"""ModelSource: a model that can be built, with the example inputs of its forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["BuiltModel", "ModelSource"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltModel:
+    """A module and one call of it."""
+
+    module: nn.Module
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """What the model argument resolved to. `builder(batch, seq_len)` makes the module and its inputs on the
+    current default device (a FakeTensorMode around it makes them fake)."""
+
+    name: str
+    micro_batch_size: int
+    seq_len: int
+    """0 where the model has no sequence."""
+    builder: Callable[[int, int], BuiltModel]
+
+    def build(self, device: str = "cpu") -> BuiltModel:
+        """Build with random weights on `device`. Raises ModelArgumentError."""
+        import torch
+
+        with torch.device(device):
+            return self.builder(self.micro_batch_size, self.seq_len)
+
+    def with_batch(self, micro_batch_size: int) -> ModelSource:
+        """The same model with another batch."""
+        return replace(self, micro_batch_size=micro_batch_size)

@@ -1,0 +1,104 @@
+"""Convolutions, forward and both gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from costmodel.operator_costs.registry import Call, Piece, TensorMeta, register_cost
+
+__all__ = ["backward", "forward"]
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    """The last two of a per-dimension list; 1-D has height 1."""
+    padded = (1, *values) if len(values) == 1 else tuple(values)
+    return int(padded[-2]), int(padded[-1])
+
+
+def _dims(
+    x: TensorMeta, weight: TensorMeta, stride: Sequence[int], padding: Sequence[int], *, transposed: bool, groups: int
+) -> dict[str, int]:
+    spatial = x.shape[2:]
+    kernel = weight.shape[2:]
+    h = 1 if len(spatial) == 1 else prod(spatial[:-1])
+    kh = 1 if len(kernel) == 1 else prod(kernel[:-1])
+    c_in = x.shape[1]
+    c_out = weight.shape[1] * groups if transposed else weight.shape[0]
+    return {
+        "batch": x.shape[0],
+        "c_in": c_in,
+        "c_out": c_out,
+        "h": h,
+        "w": spatial[-1],
+        "kh": kh,
+        "kw": kernel[-1],
+        "stride": _pair(stride)[1],
+        "padding": _pair(padding)[1],
+        "groups": groups,
+        "transposed": int(transposed),
+    }
+
+
+@register_cost("aten.convolution", "aten._convolution")
+def forward(call: Call) -> list[Piece]:
+    """2 x batch x output positions x c_out x c_in / groups x kernel FLOP (torch's conv_flop)."""
+    x, weight = call.tensors[0], call.tensors[1]
+    _, _, _, stride, padding, _, transposed, _, groups = call.args[:9]
+    return [
+        Piece(
+            kind="conv",
+            variant="fwd",
+            dims=_dims(x, weight, stride, padding, transposed=bool(transposed), groups=int(groups)),
+            flop=call.flop,
+            read_bytes=call.read_bytes,
+            written_bytes=call.written_bytes,
+        )
+    ]
+
+
+@register_cost("aten.convolution_backward")
+def backward(call: Call) -> list[Piece]:
+    """Data gradient and weight gradient are two kernels of the forward's FLOP each (where asked for)."""
+    grad, x, weight = call.tensors[:3]
+    _, _, _, _, stride, padding, _, transposed, _, groups, mask = call.args[:11]
+    dims = _dims(x, weight, stride, padding, transposed=bool(transposed), groups=int(groups))
+    wanted = [bool(mask[0]), bool(mask[1])]
+    each = call.flop // max(1, sum(wanted))
+    pieces = []
+    if wanted[0]:
+        pieces.append(
+            Piece(
+                kind="conv",
+                variant="dgrad",
+                dims=dims,
+                flop=each,
+                read_bytes=grad.traffic_bytes + weight.traffic_bytes,
+                written_bytes=x.traffic_bytes,
+                outputs=(0,),
+            )
+        )
+    if wanted[1]:
+        pieces.append(
+            Piece(
+                kind="conv",
+                variant="wgrad",
+                dims=dims,
+                flop=each,
+                read_bytes=grad.traffic_bytes + x.traffic_bytes,
+                written_bytes=weight.traffic_bytes,
+                outputs=(1, 2) if mask[2] else (1,),
+            )
+        )
+    elif mask[2]:
+        rows = grad.shape[1]
+        pieces.append(
+            Piece(
+                kind="reduction",
+                variant="sum",
+                dims={"rows": rows, "cols": grad.numel // rows, "bytes": grad.traffic_bytes},
+                read_bytes=grad.traffic_bytes,
+                outputs=(2,),
+            )
+        )
+    return pieces
