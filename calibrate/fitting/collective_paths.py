@@ -18,10 +18,12 @@ import numpy as np
 from calibrate.collective_samples import CollectiveSample
 from costmodel.estimate import FloatArray
 from costmodel.hardware.collectives.algorithms import path_shape
+from costmodel.hardware.collectives.pricing import nic_fraction
+from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.network_schema import Link, PathFit
 from costmodel.hardware.topology import link_capacity
 
-__all__ = ["PathPrior", "ShapeTable", "fit_paths", "median_times", "starting_paths"]
+__all__ = ["PathPrior", "ShapeTable", "Wiring", "fit_paths", "median_times", "starting_paths"]
 
 _FIELDS = ("base_s", "step_s", "node_step_s", "intra_bytes_per_s", "inter_bytes_per_s", "ramp_s")
 # Spread of ln(parameter) around its prior; bandwidths of links between nodes bring their own.
@@ -51,6 +53,22 @@ class PathPrior:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """The links under a family of samples; `ranks_per_node` of the machine, `inter` None inside a node."""
+
+    intra: Link
+    inter: Link | None = None
+    ranks_per_node: int = 8
+
+    def nic_fraction(self, sample: CollectiveSample) -> float:
+        """Share of the node's interfaces behind a sample's group."""
+        if self.inter is None:
+            return 1.0
+        group = CollectiveGroup(n_ranks=sample.n_ranks, n_nodes=sample.n_nodes)
+        return nic_fraction(sample.op, self.inter, max(self.ranks_per_node, group.ranks_per_node), group)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeTable:
     """Samples as columns, [n]; `allowed` [paths, n] says which paths may have carried each."""
 
@@ -62,11 +80,12 @@ class ShapeTable:
     intra: FloatArray
     """[paths, n] bytes over the busiest port, divided by the mesh's capacity."""
     inter: FloatArray
+    """[paths, n] bytes over the busiest node, divided by the share of its interfaces in use."""
     allowed: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 
     @classmethod
-    def of(cls, samples: Sequence[CollectiveSample], paths: Sequence[PathFit], link: Link) -> ShapeTable:
-        """Table of samples of one op. `link`: the intra-node link, for the rings of a mesh."""
+    def of(cls, samples: Sequence[CollectiveSample], paths: Sequence[PathFit], wiring: Wiring) -> ShapeTable:
+        """Table of samples of one op over their links."""
         n = len(samples)
         steps, nodes, intra, inter = (np.zeros((len(paths), n)) for _ in range(4))
         allowed = np.zeros((len(paths), n), dtype=np.bool_)
@@ -76,14 +95,14 @@ class ShapeTable:
                 continue
             if sample.algorithm and sample.algorithm != path.algorithm:
                 continue
-            capacity = link_capacity(link, path.algorithm, local)
+            capacity = link_capacity(wiring.intra, path.algorithm, local)
             shape = path_shape(path.algorithm, sample.op, sample.n_ranks, sample.n_nodes)
             if capacity <= 0 and shape.intra_volume > 0:
                 continue
             allowed[i, j] = True
             steps[i, j], nodes[i, j] = shape.steps, shape.node_steps
             intra[i, j] = shape.intra_volume * sample.size_bytes / max(capacity, 1e-9)
-            inter[i, j] = shape.inter_volume * sample.size_bytes
+            inter[i, j] = shape.inter_volume * sample.size_bytes / wiring.nic_fraction(sample)
         # Curves of many sizes must not outvote short ones of other rank counts.
         shapes = [(s.n_ranks, s.n_nodes, s.source, s.version) for s in samples]
         counts = {shape: shapes.count(shape) for shape in set(shapes)}
@@ -118,15 +137,22 @@ def starting_paths(prior: Sequence[PathPrior]) -> FloatArray:
 
 
 def fit_paths(
-    samples: Sequence[CollectiveSample], prior: Sequence[PathPrior], link: Link, *, seed: int = 0
+    samples: Sequence[CollectiveSample],
+    prior: Sequence[PathPrior],
+    wiring: Wiring,
+    *,
+    near: Sequence[PathFit] | None = None,
+    seed: int = 0,
 ) -> tuple[tuple[PathFit, ...], float]:
     """(paths, cost) fitted to samples of one op, implementation and timing.
+
+    `near`: start from these paths alone instead of trying several starts (folds of one fit).
 
     `cost` is the robust loss plus the priors' penalty: what hypotheses about the algorithms compare by.
     """
     from scipy.optimize import least_squares
 
-    table = ShapeTable.of(samples, [entry.path for entry in prior], link)
+    table = ShapeTable.of(samples, [entry.path for entry in prior], wiring)
     start = starting_paths(prior)
     spread = np.array(
         [[entry.log_sigma.get(name, _PRIOR_LOG_SIGMA[name]) for name in _FIELDS] for entry in prior]
@@ -147,9 +173,11 @@ def fit_paths(
 
     best = None
     rng = np.random.default_rng(seed)
-    for attempt in range(3):
+    for attempt in range(1 if near is not None else 3):
         x0 = np.zeros(len(slots)) if attempt == 0 else rng.normal(0.0, 0.5, len(slots)) * np.minimum(slots, 1)
-        solution = least_squares(residuals, x0, max_nfev=60)
+        if near is not None:
+            x0 = _position_of(near, prior, start, index, len(slots))
+        solution = least_squares(residuals, x0, max_nfev=25 if near is not None else 60)
         if best is None or solution.cost < best.cost:
             best = solution
     assert best is not None
@@ -181,3 +209,19 @@ def _free(
                 slots.append(float(spread[i, j]))
             index[i, j] = known[key]
     return index, np.array(slots)
+
+
+def _position_of(
+    paths: Sequence[PathFit],
+    prior: Sequence[PathPrior],
+    start: FloatArray,
+    index: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    n: int,
+) -> FloatArray:
+    """The free parameters at which the priors become `paths`."""
+    values = starting_paths(
+        [PathPrior(path=path, log_sigma=entry.log_sigma) for path, entry in zip(paths, prior, strict=True)]
+    )
+    x = np.zeros(n)
+    x[index[index >= 0]] = np.log(values[index >= 0] / start[index >= 0])
+    return x

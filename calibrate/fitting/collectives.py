@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.collective_samples import CollectiveSample, usable_samples
-from calibrate.fitting.collective_paths import PathPrior, ShapeTable, fit_paths, median_times, starting_paths
+from calibrate.fitting.collective_paths import (
+    PathPrior,
+    ShapeTable,
+    Wiring,
+    fit_paths,
+    median_times,
+    starting_paths,
+)
 from calibrate.fitting.collective_priors import hypotheses
 from calibrate.fitting.size_curves import CurveFit, fit_curve, fold_numbers, spread_of
 from costmodel.errors import MeasurementError
@@ -22,7 +29,6 @@ from costmodel.estimate import Z90, FloatArray
 from costmodel.hardware.collectives.constants import network_constants
 from costmodel.hardware.network_schema import (
     CollectiveFit,
-    Link,
     NetworkModel,
     NetworkResidual,
     PathFit,
@@ -42,11 +48,11 @@ class FamilyFit:
 
     paths: tuple[PathFit, ...]
     curves: dict[_Shape, CurveFit]
-    intra: Link
+    wiring: Wiring
 
     def path_log_times(self, samples: Sequence[CollectiveSample]) -> FloatArray:
         """ln seconds of the fastest path for each sample."""
-        table = ShapeTable.of(samples, self.paths, self.intra)
+        table = ShapeTable.of(samples, self.paths, self.wiring)
         values = starting_paths([PathPrior(path=path, log_sigma={}) for path in self.paths])
         return np.log(median_times(table, values))
 
@@ -63,12 +69,19 @@ class FamilyFit:
 def fit_family(
     samples: Sequence[CollectiveSample],
     priors: Sequence[Sequence[PathPrior]],
-    intra: Link,
+    wiring: Wiring,
+    *,
+    near: Sequence[PathFit] | None = None,
 ) -> FamilyFit:
-    """Paths under the likeliest hypothesis, and a curve for each group shape with enough sizes."""
-    fits = [fit_paths(samples, prior, intra) for prior in priors]
+    """Paths under the likeliest hypothesis, and a curve for each group shape with enough sizes.
+
+    `near`: paths of a fit to more of the same samples; its hypothesis is kept and its values started from.
+    """
+    if near is not None:
+        priors = [prior for prior in priors if _same_paths(prior, near)]
+    fits = [fit_paths(samples, prior, wiring, near=near) for prior in priors]
     paths = min(fits, key=lambda fit: fit[1])[0]
-    bare = FamilyFit(paths=paths, curves={}, intra=intra)
+    bare = FamilyFit(paths=paths, curves={}, wiring=wiring)
     log_ratio = np.log([s.time_s for s in samples]) - bare.path_log_times(samples)
     groups: dict[_Shape, list[int]] = defaultdict(list)
     for i, sample in enumerate(samples):
@@ -79,7 +92,14 @@ def fit_family(
         sizes = np.log2([samples[i].size_bytes for i in members])
         if len(np.unique(sizes)) >= _MIN_CURVE_SAMPLES:
             curves[shape] = fit_curve(sizes, log_ratio[members])
-    return FamilyFit(paths=paths, curves=curves, intra=intra)
+    return FamilyFit(paths=paths, curves=curves, wiring=wiring)
+
+
+def _same_paths(prior: Sequence[PathPrior], paths: Sequence[PathFit]) -> bool:
+    def names(fits: Sequence[PathFit]) -> list[tuple[str, str, int | None]]:
+        return [(fit.algorithm, fit.protocol, fit.max_ranks) for fit in fits]
+
+    return names([entry.path for entry in prior]) == names(paths)
 
 
 def fit_collectives(
@@ -121,12 +141,12 @@ def fit_collectives(
 
 
 def _fit_one(
-    family: tuple[str, str, str, str], samples: list[CollectiveSample], intra: Link, inter: Link | None
+    family: tuple[str, str, str, str], samples: list[CollectiveSample], wiring: Wiring
 ) -> CollectiveFit:
     op, link, impl, timing = family
-    priors = hypotheses(op, impl, samples, intra, inter)
-    whole = fit_family(samples, priors, intra)
-    errors = _held_out_errors(samples, priors, intra)
+    priors = hypotheses(op, impl, samples, wiring.intra, wiring.inter)
+    whole = fit_family(samples, priors, wiring)
+    errors = _held_out_errors(samples, priors, wiring, whole.paths)
     constants = network_constants()
     bare = np.log([s.time_s for s in samples]) - whole.path_log_times(samples)
     return CollectiveFit(
@@ -145,7 +165,10 @@ def _fit_one(
 
 
 def _held_out_errors(
-    samples: Sequence[CollectiveSample], priors: Sequence[Sequence[PathPrior]], intra: Link
+    samples: Sequence[CollectiveSample],
+    priors: Sequence[Sequence[PathPrior]],
+    wiring: Wiring,
+    near: Sequence[PathFit],
 ) -> FloatArray:
     """ln(measured / predicted) of each sample by a fit that saw no sample of its size; NaN if impossible."""
     log_time = np.log([s.time_s for s in samples])
@@ -155,7 +178,7 @@ def _held_out_errors(
         inside, outside = np.flatnonzero(folds == fold).tolist(), np.flatnonzero(folds != fold).tolist()
         if not len(inside) or len(outside) < _MIN_CURVE_SAMPLES:
             continue
-        fit = fit_family([samples[i] for i in outside], priors, intra)
+        fit = fit_family([samples[i] for i in outside], priors, wiring, near=near)
         errors[inside] = log_time[inside] - fit.log_times([samples[i] for i in inside])
     return errors
 

@@ -82,11 +82,11 @@ def fold_numbers(log2_bytes: FloatArray, folds: int) -> NDArray[np.int64]:
 def spread_of(log2_bytes: FloatArray, errors: FloatArray) -> tuple[FloatArray, FloatArray]:
     """(log2 bytes, sigma): half-width over Z90 of the band that holds 90 % of held-out errors around a size.
 
-    Over a sliding third of the samples (at least 8), so that small and large sizes keep their own spread.
+    Over a sliding third of the samples (at least 10), so that small and large sizes keep their own spread.
     """
     order = np.argsort(log2_bytes, kind="stable")
     x, e = log2_bytes[order], np.abs(errors[order])
-    width = max(8, len(x) // 3)
+    width = max(10, len(x) // 3)
     if len(x) <= width:
         sigma = max(_quantile(e), _MIN_SIGMA)
         return np.array([x[0], x[-1] + 1e-6]), np.array([sigma, sigma])
@@ -98,6 +98,5 @@ def spread_of(log2_bytes: FloatArray, errors: FloatArray) -> tuple[FloatArray, F
 
 
 def _quantile(errors: FloatArray) -> float:
-    """90th percentile of absolute errors in standard deviations; few samples take their largest."""
-    rank = min(1.0, 0.9 * (len(errors) + 1) / len(errors))
-    return float(np.quantile(errors, rank)) / Z90
+    """90th percentile of absolute errors, in standard deviations."""
+    return float(np.quantile(errors, 0.9)) / Z90

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from calibrate.collective_samples import CollectiveSample
@@ -18,7 +19,7 @@ from costmodel.hardware.collectives.constants import network_constants
 from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel
 from costmodel.hardware.node_links import device_network, inter_link
 
-__all__ = ["fit_network", "import_network", "linked_samples", "transfer_fits"]
+__all__ = ["fit_network", "import_network", "linked_samples", "transfer_fits", "with_links"]
 
 _FABRICS = (
     ("tcpxo", "tcpxo"),
@@ -34,22 +35,50 @@ _FABRICS = (
 def import_network(gpu_name: str, collective_paths: Sequence[Path]) -> NetworkModel:
     """Network of `gpu_name` fitted on its rows of the tables, with every variant of its node.
 
-    InputFileError where a table cannot be read. Lines that cannot be used are in
-    `read_collective_tables(...).problems`.
+    The tables are fitted once for all devices, whichever is asked for first. InputFileError where a table
+    cannot be read. Lines that cannot be used are in `read_collective_tables(...).problems`.
     """
     if not collective_paths:
         return device_network(gpu_name)
-    return fit_network(gpu_name, read_collective_tables(collective_paths))
+    fitted = _fitted_tables(tuple((path, path.stat().st_mtime_ns) for path in collective_paths))
+    return _completed(gpu_name, fitted)
 
 
 def fit_network(gpu_name: str, table: CollectiveTable) -> NetworkModel:
     """Network of one device out of a table of several: own rows fitted, other devices' fits transferred."""
-    base = device_network(gpu_name)
-    own = linked_samples(table, gpu_name, base)
-    network = _with_links(base, own)
-    network = fit_collectives(own, network) if own else network
-    donors = sorted({s.device for s in table.samples} - {gpu_name})
-    return transfer_fits(network, [_donor(name, network, table) for name in _useful(donors, network)])
+    return _completed(gpu_name, _fit_devices(table))
+
+
+@lru_cache(maxsize=4)
+def _fitted_tables(paths: tuple[tuple[Path, int], ...]) -> dict[str, NetworkModel]:
+    return _fit_devices(read_collective_tables([path for path, _ in paths]))
+
+
+def _fit_devices(table: CollectiveTable) -> dict[str, NetworkModel]:
+    """Device name as the table words it -> its network with fits of its own rows."""
+    networks = {}
+    for name in sorted({sample.device for sample in table.samples}):
+        base = device_network(name)
+        own = linked_samples(table, name, base)
+        networks[name] = fit_collectives(own, with_links(base, own))
+    return networks
+
+
+def _completed(gpu_name: str, fitted: dict[str, NetworkModel]) -> NetworkModel:
+    """The device's own network, or its nominal one, with what it lacks taken from the nearest others."""
+    network = fitted.get(gpu_name) or device_network(gpu_name)
+    donors = [fitted[name] for name in _by_distance(sorted(set(fitted) - {gpu_name}), network)]
+    return transfer_fits(network, donors)
+
+
+def _by_distance(names: Sequence[str], network: NetworkModel) -> list[str]:
+    """Devices with the nearest nominal link inside the node first."""
+
+    def distance(name: str) -> float:
+        ratio = device_network(name).intra[0].bytes_per_s / network.intra[0].bytes_per_s
+        return max(ratio, 1.0 / ratio)
+
+    return sorted(names, key=lambda name: (distance(name), name))
 
 
 def linked_samples(table: CollectiveTable, gpu_name: str, base: NetworkModel) -> list[CollectiveSample]:
@@ -75,40 +104,11 @@ def _link_name(text: str, sample: CollectiveSample, base: NetworkModel) -> str:
     return f"{kind}-{lines.group(1)}x{lines.group(2)}g"
 
 
-def _with_links(base: NetworkModel, samples: Sequence[CollectiveSample]) -> NetworkModel:
+def with_links(base: NetworkModel, samples: Sequence[CollectiveSample]) -> NetworkModel:
     """The network with every link between nodes that its samples name."""
     known = {link.name for link in (*base.intra, *base.inter)}
     missing = sorted({sample.link for sample in samples} - known)
     return base.model_copy(update={"inter": (*base.inter, *(inter_link(name) for name in missing))})
-
-
-def _useful(donors: Sequence[str], network: NetworkModel) -> list[str]:
-    """Other devices with a link of a kind this network has no fit for, nearest nominal bandwidth first."""
-    fitted = {fit.link for fit in network.fits}
-    bare = [link for link in (*network.intra, *network.inter) if link.name not in fitted]
-    kinds = {link.kind for link in bare}
-
-    def distance(name: str) -> float:
-        ratio = device_network(name).intra[0].bytes_per_s / network.intra[0].bytes_per_s
-        return max(ratio, 1.0 / ratio)
-
-    def serves(name: str) -> bool:
-        other = device_network(name)
-        return any(link.kind in kinds for link in (*other.intra, *other.inter))
-
-    return sorted((name for name in donors if serves(name)), key=lambda name: (distance(name), name))
-
-
-def _donor(name: str, network: NetworkModel, table: CollectiveTable) -> NetworkModel:
-    """Another device's network, fitted on what the library itself chose (no custom kernels)."""
-    base = device_network(name)
-    samples = [
-        sample
-        for sample in linked_samples(table, name, base)
-        if sample.impl.partition(":")[0] == "nccl" and sample.timing == "nccl-tests"
-    ]
-    linked = _with_links(base, samples)
-    return fit_collectives(samples, linked) if samples else linked
 
 
 def transfer_fits(network: NetworkModel, donors: Sequence[NetworkModel]) -> NetworkModel:
@@ -127,7 +127,9 @@ def transfer_fits(network: NetworkModel, donors: Sequence[NetworkModel]) -> Netw
                     key = fit.op, link.name
                     if source is None or source.kind != link.kind or key in have or key in extra:
                         continue
-                    if bool(source.mesh) != bool(link.mesh) or fit.impl != "nccl":
+                    if bool(source.mesh) != bool(link.mesh) or fit.impl != "nccl" or fit.residual is None:
+                        continue
+                    if fit.timing != "nccl-tests":
                         continue
                     extra[key] = _scaled(fit, source, link, donor.intra[0], network.intra[0], donor.name)
     fits = (*network.fits, *(extra[key] for key in sorted(extra)))

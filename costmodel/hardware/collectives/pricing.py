@@ -31,13 +31,15 @@ def busbw_bytes_per_s(op: str, size_bytes: FloatArray, time_s: FloatArray, n_ran
     return np.asarray(bus_factor(op, n_ranks) * np.asarray(size_bytes) / np.asarray(time_s))
 
 
-def nic_fraction(network: NetworkModel, link: Link, group: CollectiveGroup) -> float:
+def nic_fraction(op: str, link: Link, ranks_per_node: int, group: CollectiveGroup) -> float:
     """Share of a node's interfaces that one group of ranks can use.
 
     A rank drives the interfaces beside it (nics / ranks of them, at least one), so a group with one rank
-    per node on a machine with 8 interfaces has 1/8; `nic_sharing` groups at once split what there is.
+    per node on a machine with 8 interfaces has 1/8, and so has a message between two ranks whatever the
+    group; `nic_sharing` groups at once split what there is. `ranks_per_node`: of the machine.
     """
-    near = math.ceil(group.ranks_per_node * link.nics_per_node / network.ranks_per_node)
+    local = 1 if op in ("p2p", "p2p_bidirectional") else group.ranks_per_node
+    near = math.ceil(local * link.nics_per_node / ranks_per_node)
     return min(1.0, near / link.nics_per_node, 1.0 / group.nic_sharing)
 
 
@@ -128,7 +130,9 @@ def _grid_times(
     """Time and spread on the grid of sizes."""
     fit = choice.fit
     between = inter if group.n_nodes > 1 else None
-    fraction = 1.0 if between is None else nic_fraction(network, between, group)
+    fraction = 1.0
+    if between is not None:
+        fraction = nic_fraction(choice.op, between, network.ranks_per_node, group)
     limit = None
     if between is not None and intra is not network.intra[0]:
         limit = intra.bytes_per_s * intra.efficiency
@@ -152,7 +156,7 @@ def _grid_times(
             f"{group.n_ranks} ranks on {group.n_nodes} nodes; measure it, or use another variant: "
             f"{', '.join(network.variants())}"
         )
-    ratio, sigma = _correction(fit, group, version)
+    ratio, sigma = _correction(fit, group, version, mesh=bool(intra.mesh) and between is None)
     sigma = np.sqrt(sigma**2 + choice.extra_log_sigma**2)
     times = np.maximum.accumulate(best * np.exp(ratio))
     return np.maximum(times, _floor(choice.op, group, intra, between, fraction)), sigma
@@ -179,12 +183,13 @@ def _floor(op: str, group: CollectiveGroup, intra: Link, inter: Link | None, fra
 
 
 def _correction(
-    fit: CollectiveFit, group: CollectiveGroup, version: str | None
+    fit: CollectiveFit, group: CollectiveGroup, version: str | None, *, mesh: bool
 ) -> tuple[FloatArray, FloatArray]:
     """ln(time) correction and spread on the grid, from the curves of the nearest measured group shapes.
 
     Between two measured rank counts both are mixed by log2(n); beyond the last the nearest one stands, and
-    the spread grows with the distance.
+    the spread grows with the distance. On a mesh each count runs over links of its own, none nearer than
+    another: the mean of all stands.
     """
     curves = _of_version(fit.curves, version)
     spread = math.hypot(fit.log_sigma, fit.extra_log_sigma)
@@ -197,8 +202,8 @@ def _correction(
     distance = {c: _distance(c, group) for c in curves}
     nearest = min(distance.values())
     chosen = [c for c in curves if distance[c] <= nearest + 1e-9]
-    ratio, sigma = _mean_curve(chosen)
-    if group.n_nodes == 1:
+    ratio, sigma = _mean_curve(list(curves) if mesh else chosen)
+    if group.n_nodes == 1 and not mesh:
         below = [c for c in curves if c.n_nodes == 1 and c.n_ranks < group.n_ranks]
         above = [c for c in curves if c.n_nodes == 1 and c.n_ranks > group.n_ranks]
         if below and above:
