@@ -1,5 +1,8 @@
 """Pipeline schedules: one file per family, each a registered function that lists printable actions."""
 
-from costmodel.registry import Registry
+from costmodel.schedules import interleaved, synchronous
+from costmodel.schedules.actions import SCHEDULES, Order, Step, parse_csv, register_schedule, schedule, stage_rank
 
-SCHEDULES: Registry[object] = Registry("schedule")
+__all__ = ["SCHEDULES", "Order", "Step", "parse_csv", "register_schedule", "schedule", "stage_rank"]
+
+_FAMILIES = (interleaved, synchronous)
