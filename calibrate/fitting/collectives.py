@@ -134,9 +134,12 @@ def fit_collectives(
             progress(" ".join(family))
         link = known[family[1]]
         between = link in base.inter
-        fits[family] = _fit_one(
-            family, members, base.intra[0] if between else link, link if between else None
+        wiring = Wiring(
+            intra=base.intra[0] if between else link,
+            inter=link if between else None,
+            ranks_per_node=base.ranks_per_node,
         )
+        fits[family] = _fit_one(family, members, wiring)
     return base.model_copy(update={"fits": tuple(fits[key] for key in sorted(fits))})
 
 

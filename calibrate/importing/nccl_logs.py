@@ -32,10 +32,7 @@ _NAMED = re.compile(r"#\s*(?:Collective|Testing|Operation)\s*(?:test)?\s*:?\s*(\
 _BANNER = re.compile(r"#.*\b(AllReduce|AllGather|ReduceScatter|AlltoAll|Broadcast|Reduce|SendRecv)\b")
 _RANK = re.compile(r"#\s*Rank\s+(\d+)\b.*?\bon\s+(\S+)", re.IGNORECASE)
 _VERSION = re.compile(r"NCCL\s+version\s+(\d+\.\d+)", re.IGNORECASE)
-_TYPES = frozenset(
-    "int8 char uint8 int32 int uint32 int64 uint64 half float16 float float32 double float64 bfloat16 bf16 "
-    "fp8_e4m3 fp8_e5m2 f8e4m3 f8e5m2".split()
-)
+_TYPES = re.compile(r"u?int(8|32|64)?|char|half|float(16|32|64)?|double|bf(loat)?16|fp?8_?e[45]m[32]")
 _REDOPS = ("sum", "prod", "min", "max", "avg", "none", "mulsum", "all")
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "ns": 1e-9}
 _SIZE = re.compile(r"\d+(\.\d+)?([KMGT]i?B?|B)?$", re.IGNORECASE)
@@ -129,7 +126,7 @@ def _sample(
 ) -> CollectiveSample:
     words = text.split()
     dtype = words[2].lower()
-    if dtype not in _TYPES:
+    if not _TYPES.fullmatch(dtype):
         raise ValueError(f"{words[2]!r} is no data type of nccl-tests")
     rest = words[3:]
     if rest and rest[0].lower() in _REDOPS:

@@ -158,7 +158,9 @@ def _grid_times(
         )
     ratio, sigma = _correction(fit, group, version, mesh=bool(intra.mesh) and between is None)
     sigma = np.sqrt(sigma**2 + choice.extra_log_sigma**2)
-    times = np.maximum.accumulate(best * np.exp(ratio))
+    # A size never takes longer than a larger one: a library could send the larger buffer. Outliers are
+    # slow ones (a first touch, a neighbour), so the lower envelope is also the sounder of the two.
+    times = np.minimum.accumulate((best * np.exp(ratio))[::-1])[::-1]
     return np.maximum(times, _floor(choice.op, group, intra, between, fraction)), sigma
 
 
