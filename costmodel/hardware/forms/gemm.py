@@ -12,7 +12,10 @@ For each tile shape (a, b) the library might choose:
 
 The tile whose longer side is shortest wins, as the library's heuristics aim for, and
 
-    time = (compute^p + memory^p)^(1/p) + launch + k * latency
+    both = (compute^p + memory^p)^(1/p)
+    time = both * (1 + (1/sustained - 1) * share of compute * both / (both + burst)) + launch + k * latency
+
+The last factor is the board's power limit: work longer than `burst` runs at the sustained clock.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ _ACCUMULATOR_BYTES = 8.0
 class GemmForm(Form):
     """One form for gemm and bmm; sizes `m`, `n`, `k` and, for bmm, `batch`."""
 
-    name = "gemm_tiles_1"
+    name = "gemm_tiles_2"
     kinds = ("gemm", "bmm")
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
@@ -61,6 +64,10 @@ class GemmForm(Form):
             Parameter(name="block_s", start=5e-7, low=1e-8, high=1e-4, doc="start and end of one block"),
             Parameter(name="latency_s_per_k", start=2e-10, low=1e-12, high=1e-8, doc="per k element"),
             Parameter(name="overlap_power", start=3.0, low=1.0, high=12.0, doc="of compute and memory"),
+            Parameter(
+                name="sustained_fraction", start=0.95, low=0.15, high=1.0, doc="of the rate in a burst"
+            ),
+            Parameter(name="burst_s", start=3e-3, low=1e-5, high=1.0, doc="time at the unlimited clock"),
             *tiles,
         )
 
@@ -99,20 +106,27 @@ class GemmForm(Form):
         p = theta["overlap_power"]
         shorter = np.minimum(compute_s, memory_s * slowed)
         both = best * (1.0 + (shorter / best) ** p) ** (1.0 / p)
+        computing = compute_s / (best + shorter)
+        both += (
+            both * (1.0 / theta["sustained_fraction"] - 1.0) * computing * both / (both + theta["burst_s"])
+        )
         return np.asarray(both + theta["launch_s"] + k * theta["latency_s_per_k"], dtype=np.float64)
 
     def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
-        """ln of sizes, of waves, of what the last wave and the last row of tiles leave idle; alignment."""
+        """ln of sizes, traffic, intensity, waves, and what the last wave and row of tiles leave idle."""
         batch, m, n, k = _sizes(dims)
         sms = float(device.multiprocessors)
+        traffic = batch * (m * n + m * k + n * k)
         columns = [np.log(m), np.log(n), np.log(k), np.log(batch)]
+        columns += [np.log(traffic), np.log(batch * m * n * k / traffic)]
         rows = np.ceil(m / 128.0)
-        for a, b in ((128.0, 128.0), (256.0, 128.0)):
+        for a, b in ((128.0, 128.0), (256.0, 128.0), (128.0, 256.0), (64.0, 64.0)):
             x = batch * np.ceil(m / a) * np.ceil(n / b) / sms
             columns.append(np.where(x > 1.0, 2.0 * np.log(np.ceil(x) / x), 0.0))
         columns.append(np.log(batch * rows * np.ceil(n / 128.0) / sms))
         columns.append(np.minimum(3.0 * np.log(rows * 128.0 / m), 0.7))
         columns.append(np.where(m % 8 == 0, 0.0, 1.0))
+        columns.append(np.where(m <= 16, 1.0, 0.0))
         return np.stack(columns, axis=1)
 
     def flop(self, dims: Dims, variant: str) -> FloatArray:
