@@ -24,7 +24,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What must be equal before samples are merged, and `load` (running processes per core), which need not."""
+    """What must be equal before samples are merged; `load` (running processes per core) need not."""
 
     device_kind: str
     device: str

@@ -86,7 +86,7 @@ class Journal:
     """Appends visits to a file; every line is on disk before the next case starts."""
 
     def __init__(self, path: Path, machine: Machine, *, resume: bool) -> None:
-        """Open for appending. With `resume`, keep what is there. Raises MeasurementError on another machine."""
+        """Open for appending; with `resume`, keep what is there. MeasurementError on another machine."""
         self.path = path
         self.visits: list[Visit] = []
         if resume and path.is_file():

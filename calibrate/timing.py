@@ -12,11 +12,14 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calibrate.benchmarks.base import Bench, Call, Case
 
-__all__ = ["Timed", "summarise", "time_case", "timing_name"]
+__all__ = ["Agree", "Timed", "summarise", "time_call", "time_case", "time_together", "timing_name"]
+
+Agree = Callable[[Sequence[float]], list[list[float]]]
+"""Numbers of this rank -> those of every rank, by rank; all ranks call it together."""
 
 _BLOCK_S = 100e-6
 _RING_BYTES = 48 << 20
@@ -56,16 +59,23 @@ def time_case(case: Case, bench: Bench, *, slice_s: float) -> Timed:
     """
     import torch
 
-    if bench.cuda:
+    if bench.cuda and not case.host_clock:
         return _time_graph(case, bench, slice_s=slice_s)
     with torch.no_grad():
         call = case.prepare(bench)
         keep = _ring_length(case)
-        return time_call(call, slice_s=slice_s, keep=keep)
+        settle = torch.cuda.synchronize if bench.cuda else None
+        timed = time_call(call, slice_s=slice_s, keep=keep, settle=settle)
+    return replace(timed, time_s=timed.time_s / case.calls)
 
 
-def time_call(call: Call, *, slice_s: float, keep: int = 1) -> Timed:
-    """Time a call on the host clock; its last `keep` results stay alive."""
+def time_call(
+    call: Call, *, slice_s: float, keep: int = 1, settle: Callable[[], None] | None = None
+) -> Timed:
+    """Time a call on the host clock; its last `keep` results stay alive.
+
+    `settle` runs between blocks, outside the time: it lets a device finish what the host queued.
+    """
     ring: deque[object] = deque(maxlen=keep)
     clock = time.perf_counter
     start = clock()
@@ -82,6 +92,8 @@ def time_call(call: Call, *, slice_s: float, keep: int = 1) -> Timed:
     blocks: list[float] = []
     end = clock() + slice_s
     while len(blocks) < 2 or (clock() < end and len(blocks) < 1000):
+        if settle is not None:
+            settle()
         start = clock()
         for _ in range(inner):
             ring.append(call())
@@ -89,6 +101,40 @@ def time_call(call: Call, *, slice_s: float, keep: int = 1) -> Timed:
         if len(blocks) == 1 and blocks[0] > slice_s:
             break
     return summarise(blocks, inner, "eager_loop")
+
+
+def time_together(case: Case, bench: Bench, *, slice_s: float, agree: Agree) -> Timed:
+    """One visit of a call that all ranks make together: they agree on how often, then call back to back."""
+    import torch
+
+    with torch.no_grad():
+        call = case.prepare(bench)
+        agree([0.0])
+        call()
+        first_s = min(_one_block(call, 1, case, bench) for _ in range(2))
+        first_s = max(row[0] for row in agree([first_s]))
+        inner = 1 if case.self_timed else max(1, min(50, math.ceil(3 * _BLOCK_S / first_s)))
+        count = max(2, min(20, int(slice_s / (inner * first_s))))
+        blocks = [_one_block(call, inner, case, bench) for _ in range(count)]
+    name = "eager_loop" if case.kind in ("host", "overlap") else "torch_loop"
+    return summarise([b / case.calls for b in blocks], inner, name)
+
+
+def _one_block(call: Call, inner: int, case: Case, bench: Bench) -> float:
+    import torch
+
+    if case.self_timed:
+        seconds = call()
+        assert isinstance(seconds, float)
+        return seconds
+    if bench.cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(inner):
+        call()
+    if bench.cuda and not case.host_clock:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / inner
 
 
 def _ring_length(case: Case) -> int:

@@ -18,9 +18,7 @@ def attention_cases(bench: Bench) -> list[Case]:
     cases = []
     for dtype in bench.dtypes:
         wanted, found = bench.points(14), 0
-        for number, size in enumerate(
-            log_points(20 * wanted, _SIZES)
-        ):
+        for number, size in enumerate(log_points(20 * wanted, _SIZES)):
             width, length = _HEAD_WIDTHS[number % len(_HEAD_WIDTHS)], size["length"]
             rows = size["batch"] * size["heads"] * length
             tensor_bytes = rows * width * _ITEM_BYTES[dtype]
@@ -64,11 +62,8 @@ def _case(variant: str, dtype: str, dims: dict[str, int], tensor_bytes: int) -> 
             )
         leaves = [t().detach().transpose(1, 2).requires_grad_() for t in (q, k, v)]
         with torch.enable_grad():
-            out = F.scaled_dot_product_attention(*leaves, is_causal=causal)
-        node = out.grad_fn
-        assert node is not None
+            out = F.scaled_dot_product_attention(leaves[0], leaves[1], leaves[2], is_causal=causal)
         gradient = bench.rotate(shape, dtype, cold=False)().transpose(1, 2)
-        # more than one output node (flash keeps its log-sum-exp): only the first has a gradient
         return lambda: torch.autograd.grad(out, leaves, gradient, retain_graph=True)
 
     return Case(

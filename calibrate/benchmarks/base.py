@@ -35,7 +35,7 @@ class Case:
     `saved_output`: the result outlives the call in a real step (forward), so results are kept in a ring of
     `output_bytes` each. `n_ranks` > 0: a call that so many ranks make together, the others none.
     `calls`: how many of what is priced one call makes (a round trip is 2 transfers). `host_clock`: the
-    host's time is wanted, also where kernels run beside it.
+    host's time is wanted, also where kernels run beside it. `self_timed`: the call returns its seconds.
     """
 
     kind: str
@@ -48,6 +48,7 @@ class Case:
     n_ranks: int = 0
     calls: int = 1
     host_clock: bool = False
+    self_timed: bool = False
 
 
 Benchmark = Callable[["Bench"], Sequence[Case]]

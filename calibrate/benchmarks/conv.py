@@ -28,9 +28,7 @@ def conv_cases(bench: Bench) -> list[Case]:
     cases = []
     for dtype in bench.dtypes:
         wanted, found = bench.points(24), 0
-        for number, size in enumerate(
-            log_points(20 * wanted, _SIZES)
-        ):
+        for number, size in enumerate(log_points(20 * wanted, _SIZES)):
             kernel, stride, depthwise = _SHAPES[number % len(_SHAPES)]
             if kernel == 7:
                 size = {**size, "c_in": 3, "c_out": min(size["c_out"], 128)}

@@ -22,7 +22,7 @@ def gemm_cases(bench: Bench) -> list[Case]:
     """
     cases = []
     for dtype in bench.dtypes:
-        for number, size in enumerate(_sizes(bench, dtype, bench.points(66), _GEMM)):
+        for number, size in enumerate(_sizes(bench, dtype, bench.points(105), _GEMM)):
             cases.append(_gemm(("nt", "nn", "tn")[number % 3], dtype, **size))
     return cases
 
@@ -32,7 +32,7 @@ def bmm_cases(bench: Bench) -> list[Case]:
     """C[b,m,n] = A[b,m,k] B[b,k,n]: the products of attention written out, forward and backward."""
     cases = []
     for dtype in bench.dtypes:
-        for number, size in enumerate(_sizes(bench, dtype, bench.points(24), _BMM)):
+        for number, size in enumerate(_sizes(bench, dtype, bench.points(30), _BMM)):
             cases.append(_bmm(("nn", "nt", "tn")[number % 3], dtype, **size))
     return cases
 

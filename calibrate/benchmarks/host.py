@@ -7,8 +7,14 @@ less the same operators called plainly, eight buckets less one) to get the costs
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["BLOCKS", "PIECES", "host_cases"]
 
@@ -102,17 +108,122 @@ def _plain_chain(bench: Bench) -> Call:
     return call
 
 
-def _chain(bench: Bench) -> Callable[[torch.Tensor], torch.Tensor]:  # noqa: F821
+def _chain(bench: Bench, blocks: int = BLOCKS) -> nn.Sequential:
+    """Blocks of linear, GELU and the addition of a constant, as modules."""
     import torch
     from torch import nn
 
-    linears = nn.ModuleList(nn.Linear(_WIDTH, _WIDTH, device=bench.device) for _ in range(BLOCKS))
-    gelu = nn.GELU()
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(_WIDTH, _WIDTH, device=bench.device)
+            self.gelu = nn.GELU()
 
-    def run(x: torch.Tensor) -> torch.Tensor:
-        for linear in linears:
-            x = gelu(linear(x)) + x
-        return x
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.add(self.gelu(self.linear(x)), x)
 
-    run.parameters = list(linears.parameters())  # type: ignore[attr-defined]
-    return run
+    return nn.Sequential(*(Block() for _ in range(blocks)))
+
+
+def _input(bench: Bench) -> torch.Tensor:
+    return bench.take((_WIDTH, _WIDTH)).clone()
+
+
+def _train(model: nn.Module, x: torch.Tensor) -> Call:
+    """Forward and backward with gradients dropped afterwards."""
+    import torch
+
+    gradient = torch.ones_like(x)
+    parameters = list(model.parameters())
+
+    def call() -> None:
+        with torch.enable_grad():
+            model(x).backward(gradient)
+        for parameter in parameters:
+            parameter.grad = None
+
+    return call
+
+
+def _training_chain(bench: Bench) -> Call:
+    return _train(_chain(bench), _input(bench).requires_grad_())
+
+
+def _backward_step(bench: Bench) -> Call:
+    """One differentiated operator, with what a step does once: zero_grad and the start of backward."""
+    import torch
+
+    model = torch.nn.Linear(_WIDTH, _WIDTH, bias=False, device=bench.device)
+    x, gradient = _input(bench), torch.ones(_WIDTH, _WIDTH, device=bench.device)
+
+    def call() -> None:
+        model.zero_grad()
+        with torch.enable_grad():
+            model(x).backward(gradient)
+
+    return call
+
+
+def _mesh(bench: Bench, n_ranks: int) -> DeviceMesh:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return DeviceMesh.from_group(bench.groups[n_ranks], bench.device.type)
+
+
+def _dtensor_chain(bench: Bench) -> Call:
+    """The training chain on replicated DTensors: no communication, every operator dispatched by DTensor."""
+    from torch.distributed.tensor import DTensor, Replicate, distribute_module
+
+    mesh = _mesh(bench, max(bench.groups))
+    model = distribute_module(_chain(bench), mesh)
+    x = DTensor.from_local(_input(bench), mesh, [Replicate()], run_check=False).requires_grad_()
+    return _train(model, x)
+
+
+def _ddp_step(bench: Bench, n: int) -> Call:
+    """`n` blocks, one gradient bucket each: their caps hold one small weight."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    group = bench.groups[max(bench.groups)]
+    model = DistributedDataParallel(
+        _chain(bench, n), process_group=group, bucket_cap_mb=4 * _WIDTH / 2**20, broadcast_buffers=False
+    )
+    call = _train(model, _input(bench))
+    call()  # the first step rebuilds the buckets in the order gradients came
+    return call
+
+
+def _fsdp_step(bench: Bench, n: int) -> Call:
+    """`n` FSDP2 units of one block each, parameters gathered again for backward."""
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = _mesh(bench, max(bench.groups))
+    model = _chain(bench, n)
+    for block in model:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return _train(model, _input(bench))
+
+
+def _pipeline_step(bench: Bench, n: int) -> Call:
+    """GPipe over one block a stage with `n` micro-batches."""
+    import torch
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
+    world = max(bench.groups)
+    stage = PipelineStage(_chain(bench, 1), bench.rank, world, bench.device, group=bench.groups[world])
+    schedule = ScheduleGPipe(stage, n, loss_fn=lambda y, target: (y * target).sum())
+    x = bench.take((_WIDTH * n, _WIDTH)).clone()
+    parameters = list(stage.submod.parameters())
+    first, last = bench.rank == 0, bench.rank == world - 1
+
+    def call() -> None:
+        with torch.enable_grad():
+            if first:
+                schedule.step(x, target=x if last else None)
+            else:
+                schedule.step(target=x if last else None)
+        for parameter in parameters:
+            parameter.grad = None
+
+    return call

@@ -21,7 +21,9 @@ Maker = Callable[[Bench, str, int, int], Call]
 """(bench, dtype, rows, cols) -> the call that is timed."""
 
 
-def _sizes(bench: Bench, wanted: int, tensors: int, ranges: Mapping[str, tuple[int, int]]) -> list[dict[str, int]]:
+def _sizes(
+    bench: Bench, wanted: int, tensors: int, ranges: Mapping[str, tuple[int, int]]
+) -> list[dict[str, int]]:
     found = []
     for size in log_points(10 * wanted, ranges):
         one = 4.0 * size["rows"] * size["cols"]
@@ -128,9 +130,7 @@ def norm_cases(bench: Bench) -> list[Case]:
         g, x = bench.rotate((rows, cols), dtype, cold=False), bench.rotate((rows, cols), dtype)
         w = bench.take((cols,), dtype)
         _, mean, rstd = aten.native_layer_norm(x(), [cols], w, w, _EPS)
-        return lambda: aten.native_layer_norm_backward(
-            g(), x(), [cols], mean, rstd, w, w, [True, True, True]
-        )
+        return lambda: aten.native_layer_norm_backward(g(), x(), [cols], mean, rstd, w, w, [True, True, True])
 
     def rms(bench: Bench, dtype: str, rows: int, cols: int) -> Call:
         x, w = bench.rotate((rows, cols), dtype, cold=False), bench.take((cols,), dtype)
@@ -260,7 +260,7 @@ def reduction_cases(bench: Bench) -> list[Case]:
                     "pool",
                     dtype,
                     {"rows": outputs, "cols": 9},
-                    lambda bench, d, rows, cols, make=make: make(bench, d, 4 * rows, cols),
+                    _quadrupled(make),
                     moved=words + (inputs if saved else 2 * inputs),
                     saved=saved,
                 )
@@ -270,6 +270,11 @@ def reduction_cases(bench: Bench) -> list[Case]:
 
 _BIAS = {"rows": (16, 8192), "cols": (1, 16384)}
 _CLASSES = {"rows": (1, 4096), "cols": (8, 65536)}
+
+
+def _quadrupled(make: Maker) -> Maker:
+    """Pooling by two in both directions: four inputs for each output."""
+    return lambda bench, dtype, rows, cols: make(bench, dtype, 4 * rows, cols)
 
 
 def _pool_shape(inputs: int) -> tuple[int, int, int, int]:

@@ -1,0 +1,289 @@
+"""From samples to a profile: operator fits, host costs, network, overlap, contention."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calibrate.benchmarks.host import BLOCKS, PIECES
+from calibrate.environment import Machine
+from calibrate.journal import Sample
+from calibrate.runner import ALONE, TOGETHER
+from calibrate.samples import SampleTable
+from costmodel.hardware.kinds import COLLECTIVE_KINDS, OPERATOR_KINDS
+from costmodel.hardware.schema import DeviceSpec, Environment, HardwareProfile, HostValue, Overlap
+
+if TYPE_CHECKING:
+    from calibrate.collective_samples import CollectiveSample
+    from costmodel.hardware.network_schema import NetworkModel
+    from costmodel.hardware.schema import OperatorFit
+
+__all__ = ["assemble_profile", "collective_samples", "operator_tables"]
+
+_SOURCE = "own measurement"
+_FEWEST_ROWS = 4
+_OPS_PER_BLOCK = 7
+"""Aten operators of a block of the training chain, both directions; see `benchmarks.host`."""
+_DIFFERENTIATED_PER_BLOCK = 2
+_BOTH_DIRECTIONS = 2
+_FASTEST_SHARE = 0.9
+"""Quantile of the rates measured on large operands that stands for what the device can do."""
+
+
+def assemble_profile(
+    name: str,
+    machine: Machine,
+    samples: Sequence[Sample],
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> HardwareProfile:
+    """Fit everything that the samples allow; kinds without samples are left to the profile's fall-backs."""
+    device = _device(machine, samples)
+    operators = _fit_operators(samples, device, progress)
+    return HardwareProfile(
+        name=name,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        source=_SOURCE,
+        device=device,
+        operators=tuple(operators),
+        host=_host_costs(samples),
+        network=_network(machine, samples, progress),
+        overlap=_overlap(samples),
+        contention=_contention(samples),
+        environment=Environment(
+            device=machine.device,
+            threads=machine.threads,
+            torch=machine.torch,
+            backend=machine.backend,
+            driver=machine.driver,
+            os_kernel=machine.os_kernel,
+            load=round(machine.load, 3),
+        ),
+        provenance={
+            "world_size": machine.world_size,
+            "cores": machine.cores,
+            "n_samples": len(samples),
+            "n_visits": sum(s.n_visits for s in samples),
+        },
+    )
+
+
+def operator_tables(samples: Sequence[Sample], device: str) -> dict[str, SampleTable]:
+    """One table per operator kind, of what was measured with all ranks at work."""
+    kinds: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.kind in OPERATOR_KINDS and sample.kind != "host" and sample.setting == TOGETHER:
+            kinds.setdefault(sample.kind, []).append(sample)
+    tables = {}
+    for kind, rows in kinds.items():
+        tables[kind] = SampleTable.of(
+            kind,
+            {name: [float(r.dims[name]) for r in rows] for name in OPERATOR_KINDS[kind].dims},
+            time_s=[r.time_s for r in rows],
+            variant=[r.variant for r in rows],
+            dtype=[r.dtype for r in rows],
+            timing=[r.timing for r in rows],
+            device=device,
+            source=_SOURCE,
+            framework="torch",
+            spread=[r.spread for r in rows],
+        )
+    return tables
+
+
+def collective_samples(samples: Sequence[Sample], machine: Machine) -> list[CollectiveSample]:
+    """The collectives among the samples, as one node's."""
+    from calibrate.collective_samples import CollectiveSample
+
+    return [
+        CollectiveSample(
+            op=s.kind,
+            n_ranks=s.dims["n_ranks"],
+            size_bytes=float(s.dims["size_bytes"]),
+            dtype=s.dtype,
+            time_s=s.time_s,
+            rel_spread=s.spread,
+            timing=s.timing,
+            impl=machine.backend,
+            device=machine.device,
+            source=_SOURCE,
+        )
+        for s in samples
+        if s.kind in COLLECTIVE_KINDS
+    ]
+
+
+def _fit_operators(
+    samples: Sequence[Sample], device: DeviceSpec, progress: Callable[[str], None] | None
+) -> list[OperatorFit]:
+    from calibrate.fitting.operators import fit_operator
+    from costmodel.hardware.forms.base import load_forms
+
+    forms = load_forms()
+    fits = []
+    for kind, table in operator_tables(samples, device.name).items():
+        if kind not in forms:
+            continue
+        for group, rows in table.groups():
+            if len(rows) < _FEWEST_ROWS:
+                continue
+            if progress is not None:
+                progress(f"fit {kind} {group.variant} {group.dtype}")
+            fits.append(fit_operator(rows, device))
+    return fits
+
+
+def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
+    """Datasheet limits of a known device; of any other, the best rates that were measured on it."""
+    from costmodel.hardware.datasheets import find_datasheet
+
+    known = find_datasheet(machine.device)
+    if known is not None:
+        return known.device
+    rates: dict[str, float] = {}
+    for s in samples:
+        if s.setting == TOGETHER and s.kind in ("gemm", "bmm"):
+            d = s.dims
+            rate = 2.0 * d.get("batch", 1) * d["m"] * d["n"] * d["k"] / s.time_s
+            rates[s.dtype] = max(rates.get(s.dtype, 0.0), rate)
+    flow = [s.dims["bytes"] / s.time_s for s in samples if s.kind == "memory" and s.variant in ("copy", "read")]
+    probe = [2.0 * 512**3 / s.time_s for s in samples if s.kind == "probe" and s.variant == "gemm"]
+    to_host = [s.dims["bytes"] / s.time_s for s in samples if s.variant == "device_to_host"]
+    large = [
+        s.dims["bytes"] / s.time_s
+        for s in samples
+        if s.setting == TOGETHER and s.dims.get("bytes", 0) > machine.cache_bytes
+    ]
+    best_flow = max(flow, default=float(np.quantile(large, _FASTEST_SHARE)) if large else 1e10)
+    measured = "highest rate measured, all ranks at once"
+    return DeviceSpec(
+        kind="cuda" if machine.device_kind == "cuda" else "rocm" if machine.device_kind == "rocm" else "cpu",
+        name=machine.device,
+        architecture=machine.os_kernel.split()[-1] if machine.device_kind == "cpu" else machine.device_kind,
+        memory_bytes=machine.memory_bytes,
+        memory_bytes_per_s=best_flow,
+        peak_flop_per_s=rates or {"fp32": max(probe, default=1e10)},
+        multiprocessors=machine.multiprocessors,
+        l2_bytes=machine.cache_bytes,
+        boost_hz=machine.clock_hz,
+        host_bytes_per_s=max(to_host, default=None),
+        sources={"peak_flop_per_s": measured, "memory_bytes_per_s": measured},
+    )
+
+
+def _host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
+    """Differences of the raw timings of `benchmarks.host`; a difference below zero is noise and counts 0."""
+    raw = {s.variant: s for s in samples if s.kind == "host"}
+
+    def time_s(name: str) -> float:
+        return raw[name].time_s if name in raw else math.nan
+
+    def transfer_s(kind: str) -> float:
+        small = [s for s in samples if s.kind == kind]
+        return min(small, key=lambda s: s.dims["size_bytes"]).time_s if small else 0.0
+
+    few, many = PIECES
+    extra = many - few
+    block_s = (time_s("training_chain")) / BLOCKS
+    plain_s = time_s("plain_chain") / BLOCKS
+    autograd_s = (block_s - plain_s) / _DIFFERENTIATED_PER_BLOCK
+    found = {
+        "dispatch_s": (time_s("op"), "op"),
+        "host_view_s": (time_s("view"), "view"),
+        "autograd_s": (autograd_s, "training_chain"),
+        "kernel_launch_s": (time_s("kernel"), "kernel"),
+        "dtensor_dispatch_s": (
+            (time_s("dtensor_chain") - time_s("training_chain")) / (BLOCKS * _OPS_PER_BLOCK),
+            "dtensor_chain",
+        ),
+        # wrappers: what one more piece adds, less its computation and its smallest transfers
+        "ddp_bucket_s": (
+            (time_s(f"ddp_{many}") - time_s(f"ddp_{few}")) / extra - block_s - transfer_s("all_reduce"),
+            f"ddp_{many}",
+        ),
+        "fsdp_unit_s": (
+            (time_s(f"fsdp_{many}") - time_s(f"fsdp_{few}")) / extra
+            - block_s
+            - 2 * transfer_s("all_gather")
+            - transfer_s("reduce_scatter"),
+            f"fsdp_{many}",
+        ),
+        "pipeline_action_s": (
+            ((time_s(f"pipeline_{many}") - time_s(f"pipeline_{few}")) / extra - block_s) / _BOTH_DIRECTIONS,
+            f"pipeline_{many}",
+        ),
+        # a step of one linear layer: three products, and what a step does once
+        "step_s": (time_s("backward_step") - 3 * time_s("op") - autograd_s, "backward_step"),
+    }
+    return {
+        name: HostValue(value_s=max(0.0, value), spread=raw[of].spread, source=_SOURCE)
+        for name, (value, of) in found.items()
+        if math.isfinite(value)
+    }
+
+
+def _network(
+    machine: Machine, samples: Sequence[Sample], progress: Callable[[str], None] | None
+) -> NetworkModel | None:
+    """The node's links, fitted to the collectives there are; None with one rank."""
+    measured = collective_samples(samples, machine)
+    if not measured:
+        return None
+    from calibrate.fitting.collectives import fit_collectives
+
+    return fit_collectives(measured, _nominal_network(machine, measured), progress=progress)
+
+
+def _nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> NetworkModel:
+    from costmodel.hardware.network_schema import Link, NetworkModel
+    from costmodel.hardware.node_links import device_family, device_network
+
+    if machine.device_kind != "cpu" and device_family(machine.device):
+        return device_network(machine.device)
+    one_way = [s for s in samples if s.op == "p2p"] or list(samples)
+    latency_s = min(s.time_s for s in one_way)
+    rate = max(s.size_bytes / s.time_s for s in one_way)
+    source = "best point-to-point transfer measured"
+    cpu = machine.device_kind == "cpu"
+    link = Link(
+        name="loopback" if cpu else "pcie",
+        kind="loopback" if cpu else "pcie",
+        latency_s=latency_s,
+        bytes_per_s=rate,
+        source=source,
+    )
+    return NetworkModel(
+        name=machine.device, ranks_per_node=machine.world_size, intra=(link,), source=source
+    )
+
+
+def _overlap(samples: Sequence[Sample]) -> Overlap:
+    times = {s.variant: s.time_s for s in samples if s.kind == "overlap"}
+    needed = ("compute_alone", "compute_beside", "comm_alone", "comm_beside")
+    if any(name not in times for name in needed):
+        return Overlap()
+    return Overlap(
+        compute_slowdown=max(1.0, times["compute_beside"] / times["compute_alone"]),
+        comm_slowdown=max(1.0, times["comm_beside"] / times["comm_alone"]),
+        source=_SOURCE,
+    )
+
+
+def _contention(samples: Sequence[Sample]) -> dict[str, float]:
+    """Operator kind -> median of (time with all ranks at work / time alone), at least 1."""
+
+    def case(s: Sample) -> tuple[str, str, str, tuple[tuple[str, int], ...]]:
+        return s.kind, s.variant, s.dtype, tuple(sorted(s.dims.items()))
+
+    together = {case(s): s.time_s for s in samples if s.setting == TOGETHER}
+    ratios: dict[str, list[float]] = {}
+    for s in samples:
+        if s.setting == ALONE and case(s) in together:
+            ratios.setdefault(s.kind, []).append(together[case(s)] / s.time_s)
+    return {kind: max(1.0, statistics.median(values)) for kind, values in ratios.items()}
+

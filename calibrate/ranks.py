@@ -1,0 +1,96 @@
+"""This process among the others: which rank it is, its device, its process groups, and how ranks agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from calibrate.timing import Agree
+from costmodel.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Ranks", "agree_over", "join", "joined_by_launcher", "leave"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """Rank 0 keeps the journal. `groups`: n -> group of the first n ranks, for n = 2, 4, .., world_size."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    backend: str
+    groups: dict[int, ProcessGroup]
+    agree: Agree
+
+
+def joined_by_launcher() -> bool:
+    """Whether torchrun, Slurm or another launcher has started this process as one of several ranks."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join(*, backend: str | None, timeout_s: float) -> Ranks:
+    """Join the ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    Raises UsageError where the backend does not go with the device.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    cuda = torch.cuda.is_available() and backend != "gloo"
+    backend = backend or ("nccl" if cuda else "gloo")
+    if backend not in ("gloo", "nccl") or (backend == "nccl" and not cuda):
+        raise UsageError(
+            f"backend {backend!r} does not go with this machine: nccl needs a CUDA device, gloo runs on a CPU"
+        )
+    device = torch.device("cpu")
+    if cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    limit = timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=limit)
+    sizes = {world_size} | {1 << p for p in range(1, world_size.bit_length()) if 1 << p <= world_size}
+    groups = {
+        n: dist.new_group(list(range(n)), timeout=limit, backend=backend) for n in sorted(sizes) if n > 1
+    }
+    control = dist.new_group(backend="gloo", timeout=limit)
+    return Ranks(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        backend=backend,
+        groups=groups,
+        agree=agree_over(control, world_size, device=torch.device("cpu")),
+    )
+
+
+def leave() -> None:
+    """Destroy the process group."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def agree_over(group: ProcessGroup | None, n_ranks: int, *, device: torch.device) -> Agree:
+    """An all-gather of a few numbers over the group; with one rank, its own numbers."""
+    import torch
+    import torch.distributed as dist
+
+    def agree(values: Sequence[float]) -> list[list[float]]:
+        if n_ranks == 1:
+            return [list(values)]
+        mine = torch.tensor(values, dtype=torch.float64, device=device)
+        whole = torch.empty(n_ranks * len(values), dtype=torch.float64, device=device)
+        dist.all_gather_into_tensor(whole, mine, group=group)
+        return whole.view(n_ranks, len(values)).tolist()  # type: ignore[no-any-return]
+
+    return agree

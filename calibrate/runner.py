@@ -1,0 +1,202 @@
+"""Rounds over all cases until the time is up: each round visits every case once.
+
+Visits of one case lie a round apart, so a slow spell of the machine touches many cases once, not one case
+wholly. A case is left out of later rounds once its confidence interval is narrow. The first round is
+always finished: a profile lacks precision before it lacks a kind.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from calibrate.benchmarks.base import BENCHMARKS, Bench, Case, load_benchmarks
+from calibrate.journal import Journal, Visit
+from calibrate.timing import Agree, Timed, time_case, time_together
+
+__all__ = ["ALONE", "TOGETHER", "Runner", "chosen_benchmarks", "settled"]
+
+TOGETHER = "together"
+"""Every rank runs the operator at once, as in a plan."""
+ALONE = "alone"
+"""Rank 0 runs it, the others wait."""
+_NARROW = 0.01
+"""Half-width of the 90 % confidence interval of the median, as a fraction, that ends a case."""
+_ENOUGH_VISITS = 4
+_SKIPPED = -1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    case: Case
+    setting: str
+
+    @property
+    def key(self) -> str:
+        return _visit(self, Timed(time_s=1.0, spread=0.0, n=0, timing="")).key
+
+
+def chosen_benchmarks(only: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the benchmarks to run. Raises UsageError on one that is not there."""
+    registry = load_benchmarks()
+    if only:
+        for name in only:
+            registry[name]
+        return tuple(dict.fromkeys(only))
+    return tuple(str(name) for name in registry)
+
+
+def settled(times_s: Sequence[float]) -> bool:
+    """Whether the median of a case's visits is known well enough.
+
+    Half-width 1.65 * 1.25 * s / sqrt(n) of the median under a normal distribution, s from the mean
+    absolute deviation.
+    """
+    n = len(times_s)
+    if n < _ENOUGH_VISITS:
+        return False
+    middle = statistics.median(times_s)
+    deviation = 1.25 * statistics.fmean(abs(t - middle) for t in times_s)
+    return 1.65 * 1.25 * deviation / math.sqrt(n) <= _NARROW * middle
+
+
+class Runner:
+    """Visits cases on all ranks in step; rank 0 holds the journal.
+
+    `visits`: case key -> times of earlier visits, the same on every rank. `deadline`: time.monotonic() of
+    rank 0 at which measuring ends.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        agree: Agree,
+        journal: Journal | None,
+        visits: Mapping[str, Sequence[float]],
+        deadline: float,
+        slice_s: float,
+    ) -> None:
+        self.bench = bench
+        self.agree = agree
+        self.journal = journal
+        self.times = {key: list(values) for key, values in visits.items()}
+        self.deadline = deadline
+        self.slice_s = slice_s
+
+    def run(self, names: Sequence[str], *, most_rounds: int = 1000) -> int:
+        """Rounds over the cases of `names`; returns how many were begun."""
+        pairs = self._pairs(names)
+        keys = {id(pair): pair.key for pair in pairs}
+        for number in range(most_rounds):
+            left = [
+                p
+                for p in pairs
+                if len(self.times.get(keys[id(p)], ())) <= number and not self._done(keys[id(p)])
+            ]
+            if not left and number >= _ENOUGH_VISITS and all(self._done(key) for key in keys.values()):
+                return number
+            for pair in left:
+                over = self._visit(pair, keys[id(pair)], short=number == 0)
+                if over and number > 0:
+                    return number + 1
+            if self._late():
+                return number + 1
+        return most_rounds
+
+    def _pairs(self, names: Sequence[str]) -> list[_Pair]:
+        pairs = []
+        for name in names:
+            cases = BENCHMARKS[name](self.bench)
+            pairs += [_Pair(case=case, setting=TOGETHER) for case in cases]
+            if max(self.bench.groups, default=1) > 1 and name not in ("host", "memory"):
+                local = [case for case in cases if not case.n_ranks]
+                pairs += [_Pair(case=case, setting=ALONE) for case in _few(local)]
+        return pairs
+
+    def _done(self, key: str) -> bool:
+        times = self.times.get(key, [])
+        return any(t == _SKIPPED for t in times) or settled(times)
+
+    def _late(self) -> bool:
+        """Rank 0's clock decides."""
+        return self.agree([time.monotonic() - self.deadline])[0][0] >= 0.0
+
+    def _visit(self, pair: _Pair, key: str, *, short: bool) -> bool:
+        """Measure, agree, write down. Returns whether rank 0's deadline has passed."""
+        slice_s = self.slice_s * (0.5 if short else 1.0)
+        timed, note = self._measure(pair, slice_s)
+        rows = self.agree(
+            [
+                timed.time_s if timed else _SKIPPED,
+                timed.spread if timed else 0.0,
+                float(timed.n if timed else 0),
+                time.monotonic() - self.deadline,
+            ]
+        )
+        took_part = rows[:1] if pair.setting == ALONE else rows[: pair.case.n_ranks or None]
+        if any(row[0] < 0 for row in took_part):
+            self.times.setdefault(key, []).append(_SKIPPED)
+            if self.journal is not None:
+                missing = Timed(time_s=math.nan, spread=0.0, n=0, timing="none")
+                self.journal.append(_visit(pair, missing, note=note or "another rank could not run it"))
+        else:
+            merged = Timed(
+                time_s=statistics.fmean(row[0] for row in took_part),
+                spread=statistics.fmean(row[1] for row in took_part),
+                n=int(sum(row[2] for row in took_part)),
+                timing=timed.timing if timed else "",
+            )
+            self.times.setdefault(key, []).append(merged.time_s)
+            if self.journal is not None:
+                self.journal.append(_visit(pair, merged))
+        return rows[0][3] >= 0.0
+
+    def _measure(self, pair: _Pair, slice_s: float) -> tuple[Timed | None, str]:
+        if pair.setting == ALONE and self.bench.rank > 0:
+            return None, ""
+        if pair.case.n_ranks and self.bench.rank >= pair.case.n_ranks:
+            return None, ""
+        try:
+            if pair.case.n_ranks:
+                return time_together(pair.case, self.bench, slice_s=slice_s, agree=self._agree_in(pair)), ""
+            return time_case(pair.case, self.bench, slice_s=slice_s), ""
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
+            if pair.case.n_ranks:
+                raise  # ranks are out of step now: nothing measured after this could be trusted
+            return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+    def _agree_in(self, pair: _Pair) -> Agree:
+        """Agreement among the ranks that take part."""
+        from calibrate.ranks import agree_over
+
+        n = pair.case.n_ranks
+        if n == max(self.bench.groups):
+            return self.agree
+        return agree_over(self.bench.groups[n], n, device=self.bench.device)
+
+
+def _few(cases: Sequence[Case]) -> list[Case]:
+    """Three cases of a benchmark from its early, middle and late ones, for the comparison alone/together."""
+    if len(cases) <= 4:
+        return list(cases)
+    return [cases[round(f * (len(cases) - 1))] for f in (0.2, 0.4, 0.6, 0.8)]
+
+
+def _visit(pair: _Pair, timed: Timed, *, note: str = "") -> Visit:
+    case = pair.case
+    return Visit(
+        kind=case.kind,
+        variant=case.variant,
+        dtype=case.dtype,
+        dims=case.dims,
+        timing=timed.timing,
+        setting=pair.setting,
+        time_s=timed.time_s,
+        spread=timed.spread,
+        n=timed.n,
+        note=note,
+    )
