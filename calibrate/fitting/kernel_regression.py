@@ -16,9 +16,9 @@ from costmodel.hardware.forms.correction import kernel
 
 __all__ = ["KernelShape", "Weighted", "choose_centres", "solve_weights", "tune_shape"]
 
-_SUBSET = 350
+_SUBSET = 400
 _TUNE_STEPS = 40
-_LENGTH_BOUNDS = (0.1, 150.0)
+_LENGTH_BOUNDS = (1.0, 150.0)
 _SIGNAL_BOUNDS = (1e-3, 1.0)
 _NOISE_BOUNDS = (5e-3, 0.5)
 _HUBER_STEPS = 3
@@ -51,7 +51,7 @@ class Weighted:
 
 
 def tune_shape(features: FloatArray, target: FloatArray, *, seed: int = 0) -> KernelShape:
-    """Lengths and variances by marginal likelihood on at most 350 rows (L-BFGS, exact gradient)."""
+    """Lengths and variances by marginal likelihood on at most 400 rows (L-BFGS, exact gradient)."""
     from scipy.optimize import minimize
 
     n, n_features = features.shape
@@ -61,7 +61,7 @@ def tune_shape(features: FloatArray, target: FloatArray, *, seed: int = 0) -> Ke
     varies = spread > 1e-9
     x = x[:, varies]
     y = np.clip(y, *np.quantile(y, [0.01, 0.99]))
-    start = np.concatenate([np.log(np.maximum(2.0 * spread[varies], 0.3)), np.log([0.1, 0.05])])
+    start = np.concatenate([np.log(np.maximum(2.0 * spread[varies], 1.5)), np.log([0.1, 0.05])])
     bounds = [tuple(np.log(_LENGTH_BOUNDS))] * int(varies.sum())
     bounds += [tuple(np.log(_SIGNAL_BOUNDS)), tuple(np.log(_NOISE_BOUNDS))]
     squares = (x[:, None, :] - x[None, :, :]) ** 2

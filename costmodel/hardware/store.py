@@ -17,6 +17,7 @@ __all__ = ["SHIPPED", "list_profiles", "load_profile", "profile_file_name", "sav
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "hardware"
 """Folder of the profiles that come with the project."""
+_FILE_MODE = 0o644
 _REMEDY = "write it anew with `foreshard calibrate` or `foreshard hardware import`"
 
 
@@ -64,6 +65,7 @@ def save_profile(profile: HardwareProfile, path: Path, *, force: bool = True) ->
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
+        os.chmod(temporary, _FILE_MODE)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

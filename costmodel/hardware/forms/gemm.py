@@ -64,9 +64,7 @@ class GemmForm(Form):
             Parameter(name="block_s", start=5e-7, low=1e-8, high=1e-4, doc="start and end of one block"),
             Parameter(name="latency_s_per_k", start=2e-10, low=1e-12, high=1e-8, doc="per k element"),
             Parameter(name="overlap_power", start=3.0, low=1.0, high=12.0, doc="of compute and memory"),
-            Parameter(
-                name="sustained_fraction", start=0.95, low=0.15, high=1.0, doc="of the rate in a burst"
-            ),
+            Parameter(name="sustained_fraction", start=0.95, low=0.15, high=1.0, doc="of a burst's rate"),
             Parameter(name="burst_s", start=3e-3, low=1e-5, high=1.0, doc="time at the unlimited clock"),
             *tiles,
         )
