@@ -1,0 +1,53 @@
+"""Links by name: every entry of the data files is usable."""
+
+from __future__ import annotations
+
+import pytest
+
+from costmodel.errors import UsageError
+from costmodel.hardware.node_links import (
+    device_family,
+    device_network,
+    inter_link,
+    intra_link,
+    intra_names,
+)
+
+
+def test_every_link_and_device_of_the_data_files_builds() -> None:
+    for name in intra_names():
+        link = intra_link(name)
+        assert link.bytes_per_s > 1e9
+        assert link.source
+    for device in ("V100-SXM2-32GB", "A100-PCIe-80GB", "H100-NVL", "GB200", "MI250", "RTX 3090", "GTX-1650"):
+        network = device_network(device)
+        assert network.intra
+        assert network.inter
+
+
+def test_longest_family_wins_whatever_the_spelling() -> None:
+    assert device_family("NVIDIA H100-NVL") == "H100-NVL"
+    assert device_family("RTX-PRO-6000-Server") == "RTX-PRO-6000"
+    assert device_family("Tesla V100-SXM2-16GB") == "V100-SXM2"
+    assert device_family("Voodoo 2") is None
+
+
+def test_line_rate_is_in_bytes() -> None:
+    link = inter_link("roce-2x100g")
+    assert (link.bytes_per_s, link.nics_per_node, link.kind) == (12.5e9, 2, "roce")
+
+
+@pytest.mark.parametrize("name", ["infiniband", "carrier-pigeon-1x1g", "efa-4x", ""])
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="unknown link between nodes"):
+        inter_link(name)
+
+
+def test_unknown_intra_link_is_refused() -> None:
+    with pytest.raises(UsageError, match="nvlink9"):
+        intra_link("nvlink9")
+
+
+def test_unknown_device_gets_pcie_of_its_host_link() -> None:
+    assert device_network("Voodoo 2", host_bytes_per_s=32e9).intra[0].name == "pcie4"
+    assert device_network("Voodoo 2").intra[0].name == "pcie3"
