@@ -39,6 +39,8 @@ class FrameworkProfile(BaseModel):
     optimizer: str = "adam"
     bucket_bytes: int = Field(25 * 2**20, gt=0)
     first_bucket_bytes: int = Field(2**20, gt=0)
+    gradient_as_bucket_view: bool = False
+    """Gradients live in the reducer's buckets; else they are copied in and out."""
     overlap_dp: bool = True
     overlap_p2p: bool = False
     host_factor: float = Field(1.0, ge=0)

@@ -159,7 +159,13 @@ def operator_histogram(graph: ModelGraph) -> list[dict[str, Any]]:
         row[2] += segment.count * (op.bytes_read + op.bytes_written)
     ordered = sorted(totals.items(), key=lambda item: (-item[1][1], -item[1][2]))
     return [
-        {"kind": kind, "calls": int(n), "flop": flop, "bytes": size, "intensity": flop / size if size else 0.0}
+        {
+            "kind": kind,
+            "calls": int(n),
+            "flop": flop,
+            "bytes": size,
+            "intensity": flop / size if size else 0.0,
+        }
         for kind, (n, flop, size) in ordered
     ]
 
@@ -179,9 +185,7 @@ def _load(name: str) -> HardwareProfile:
 def ridges(hardware: str) -> dict[str, float]:
     """FLOP per byte where the datasheet roofline bends, per dtype."""
     device = _load(hardware).device
-    return {
-        dtype: peak / device.memory_bytes_per_s for dtype, peak in sorted(device.peak_flop_per_s.items())
-    }
+    return {dtype: peak / device.memory_bytes_per_s for dtype, peak in sorted(device.peak_flop_per_s.items())}
 
 
 def forecaster(
@@ -194,15 +198,21 @@ def forecaster(
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> Forecaster:
-    """A reusable predictor of one model on one machine: traces once, then prices any plan."""
+    """A reusable predictor of one model on one machine: traces once, then prices any plan.
+
+    `hardware` is a profile, with a variant of its network after a colon: "h100-sxm5-80gb:ethernet-100g".
+    """
     from costmodel.framework import load_framework
     from costmodel.predict import Forecaster
 
-    source = model_source(
-        model, seq_len=seq_len, overrides=overrides, trust_remote_code=trust_remote_code
-    )
+    source = model_source(model, seq_len=seq_len, overrides=overrides, trust_remote_code=trust_remote_code)
+    name, _, variant = hardware.partition(":")
     return Forecaster(
-        source=source, profile=_load(hardware), framework=load_framework(framework), optimizer=optimizer
+        source=source,
+        profile=_load(name),
+        framework=load_framework(framework),
+        optimizer=optimizer,
+        network_variant=variant or None,
     )
 
 
@@ -275,9 +285,7 @@ def calibrate(
     """Measure this machine and write its profile to `out`; None on a joined rank other than 0."""
     from calibrate.api import calibrate as run
 
-    return run(
-        world_size=world_size, budget_s=budget_s, out=out, backend=backend, only=only, resume=resume
-    )
+    return run(world_size=world_size, budget_s=budget_s, out=out, backend=backend, only=only, resume=resume)
 
 
 def import_hardware(

@@ -90,7 +90,10 @@ def _threads() -> Finding:
     found = f"{cores} cores, torch uses {torch.get_num_threads()}, OMP_NUM_THREADS {asked}"
     if cores < 2:
         return Finding(
-            check="threads", verdict="WARN", found=found, remedy="real 2-rank runs need 2 cores to be meaningful"
+            check="threads",
+            verdict="WARN",
+            found=found,
+            remedy="real 2-rank runs need 2 cores to be meaningful",
         )
     return Finding(check="threads", verdict="OK", found=found)
 

@@ -21,7 +21,7 @@ from planner.commands import (
     predict,
     report,
     systems,
-    trace,
+    tracing,
     validate,
     whatif,
 )
@@ -38,7 +38,7 @@ app = typer.Typer(
 app.command("doctor")(doctor.command)
 app.command("calibrate")(calibrate.command)
 app.add_typer(hardware.app, name="hardware")
-app.command("trace")(trace.command)
+app.command("trace")(tracing.command)
 app.command("predict")(predict.command)
 app.command("plan")(plan.command)
 app.command("whatif")(whatif.command)

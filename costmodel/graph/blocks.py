@@ -89,7 +89,9 @@ def _unit_lists(module: nn.Module) -> list[tuple[str, nn.Module]]:
         path, found = pending.pop(0)
         elements = [(f"{path}.{name}" if path else name, child) for name, child in found.named_children()]
         inner = [_inner(child, name) for name, child in elements]
-        if all(inner) and len({signature(child, i) for i, (_, child) in enumerate(elements)}) == len(elements):
+        if all(inner) and len({signature(child, i) for i, (_, child) in enumerate(elements)}) == len(
+            elements
+        ):
             pending = [item for lists in inner for item in lists] + pending
         else:
             result.append((path, found))
@@ -128,9 +130,7 @@ def find_units(module: nn.Module, *, reduce: bool = True) -> tuple[list[Unit], d
         )
         positions: list[int] = []
         for start, period, repeats in runs:
-            groups = [
-                tuple(names[start + g * period : start + (g + 1) * period]) for g in range(repeats)
-            ]
+            groups = [tuple(names[start + g * period : start + (g + 1) * period]) for g in range(repeats)]
             keep = groups if repeats <= _KEPT_PERIODS else groups[:_KEPT_PERIODS]
             for number, group in enumerate(keep):
                 stands_for = groups[number:] if number == len(keep) - 1 else [group]

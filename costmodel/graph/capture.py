@@ -96,9 +96,7 @@ class Capture(TorchDispatchMode):
             self._last_backward_module = module
         formula = flop_registry.get(func.overloadpacket)
         flop = int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
-        node.meta.update(
-            val=out, module=module, backward=grad_node is not None, forward=forward, flop=flop
-        )
+        node.meta.update(val=out, module=module, backward=grad_node is not None, forward=forward, flop=flop)
         self.keep.append((args, kwargs, out))
         flat = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
         if isinstance(out, torch.Tensor):

@@ -96,6 +96,8 @@ class Segment:
     tensors: tuple[TensorInfo, ...]
     output_bytes: int
     """Bytes that cross from one instance to the next (all live tensors at the boundary)."""
+    is_block: bool = False
+    """An element of a module list (what recomputation and FSDP wrap), not a stretch between them."""
 
     def phase(self, phase: Phase) -> tuple[Operator, ...]:
         """Operators of one phase, in execution order."""

@@ -142,9 +142,7 @@ class Reader:
             flop=node.meta["flop"],
         )
 
-    def _pieces(
-        self, node: fx.Node, call: Call, inputs: list[fx.Node], result: _Result
-    ) -> Sequence[Piece]:
+    def _pieces(self, node: fx.Node, call: Call, inputs: list[fx.Node], result: _Result) -> Sequence[Piece]:
         func: Any = node.target
         mutates = func._schema.is_mutable
         storages = {storage_key(n.meta["val"]) for n in inputs}

@@ -49,9 +49,7 @@ class ScalableGraph:
             return self._traced(size)
 
 
-def scalable_graph(
-    source: ModelSource, *, training: bool = True, attention: str = "as_run"
-) -> ScalableGraph:
+def scalable_graph(source: ModelSource, *, training: bool = True, attention: str = "as_run") -> ScalableGraph:
     """A rescalable graph of a model; nothing is traced before the first `at`."""
     return ScalableGraph(source, training=training, attention=attention)
 

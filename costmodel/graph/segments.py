@@ -151,6 +151,7 @@ def _segment(
         operators=tuple(group),
         tensors=tuple(infos),
         output_bytes=output_bytes,
+        is_block=unit is not None,
     )
 
 
@@ -168,8 +169,6 @@ def _stretch_name(modules: Sequence[str]) -> str:
 
 def _shape(segment: Segment) -> tuple[object, ...]:
     """What two segments must share to be one: the same operators on the same sizes."""
-    first = min((op.index for op in segment.operators), default=0)
-    del first
     return (
         segment.output_bytes,
         tuple(

@@ -240,4 +240,6 @@ def _explain(error: Exception) -> str:
         if "dynamic" in type(error).__name__.lower() or "data-dependent" in text.lower()
         else "run the module once on real tensors with these inputs: it must pass there first"
     )
-    return f"the model cannot be traced: {type(error).__name__}: {text} (at {where or 'unknown line'}); {advice}"
+    return (
+        f"the model cannot be traced: {type(error).__name__}: {text} (at {where or 'unknown line'}); {advice}"
+    )

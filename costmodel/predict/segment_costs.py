@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodel.graph.liveness import recomputed_operators
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.stage_costs import CostParts
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.sharding import CollectiveCall, ShardedSegment
 
-__all__ = ["PARTS", "SegmentCosts", "price_segment"]
+__all__ = ["PARTS", "CollectivePricer", "SegmentCosts", "price_segment"]
 
 PARTS = ("forward", "backward_input", "backward_weight", "recompute")
 """The pieces of work a schedule can place."""
@@ -68,25 +69,25 @@ def price_segment(
     `backward_input`. `recompute`: none, selective (operators of attention that no GEMM weight belongs to
     run again) or full (the forward runs again, its collectives too).
     """
-    operators = [op for op in segment.operators if op.phase is not Phase.OPTIMIZER]
+    operators = [op for op in segment.local.operators if op.phase is not Phase.OPTIMIZER]
     priced = price_operators(operators, profile, framework)
-    gradients = {t.index for t in segment.tensors if t.role is TensorRole.GRADIENT}
+    gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
     device: dict[str, dict[str, float]] = {part: {} for part in PARTS}
     host = dict.fromkeys(PARTS, 0.0)
     error: dict[tuple[str, str], float] = {}
-    again = recomputed_operators(operators, recompute)
+    again = recomputed_operators(segment.local, recompute)
     dtensor_s = host_cost_s(profile, "dtensor_dispatch_s")
-    dispatched = getattr(segment, "dtensor_operators", frozenset())
+    dispatched = {p.tensor for p in segment.parameters if p.is_sharded}
     for position, op in enumerate(operators):
         part = _part(op, gradients)
-        extra_s = dtensor_s if op.index in dispatched else 0.0
+        extra_s = dtensor_s if dispatched.intersection(op.inputs) else 0.0
         for name in (part, "recompute") if op.index in again else (part,):
             seconds = float(priced.device_s[position])
             device[name][op.kind] = device[name].get(op.kind, 0.0) + seconds
             host[name] += float(priced.host_s[position]) + extra_s
             key = (f"fit {priced.fit[position]}", name)
             error[key] = error.get(key, 0.0) + seconds * float(priced.log_sigma[position])
-    comm = _comm_times(segment.collectives, collective, recompute, error)
+    comm = _comm_times(segment.collectives, collective, recompute == "full" and bool(again), error)
     return SegmentCosts(
         device_s=device,
         host_s=host,
@@ -94,18 +95,6 @@ def price_segment(
         error_s=error,
         asynchronous=profile.device.kind != "cpu",
     )
-
-
-def recomputed_operators(operators: Iterable[Operator], recompute: str) -> frozenset[int]:
-    """Indices of the forward operators that run a second time before backward."""
-    forward = [op for op in operators if op.phase is Phase.FORWARD]
-    if recompute == "full":
-        return frozenset(op.index for op in forward)
-    if recompute == "selective":
-        return frozenset(
-            op.index for op in forward if op.kind in ("attention", "softmax", "bmm")
-        )
-    return frozenset()
 
 
 def _part(op: Operator, gradients: set[int]) -> str:
@@ -118,16 +107,18 @@ def _part(op: Operator, gradients: set[int]) -> str:
 def _comm_times(
     calls: Iterable[CollectiveCall],
     collective: CollectivePricer,
-    recompute: str,
+    again: bool,
     error: dict[tuple[str, str], float],
 ) -> dict[str, dict[str, float]]:
     comm: dict[str, dict[str, float]] = {part: {} for part in PARTS}
     for call in calls:
+        if call.overlapped:
+            continue
         estimate = collective(call.op, float(call.size_bytes), call.axis)
         seconds = float(np.sum(estimate.median_s))
         forward = call.phase is Phase.FORWARD
         parts = ["forward" if forward else "backward_input"]
-        if forward and recompute == "full":
+        if forward and again:
             parts.append("recompute")
         for part in parts:
             name = f"{call.axis}_comm"

@@ -14,9 +14,13 @@ __all__ = ["command"]
 
 def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Profile to write.")] = Path("this-machine.json"),
-    budget: Annotated[str, typer.Option("--budget", help="Time for all measurements, e.g. 60s or 2m.")] = "60s",
+    budget: Annotated[
+        str, typer.Option("--budget", help="Time for all measurements, e.g. 60s or 2m.")
+    ] = "60s",
     ranks: Annotated[int, typer.Option("--ranks", min=1, help="Processes to start in a plain call.")] = 2,
-    backend: Annotated[str | None, typer.Option("--backend", help="gloo or nccl; default: the device's.")] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="gloo or nccl; default: the device's.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Measure these kinds only.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Use samples already taken here.")] = True,
     json: Json = False,

@@ -12,7 +12,7 @@ from planner.commands.options import Json
 if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["app", "show_profile"]
+__all__ = ["app", "import_", "list_", "show", "show_profile"]
 
 app = typer.Typer(help="List, show and import hardware profiles.", no_args_is_help=True)
 
@@ -81,7 +81,9 @@ def show(
 
 @app.command("import")
 def import_(
-    operators: Annotated[list[Path] | None, typer.Option("--operators", help="Operator tables (CSV).")] = None,
+    operators: Annotated[
+        list[Path] | None, typer.Option("--operators", help="Operator tables (CSV).")
+    ] = None,
     collectives: Annotated[
         list[Path] | None, typer.Option("--collectives", help="Collective tables or nccl-tests logs.")
     ] = None,
@@ -122,7 +124,7 @@ def show_profile(profile: HardwareProfile, *, samples: Path | None = None) -> No
                 f.dtype,
                 f.timing,
                 str(f.n_samples),
-                percent(f.residual.mape_fraction),
+                percent(f.residual.mape),
                 f.transferred_from or "measured",
             ]
             for f in profile.operators
@@ -131,7 +133,7 @@ def show_profile(profile: HardwareProfile, *, samples: Path | None = None) -> No
     )
     print_table(
         ["host cost", "time", "spread"],
-        [[k, duration(v.value_s), percent(v.spread_fraction)] for k, v in profile.host.items() if v is not None],
+        [[k, duration(v.value_s), percent(v.spread)] for k, v in profile.host.items()],
     )
     if samples is not None:
         from calibrate.table import collective_table

@@ -12,7 +12,7 @@ from planner.commands.options import Json
 if TYPE_CHECKING:
     from planner.validation.scoring import Report
 
-__all__ = ["app"]
+__all__ = ["CrossValidate", "Plot", "Table", "app", "collectives", "operators", "published", "run", "trace"]
 
 app = typer.Typer(help="Hold predictions against what was measured.", no_args_is_help=True)
 Table = Annotated[Path, typer.Argument(help="A CSV file, plain or gzipped.")]
@@ -96,7 +96,9 @@ def run(
 @app.command("trace")
 def trace(
     files: Annotated[list[Path], typer.Argument(help="Kineto traces, one per rank (.json or .json.gz).")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Compare with this model's graph.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Compare with this model's graph.")
+    ] = None,
     plot: Plot = None,
     json: Json = False,
 ) -> None:

@@ -65,7 +65,13 @@ def command(
     print_table(
         ["kind", "calls", "FLOP", "bytes", "FLOP/byte"],
         [
-            [k["kind"], str(k["calls"]), count_text(k["flop"]), bytes_text(k["bytes"]), f"{k['intensity']:.3g}"]
+            [
+                k["kind"],
+                str(k["calls"]),
+                count_text(k["flop"]),
+                bytes_text(k["bytes"]),
+                f"{k['intensity']:.3g}",
+            ]
             for k in api.operator_histogram(graph)
         ],
         title="operators by kind (forward + backward, all instances)",

@@ -1,0 +1,221 @@
+"""From a plan to its prediction: partition, stage costs, simulated step, memory, interval."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from costmodel.estimate import Z90
+from costmodel.hardware.schema import HardwareProfile
+from costmodel.plan import Plan
+from costmodel.predict.memory import model_state, stage_memory
+from costmodel.predict.optimizer_costs import optimizer_s, state_bytes_per_parameter
+from costmodel.predict.partition import balanced_partition
+from costmodel.predict.prediction import HardwareUsed, Prediction, StageMemory
+from costmodel.predict.pricing import host_cost_s
+from costmodel.predict.uncertainty import step_log_sigma
+from costmodel.predict.units import Unit, expand, unit_costs
+from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
+from costmodel.step import StepResult, simulate_step
+
+if TYPE_CHECKING:
+    from costmodel.predict.forecaster import Forecaster
+
+__all__ = ["assemble", "stage_starts"]
+
+_CONTENTION_ROUNDS = 3
+"""Utilisation and speed settle within two rounds (a contraction: each maps [0, 1] into itself)."""
+
+
+def stage_starts(units: list[Unit], n_stages: int) -> tuple[int, ...]:
+    """First unit of each stage: the contiguous cut with the least bottleneck."""
+    return balanced_partition([unit.seconds(1.0, {}) for unit in units], n_stages)
+
+
+def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult]:
+    """Predict one plan. Raises PlanError where the model or schedule cannot take it."""
+    profile = forecaster.profile
+    sharded = forecaster.sharded(plan)
+    units = expand(sharded.segments, forecaster.segments(plan))
+    starts = stage_starts(units, plan.pp * plan.vpp)
+    ends = (*starts[1:], len(units))
+    groups = [units[a:b] for a, b in zip(starts, ends, strict=True)]
+    solo = {kind: 1.0 / max(1.0, factor) for kind, factor in profile.contention.items()}
+    alone = plan.world_size == 1
+    utilisation = 0.0 if alone else 1.0
+    for _ in range(1 if alone or plan.pp == 1 or not solo else _CONTENTION_ROUNDS):
+        stages = [
+            _stage(forecaster, plan, i, group, last=i == len(groups) - 1, utilisation=utilisation, solo=solo)
+            for i, group in enumerate(groups)
+        ]
+        step = _simulate(forecaster, plan, stages)
+        utilisation = 0.0 if alone else 1.0 - step.bubble_fraction
+    step_overhead_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
+    step_time_s = step.step_time_s + step_overhead_s
+    breakdown = {part: step.breakdown_s.get(part, 0.0) for part in BREAKDOWN_PARTS}
+    breakdown["host"] += step_overhead_s
+    sigma = step_log_sigma(
+        units,
+        breakdown,
+        step_time_s,
+        comm_log_sigma=_comm_log_sigma(forecaster, plan, units),
+        framework=forecaster.framework,
+    )
+    memory = _memory(forecaster, plan, groups, step)
+    samples_per_s = plan.global_batch_size / step_time_s
+    model_flop_per_s = forecaster.model_flop() * samples_per_s
+    peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
+    again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
+    graph = forecaster.graph(plan.micro_batch_size)
+    prediction = Prediction(
+        model=graph.name,
+        plan=plan,
+        step_time_s=step_time_s,
+        step_time_low_s=step_time_s * math.exp(-Z90 * sigma),
+        step_time_high_s=step_time_s * math.exp(Z90 * sigma),
+        breakdown_s=breakdown,
+        bubble_fraction=step.bubble_fraction,
+        memory=memory,
+        device_memory_bytes=int(profile.device.memory_bytes),
+        samples_per_s=samples_per_s,
+        tokens_per_s=samples_per_s * graph.seq_len if graph.seq_len else None,
+        mfu=model_flop_per_s / peak if peak else None,
+        hfu=model_flop_per_s * (1.0 + again) / peak if peak else None,
+        unmodelled_fraction=graph.unmodelled_fraction,
+        hardware=HardwareUsed(
+            name=profile.name,
+            source=profile.source,
+            age_days=_age_days(profile.created),
+            n_devices=plan.world_size,
+        ),
+        warnings=_warnings(graph.unmodelled_fraction, graph.notes, profile),
+        stage_modules=tuple(tuple(u.module for u in group) for group in groups),
+    )
+    return prediction, step
+
+
+def _stage(
+    forecaster: Forecaster,
+    plan: Plan,
+    index: int,
+    units: list[Unit],
+    *,
+    last: bool,
+    utilisation: float,
+    solo: dict[str, float],
+) -> StageCosts:
+    costs = unit_costs(forecaster, plan, units, utilisation=utilisation, speedup=solo)
+    send_bytes = 0 if last else units[-1].shard.output_bytes
+    send_s = 0.0
+    if send_bytes and plan.pp > 1:
+        send_s = float(forecaster.collective(plan, "p2p", float(send_bytes), "pp").median_s[0])
+    elements = [n for unit in units for n in unit.elements]
+    shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
+    update_s, _ = optimizer_s(
+        [max(1, math.ceil(n / shard)) for n in elements], forecaster.optimizer, forecaster.profile
+    )
+    state = _state(forecaster, plan, units)
+    return StageCosts(
+        index=index,
+        units=tuple(costs),
+        send_bytes=send_bytes,
+        send_s=send_s,
+        optimizer_s=update_s,
+        state_bytes=state,
+    )
+
+
+def _state(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> int:
+    return model_state(
+        sum(n for unit in units for n in unit.elements),
+        framework=forecaster.framework,
+        optimizer_bytes=state_bytes_per_parameter(forecaster.optimizer, forecaster.framework),
+        zero_stage=plan.zero_stage,
+        dp=plan.dp,
+        dp_shard=plan.dp_shard,
+    ).total
+
+
+def _simulate(forecaster: Forecaster, plan: Plan, stages: list[StageCosts]) -> StepResult:
+    overlap = forecaster.profile.overlap
+    return simulate_step(
+        stages,
+        schedule=plan.schedule,
+        num_microbatches=plan.num_microbatches,
+        vpp=plan.vpp,
+        zero_stage=plan.zero_stage,
+        dp=plan.dp * plan.cp,
+        overlap_dp=forecaster.framework.overlap_dp,
+        p2p_overlap=forecaster.framework.overlap_p2p,
+        compute_slowdown=overlap.compute_slowdown,
+        action_s=host_cost_s(forecaster.profile, "pipeline_action_s") if plan.pp > 1 else 0.0,
+    )
+
+
+def _comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> float:
+    """Spread of the largest data-parallel and pipeline transfers, the wider of the two."""
+    sigmas = [0.0]
+    if plan.dp * plan.cp > 1:
+        size = max(sum(unit.elements) for unit in units) * forecaster.framework.gradient_comm_bytes
+        sigmas.append(float(forecaster.collective(plan, "all_reduce", size, "dp").log_sigma[0]))
+    if plan.pp > 1:
+        size = float(max(unit.shard.output_bytes for unit in units))
+        sigmas.append(float(forecaster.collective(plan, "p2p", size, "pp").log_sigma[0]))
+    return max(sigmas)
+
+
+def _memory(
+    forecaster: Forecaster, plan: Plan, groups: list[list[Unit]], step: StepResult
+) -> tuple[StageMemory, ...]:
+    result = []
+    for rank in range(plan.pp):
+        mine = [unit for chunk in groups[rank :: plan.pp] for unit in chunk]
+        n_parameters = sum(n for unit in mine for n in unit.elements)
+        state = model_state(
+            n_parameters,
+            framework=forecaster.framework,
+            optimizer_bytes=state_bytes_per_parameter(forecaster.optimizer, forecaster.framework),
+            zero_stage=plan.zero_stage,
+            dp=plan.dp,
+            dp_shard=plan.dp_shard,
+        )
+        result.append(
+            stage_memory(
+                stage=rank,
+                state=state,
+                activations=int(step.peak_activation_bytes[rank]),
+                temporary=max((unit.temporary_bytes for unit in mine), default=0),
+                largest_unit_parameters=max((sum(unit.elements) for unit in mine), default=0),
+                n_parameters=n_parameters,
+                framework=forecaster.framework,
+                zero_stage=plan.zero_stage,
+                dp=plan.dp,
+            )
+        )
+    return tuple(result)
+
+
+def _peak_flop_per_s(profile: HardwareProfile, dtype: str) -> float:
+    peaks = profile.device.peak_flop_per_s
+    return float(peaks.get(dtype) or peaks.get("fp16") or max(peaks.values(), default=0.0))
+
+
+def _age_days(created: str) -> float | None:
+    try:
+        then = datetime.fromisoformat(created)
+    except ValueError:
+        return None
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    return max(0.0, (datetime.now(UTC) - then).total_seconds() / 86400)
+
+
+def _warnings(unmodelled: float, notes: tuple[str, ...], profile: HardwareProfile) -> tuple[str, ...]:
+    found = list(notes)
+    if unmodelled > 0.01:
+        found.append(f"{unmodelled:.1%} of the bytes belong to operators without a cost rule")
+    transferred = sorted({f.transferred_from for f in profile.operators if f.transferred_from})
+    if transferred:
+        found.append(f"operator times transferred from {', '.join(transferred)}: intervals are wider")
+    return tuple(found)

@@ -1,0 +1,182 @@
+"""Forecaster: one model on one machine under one framework; prices any plan.
+
+What plans share is priced once: the graph per micro-batch size, the sharded and priced segments per
+(micro-batch, tp, sp, cp, ep), collectives per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from costmodel.errors import PlanError
+from costmodel.framework import FrameworkProfile
+from costmodel.graph import scalable_graph
+from costmodel.graph.model_graph import ModelGraph, Phase
+from costmodel.hardware.collectives import collective_times
+from costmodel.hardware.schema import HardwareProfile
+from costmodel.plan import Plan
+from costmodel.predict.assemble import assemble
+from costmodel.predict.placement import axis_groups
+from costmodel.predict.prediction import Prediction
+from costmodel.predict.segment_costs import SegmentCosts, price_segment
+from costmodel.sharding import Placement, ShardedGraph, shard
+
+if TYPE_CHECKING:
+    from costmodel.estimate import TimeEstimate
+    from costmodel.models import ModelSource
+    from costmodel.step import StepResult
+
+__all__ = ["Forecast", "Forecaster"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """A prediction and the simulated step behind it."""
+
+    prediction: Prediction
+    step: StepResult
+
+    def write_trace(self, folder: Any) -> None:
+        """Write a Perfetto-readable trace per rank into `folder`."""
+        from costmodel.timeline import write_perfetto
+
+        write_perfetto(self.step.timeline, folder)
+
+    def write_gantt(self, path: Any) -> None:
+        """Write the timeline as a PNG."""
+        from costmodel.timeline import write_gantt
+
+        write_gantt(self.step.timeline, path)
+
+
+class Forecaster:
+    """Predicts plans of one model (a ModelSource), profile, framework and optimizer."""
+
+    def __init__(
+        self,
+        *,
+        source: ModelSource,
+        profile: HardwareProfile,
+        framework: FrameworkProfile,
+        optimizer: str = "adamw",
+        network_variant: str | None = None,
+        parameters: Mapping[int, Mapping[str, Placement]] | None = None,
+    ) -> None:
+        self.source = source
+        self.profile = profile
+        self.framework = framework
+        self.optimizer = optimizer
+        self.network_variant = network_variant
+        self._parameters = dict(parameters or {})
+        self._sharded: dict[tuple[int, int, bool, int, int], ShardedGraph] = {}
+        self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
+        self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
+
+    @property
+    def attention(self) -> str:
+        """How attention runs: on a CPU as torch dispatches it, else as the framework does."""
+        return "as_run" if self.profile.device.kind == "cpu" else self.framework.attention
+
+    def _tp_options(self, tp: int) -> dict[str, Any]:
+        """A split that a real run uses (fixed placements) or the model's and solver's own choice."""
+        if tp in self._parameters:
+            return {"parameters": self._parameters[tp], "merge_gradients": False}
+        return {}
+
+    def can_shard(self, tp: int) -> bool:
+        """Whether a tensor-parallel degree leaves anything to split."""
+        try:
+            self.sharded(Plan(tp=tp))
+        except PlanError:
+            return False
+        return True
+
+    def n_units(self) -> int:
+        """Pieces that the model can be cut into for a pipeline."""
+        return sum(segment.count for segment in self.graph(1).segments)
+
+    @cached_property
+    def graphs(self) -> Any:
+        """The traced graph, rescalable in batch and sequence."""
+        return scalable_graph(self.source, attention=self.attention)
+
+    def graph(self, micro_batch_size: int) -> ModelGraph:
+        """The graph for one micro-batch size."""
+        graph: ModelGraph = self.graphs.at(micro_batch_size=micro_batch_size)
+        return graph
+
+    def sharded(self, plan: Plan) -> ShardedGraph:
+        """The graph split by the plan's tensor, sequence, context and expert axes. Raises PlanError."""
+        key = (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep)
+        if key not in self._sharded:
+            self._sharded[key] = shard(
+                self.graph(plan.micro_batch_size),
+                tp=plan.tp,
+                sequence_parallel=plan.sequence_parallel,
+                cp=plan.cp,
+                ep=plan.ep,
+                **self._tp_options(plan.tp),
+            )
+        return self._sharded[key]
+
+    def collective(self, plan: Plan, op: str, size_bytes: float, axis: str) -> TimeEstimate:
+        """Time of one collective over an axis of the plan."""
+        if self.profile.network is None:
+            raise PlanError(
+                f"profile {self.profile.name!r} has no measured network, but the plan {plan} communicates; "
+                "calibrate with at least 2 ranks or take a profile with a network"
+            )
+        group = axis_groups(plan, self.profile.network.ranks_per_node)[axis]
+        key = (op, size_bytes, group)
+        if key not in self._collectives:
+            self._collectives[key] = collective_times(
+                self.profile.network,
+                op,
+                np.array([size_bytes], dtype=np.float64),
+                group,
+                variant=self.network_variant,
+            )
+        return self._collectives[key]
+
+    def segments(self, plan: Plan) -> tuple[SegmentCosts, ...]:
+        """Priced segments of the plan, one per segment of the graph."""
+        ranks = 1 if self.profile.network is None else self.profile.network.ranks_per_node
+        groups = axis_groups(plan, ranks)
+        key = (
+            plan.micro_batch_size,
+            plan.tp,
+            plan.sequence_parallel,
+            plan.cp,
+            plan.ep,
+            plan.recompute,
+            groups["tp"],
+            groups["cp"],
+            groups["ep"],
+        )
+        if key not in self._priced:
+            self._priced[key] = tuple(
+                price_segment(
+                    segment,
+                    profile=self.profile,
+                    framework=self.framework,
+                    collective=lambda op, size, axis: self.collective(plan, op, size, axis),
+                    recompute=plan.recompute,
+                )
+                for segment in self.sharded(plan).segments
+            )
+        return self._priced[key]
+
+    def forecast(self, plan: Plan) -> Forecast:
+        """Price, schedule and sum up one plan. Raises PlanError where it cannot be run."""
+        prediction, step = assemble(self, plan)
+        return Forecast(prediction=prediction, step=step)
+
+    def model_flop(self) -> float:
+        """Forward + backward FLOP of one sample, recomputation left out."""
+        graph = self.graph(1)
+        return float(graph.flop(Phase.FORWARD) + graph.flop(Phase.BACKWARD))

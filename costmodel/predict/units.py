@@ -1,0 +1,165 @@
+"""From priced segments to the units of pipeline stages, with their data-parallel communication."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.graph.liveness import saved_bytes, temporary_bytes
+from costmodel.hardware.pricing import operator_times
+from costmodel.plan import Plan
+from costmodel.predict.buckets import gradient_buckets
+from costmodel.predict.pricing import host_cost_s
+from costmodel.stage_costs import CostParts, UnitCosts
+
+if TYPE_CHECKING:
+    from costmodel.predict.forecaster import Forecaster
+    from costmodel.predict.segment_costs import SegmentCosts
+    from costmodel.sharding import ShardedSegment
+
+__all__ = ["Unit", "copy_s", "expand", "unit_costs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One instance of a segment: an index into the sharded and priced segments, and its module path."""
+
+    segment: int
+    module: str
+    shard: ShardedSegment
+    costs: SegmentCosts
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Elements of each parameter tensor on this rank, in registration order."""
+        return tuple(prod(p.local_shape) for p in self.shard.parameters)
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Highest memory above what is held while the unit runs."""
+        return temporary_bytes(self.shard.local)
+
+    def seconds(self, utilisation: float, speedup: Mapping[str, float]) -> float:
+        """Forward + backward + recomputation of one micro-batch."""
+        return sum(
+            self.costs.parts(part, speedup, utilisation).total_s
+            for part in ("forward", "backward_input", "backward_weight", "recompute")
+        )
+
+
+def expand(shards: tuple[ShardedSegment, ...], priced: tuple[SegmentCosts, ...]) -> list[Unit]:
+    """Every instance of every segment, in forward order."""
+    units = []
+    for number, (segment, costs) in enumerate(zip(shards, priced, strict=True)):
+        for instance in range(segment.count):
+            modules = segment.local.modules
+            module = modules[instance] if instance < len(modules) else segment.name
+            units.append(Unit(segment=number, module=module, shard=segment, costs=costs))
+    return units
+
+
+def copy_s(forecaster: Forecaster, size_bytes: float) -> float:
+    """Time to copy `size_bytes` of fp32 on the device (read once, written once)."""
+    if size_bytes <= 0:
+        return 0.0
+    estimate = operator_times(
+        forecaster.profile,
+        "elementwise",
+        "copy",
+        "fp32",
+        {
+            "rows": np.array([1.0]),
+            "cols": np.array([size_bytes / 4.0]),
+            "bytes": np.array([2.0 * size_bytes]),
+        },
+    )
+    return float(estimate.median_s[0])
+
+
+def unit_costs(
+    forecaster: Forecaster,
+    plan: Plan,
+    units: list[Unit],
+    *,
+    utilisation: float,
+    speedup: Mapping[str, float],
+) -> list[UnitCosts]:
+    """Price the units of one stage under the plan's data-parallel strategy."""
+    reduce_s, gather_s, copies_s = _data_parallel(forecaster, plan, units)
+    fsdp_s = host_cost_s(forecaster.profile, "fsdp_unit_s") if plan.zero_stage == 3 and plan.dp > 1 else 0.0
+    result = []
+    for i, unit in enumerate(units):
+        parts = {
+            part: unit.costs.parts(part, speedup, utilisation)
+            for part in ("forward", "backward_input", "backward_weight", "recompute")
+        }
+        extra = CostParts(parts_s={"host": fsdp_s}) if fsdp_s else CostParts()
+        dp_work = CostParts(parts_s={"dp_comm": copies_s[i]}) if copies_s[i] else CostParts()
+        result.append(
+            UnitCosts(
+                name=unit.module,
+                forward=parts["forward"] + extra,
+                backward_input=parts["recompute"] + parts["backward_input"] + extra,
+                backward_weight=parts["backward_weight"] + dp_work,
+                parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
+                gather_s=gather_s[i],
+                reduce_s=reduce_s[i],
+                saved_bytes=saved_bytes(unit.shard.local, plan.recompute),
+                peak_extra_bytes=unit.temporary_bytes,
+            )
+        )
+    return result
+
+
+def _data_parallel(
+    forecaster: Forecaster, plan: Plan, units: list[Unit]
+) -> tuple[list[float], list[float], list[float]]:
+    """Per unit: seconds of gradient reduction, of parameter gathering, and of copies on the device."""
+    n = len(units)
+    reduce_s, gather_s, copies_s = [0.0] * n, [0.0] * n, [0.0] * n
+    if plan.dp * plan.cp == 1:
+        return reduce_s, gather_s, copies_s
+    framework = forecaster.framework
+
+    def collective(op: str, size: float, axis: str) -> float:
+        return float(forecaster.collective(plan, op, size, axis).median_s[0])
+
+    if plan.zero_stage == 3:
+        axis = "dp_shard" if plan.dp_shard else "dp"
+        for i, unit in enumerate(units):
+            parameters = sum(unit.elements)
+            if not parameters:
+                continue
+            gathered = parameters * framework.parameter_comm_bytes
+            reduced = parameters * framework.gradient_comm_bytes
+            gather_s[i] = collective("all_gather", gathered, axis) + copy_s(forecaster, gathered)
+            reduce_s[i] = collective("reduce_scatter", reduced, axis)
+            copies_s[i] = copy_s(forecaster, reduced)
+            if plan.dp_shard and plan.dp_shard < plan.dp:
+                reduce_s[i] += collective("all_reduce", reduced / plan.dp_shard, "dp_replicate")
+        return reduce_s, gather_s, copies_s
+    parameters_by_unit = [
+        (i, round(elements * framework.gradient_comm_bytes))
+        for i, unit in enumerate(units)
+        for elements in unit.elements
+    ]
+    op = "all_reduce" if plan.zero_stage == 0 else "reduce_scatter"
+    per_bucket_s = host_cost_s(forecaster.profile, "ddp_bucket_s")
+    for bucket in gradient_buckets(
+        parameters_by_unit,
+        bucket_bytes=framework.bucket_bytes,
+        first_bucket_bytes=framework.first_bucket_bytes,
+    ):
+        reduce_s[bucket.ready_unit] += collective(op, bucket.size_bytes, "dp") + per_bucket_s
+    if not framework.gradient_as_bucket_view:
+        for i, size in parameters_by_unit:
+            copies_s[i] += 2.0 * copy_s(forecaster, size)
+    if plan.zero_stage:
+        for i, unit in enumerate(units):
+            size = sum(unit.elements) * framework.parameter_comm_bytes
+            gather_s[i] = collective("all_gather", size, "dp") if size else 0.0
+    return reduce_s, gather_s, copies_s
