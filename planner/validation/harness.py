@@ -55,7 +55,7 @@ class RunSettings:
     pin: bool = True
     warmup: int = 2
     rounds: int = 3
-    steps: int = 3
+    steps: int = 2
     min_round_s: float = 0.5
     alive: int = 8
     profile: bool = True

@@ -46,10 +46,7 @@ def load_model(spec: ModelSpec, *, batch: int, device: str = "cpu", seed: int = 
     """
     import torch
 
-    try:
-        from costmodel.models import resolve
-    except ImportError:
-        from planner.validation._interim import resolve
+    from costmodel.models import resolve
 
     torch.manual_seed(seed)
     source = resolve(spec.model, micro_batch_size=batch, seq_len=spec.seq_len, overrides=dict(spec.overrides))
@@ -113,18 +110,10 @@ def split_batch(inputs: Mapping[str, Any], *, batch: int, parts: int, index: int
 
 
 def loss_of(output: Any) -> torch.Tensor:
-    """The number to minimise, from a forward's output."""
-    import torch
-    from torch.utils import _pytree as pytree
+    """The number to minimise, from a forward's output; the same as the traced one."""
+    from costmodel.graph.tracing import default_loss
 
-    loss = getattr(output, "loss", None)
-    if isinstance(loss, torch.Tensor):
-        return loss
-    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-    if not tensors:
-        raise ModelArgumentError("the model's output holds no floating-point tensor to make a loss of")
-    first: torch.Tensor = tensors[0]
-    return first if first.ndim == 0 else first.float().mean()
+    return default_loss(output)
 
 
 def has_dropout(module: nn.Module) -> bool:

@@ -105,7 +105,7 @@ class Job:
     pin: bool = True
     warmup: int = 2
     rounds: int = 3
-    steps: int = 3
+    steps: int = 2
     min_round_s: float = 0.5
     alive: int = 8
     profile: bool = True
