@@ -8,7 +8,7 @@ from math import prod
 
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.graph.model_graph import ModelGraph, Phase
-from costmodel.sharding.block import read_block
+from costmodel.sharding.block import read_block, tensor_bytes
 from costmodel.sharding.candidates import Axis, Rules
 from costmodel.sharding.context import split_context
 from costmodel.sharding.cost import ShardingCost, reference_cost
@@ -32,7 +32,7 @@ def shard(
     ep: int = 1,
     cost: ShardingCost | None = None,
     parameters: Mapping[str, Placement] | None = None,
-    merge_gradients: bool = True,
+    styles: Mapping[str, str] | None = None,
     cp_exchange: str = "ring",
     routing: Routing | None = None,
     use_tp_plan: bool = True,
@@ -41,8 +41,8 @@ def shard(
 
     Every weighted product that can be split is split (that is what the degree asks for); among those ways the
     one of least time under `cost` is taken. The model's own `tp_plan` is followed where it fits. `parameters`
-    (name -> placement) fixes the choice; `merge_gradients=False` prices modules that reduce their input
-    gradients one by one, as torch's parallelize_module does. Degrees of 1 return the graph unchanged.
+    (name -> placement) fixes the choice; `styles` (module path -> style, see `module_plan`) prices exactly what
+    torch's parallelize_module runs with them. Degrees of 1 return the graph unchanged.
 
     Raises PlanError with the formula where a degree leaves nothing to split.
     """
@@ -64,7 +64,7 @@ def shard(
             parts.append(unsharded_segment(segment))
     if tp > 1:
         parts = _tensor_parallel(
-            graph, parts, tp, sequence_parallel, cp, prices, parameters, merge_gradients, use_tp_plan, notes
+            graph, parts, tp, sequence_parallel, cp, prices, parameters, styles, use_tp_plan, notes
         )
     if ep > 1:
         if not any(expert_tensors(s) for s in whole):
@@ -109,7 +109,7 @@ def _tensor_parallel(
     cp: int,
     cost: ShardingCost,
     parameters: Mapping[str, Placement] | None,
-    merge_gradients: bool,
+    styles: Mapping[str, str] | None,
     use_tp_plan: bool,
     notes: list[str],
 ) -> list[ShardedSegment]:
@@ -122,8 +122,10 @@ def _tensor_parallel(
     axis = Axis(name="tp", n=tp)
     rules = Rules(
         sequence=(length, graph.micro_batch_size) if sequence_parallel else None,
-        insist=parameters is None,
-        merge_gradients=merge_gradients,
+        insist=parameters is None and styles is None,
+        merge_gradients=styles is None,
+        local_modules=styles is not None,
+        styles=styles,
         uneven=vocabulary_sizes(graph),
     )
     boundary = (sharded(1) if sequence_parallel else REPLICATED,)
@@ -134,6 +136,8 @@ def _tensor_parallel(
         segment = parts[number].local
         if parameters is not None:
             own = {t.name: fixed.get(t.name, _WHOLE) for t in segment.parameters}
+        elif styles is not None:
+            own = {}
         else:
             shared = {t.name: fixed[t.name] for t in segment.parameters if t.name in fixed}
             planned = assignment_from_tp_plan(segment, graph.tp_plan) if use_tp_plan else {}
@@ -155,7 +159,11 @@ def _tensor_parallel(
         fixed.update((p.name, p.placement) for p in result[number].parameters)
     ordered = [result[number] for number in range(len(parts))]
     split = [p for part in ordered for p in part.parameters if p.is_sharded]
-    if parameters is None and all(prod(p.local_shape) * tp != prod(p.shape) for p in split):
+    if (
+        parameters is None
+        and styles is None
+        and all(prod(p.local_shape) * tp != prod(p.shape) for p in split)
+    ):
         raise PlanError(_nothing_to_shard(graph, tp))
     _note_whole(ordered, tp, notes)
     return ordered
@@ -166,8 +174,8 @@ _WHOLE = REPLICATED.forward
 
 def _merge(context: ShardedSegment, tensor: ShardedSegment) -> ShardedSegment:
     """Context-parallel exchanges move what tensor parallelism left of their tensors."""
-    before = {t.index: t.size_bytes for t in context.local.tensors}
-    after = {t.index: t.size_bytes for t in tensor.local.tensors}
+    before = {t.index: tensor_bytes(t) for t in context.local.tensors}
+    after = {t.index: tensor_bytes(t) for t in tensor.local.tensors}
     calls: list[CollectiveCall] = []
     for call in context.collectives:
         whole = before.get(call.tensor, 0)

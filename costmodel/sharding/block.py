@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from math import prod
 
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
 from costmodel.sharding.strategies.call import rule_name
 
-__all__ = ["Block", "Value", "is_float", "read_block"]
+__all__ = ["Block", "Value", "is_float", "read_block", "tensor_bytes"]
 
-_FLOATS = ("float", "bfloat", "half", "double", "complex")
+_WHOLE_NUMBERS = ("int", "uint", "bool", "i8", "i16", "i32", "i64", "u8")
 _VIEWS = (
     "t",
     "transpose",
@@ -37,6 +39,13 @@ class Value:
     has_gradient: bool = False
     of_parameter: bool = False
     """A parameter, or a view or cast of one."""
+    parameter: str = ""
+    """Name of that parameter."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that move when the value does."""
+        return tensor_bytes(self.info)
 
     @property
     def is_parameter(self) -> bool:
@@ -62,9 +71,17 @@ class Block:
     """Backward operators of each forward position."""
 
 
+def tensor_bytes(info: TensorInfo) -> int:
+    """Bytes of a tensor's elements; a view, which owns none, counts what it shows."""
+    if info.size_bytes or not info.shape:
+        return info.size_bytes
+    bits = re.search(r"\d+", info.dtype)
+    return prod(info.shape) * (max(int(bits[0]) // 8, 1) if bits else 1)
+
+
 def is_float(info: TensorInfo) -> bool:
     """Whether a tensor can carry a gradient at all."""
-    return any(name in info.dtype for name in _FLOATS) and "float8" not in info.dtype
+    return not info.dtype.startswith(_WHOLE_NUMBERS)
 
 
 def read_block(segment: Segment, *, is_first: bool = False) -> Block:
@@ -81,7 +98,8 @@ def read_block(segment: Segment, *, is_first: bool = False) -> Block:
         info = tensors[index]
         parameter = info.role is TensorRole.PARAMETER
         gradient = parameter and (info.requires_grad or not marked)
-        values.append(Value(info=info, has_gradient=gradient, of_parameter=parameter))
+        name = info.name if parameter else ""
+        values.append(Value(info=info, has_gradient=gradient, of_parameter=parameter, parameter=name))
         current[index] = len(values) - 1
         return current[index]
 
@@ -94,11 +112,14 @@ def read_block(segment: Segment, *, is_first: bool = False) -> Block:
         inputs.append(tuple(taken))
         view = rule_name(op.target).removeprefix("aten.") in _VIEWS
         of_parameter = bool(taken) and view and all(values[v].of_parameter for v in taken)
+        name = values[taken[0]].parameter if of_parameter else ""
         made = []
         for slot, index in enumerate(op.outputs):
-            values.append(Value(info=tensors[index], producer=position, slot=slot, of_parameter=of_parameter))
+            made.append(len(values))
+            value = Value(info=tensors[index], producer=position, slot=slot, of_parameter=of_parameter)
+            value.parameter = name
+            values.append(value)
             current[index] = len(values) - 1
-            made.append(current[index])
         outputs.append(tuple(made))
 
     finish = _exit(values)

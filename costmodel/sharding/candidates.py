@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from costmodel.graph.model_graph import TensorRole
 from costmodel.sharding.block import Block, Value
+from costmodel.sharding.executable import executable_strategies
 from costmodel.sharding.placements import BROADCAST, Partial, Placement, Replicate, Shard
 from costmodel.sharding.strategies import Call, Strategy, strategies_for
 
@@ -44,6 +45,10 @@ class Rules:
     merge_gradients: bool = True
     insist: bool = False
     parameters: Mapping[str, Placement] = field(default_factory=dict)
+    local_modules: bool = False
+    """Only what modules parallelised one by one can run (see `costmodel.sharding.executable`)."""
+    styles: Mapping[str, str] | None = None
+    """Module path -> style, where exactly these modules are parallelised."""
     uneven: frozenset[int] = frozenset()
     """Dimension sizes that may be cut unevenly (vocabularies)."""
 
@@ -74,6 +79,8 @@ def candidates(block: Block, axis: Axis, rules: Rules) -> list[list[Strategy]]:
         ]
         if not packed.learn(block, found):
             break
+    if rules.local_modules:
+        found = [executable_strategies(block, p, found[p], rules.styles) for p in range(len(found))]
     if rules.allow_batch:
         return found
     return _reachable(block, axis, rules, found)
@@ -112,7 +119,7 @@ def _call(block: Block, position: int, axis: Axis, rules: Rules, packed: _Packed
         n=axis.n,
         packed_in=packed.at(ins),
         packed_out=packed.at(outs),
-        uneven=rules.uneven,
+        uneven=frozenset() if rules.local_modules else rules.uneven,
     )
 
 

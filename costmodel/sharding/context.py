@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from costmodel.errors import PlanError
 from costmodel.graph.model_graph import ModelGraph, Phase, Segment
-from costmodel.sharding.block import read_block
+from costmodel.sharding.block import read_block, tensor_bytes
 from costmodel.sharding.candidates import Axis, Rules
 from costmodel.sharding.cost import ShardingCost
 from costmodel.sharding.localise import localise
@@ -101,7 +101,7 @@ def _ulysses(calls: list[CollectiveCall], local: ShardedSegment, cp: int) -> lis
             after = op.index - 1 if index in op.inputs else op.index
             call = CollectiveCall(
                 op="all_to_all",
-                size_bytes=tensors[index].size_bytes,
+                size_bytes=tensor_bytes(tensors[index]),
                 n_ranks=cp,
                 axis="cp",
                 phase=Phase.FORWARD,

@@ -11,7 +11,7 @@ them: tokens * top_k on average, times `imbalance` on the busiest rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 
 from costmodel.errors import PlanError
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
@@ -20,7 +20,6 @@ from costmodel.sharding.sharded import CollectiveCall, LocalParameter, ShardedSe
 
 __all__ = ["Routing", "dispatch_bytes", "expert_tensors", "split_experts"]
 
-_ELEMENT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
 _EXPERT_KINDS = ("grouped_gemm", "moe")
 
 
@@ -95,7 +94,7 @@ def split_experts(sharded: ShardedSegment, *, ep: int, routing: Routing) -> Shar
     operators = tuple(_local(op, ep, routing) if op.index in uses else op for op in segment.operators)
     tensors = tuple(_tensor(t, ep) if t.index in experts else t for t in segment.tensors)
     parameters = tuple(_parameter(p, ep) if p.tensor in experts else p for p in sharded.parameters)
-    calls = _exchanges([op for op in segment.operators if op.index in uses], ep, routing)
+    calls = _exchanges(segment, [op for op in segment.operators if op.index in uses], ep, routing)
     return replace(
         sharded,
         local=replace(segment, operators=operators, tensors=tensors),
@@ -148,7 +147,14 @@ def _parameter(p: LocalParameter, ep: int) -> LocalParameter:
     )
 
 
-def _exchanges(ops: list[Operator], ep: int, routing: Routing) -> list[CollectiveCall]:
+def _element_bytes(op: Operator, tensors: dict[int, TensorInfo]) -> int:
+    """Bytes per element of an operator's result."""
+    info = tensors[op.outputs[0]]
+    return max(1, info.size_bytes // max(prod(info.shape), 1))
+
+
+def _exchanges(segment: Segment, ops: list[Operator], ep: int, routing: Routing) -> list[CollectiveCall]:
+    tensors = {t.index: t for t in segment.tensors}
     calls: list[CollectiveCall] = []
     for phase in (Phase.FORWARD, Phase.BACKWARD):
         own = [op for op in ops if op.phase is phase and op.kind in (*_EXPERT_KINDS, "bmm")]
@@ -162,7 +168,7 @@ def _exchanges(ops: list[Operator], ep: int, routing: Routing) -> list[Collectiv
                 tokens=rows,
                 top_k=op.dims.get("topk", 1),
                 width=width,
-                element_bytes=_ELEMENT_BYTES.get(op.dtype, 2),
+                element_bytes=_element_bytes(op, tensors),
                 routing=routing,
             )
             calls.append(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import ceil
 
 from costmodel.graph.model_graph import Operator, TensorInfo
+from costmodel.sharding.block import tensor_bytes
 from costmodel.sharding.placements import Layout, Shard, local_fraction
 from costmodel.sharding.strategies import Strategy
 
@@ -143,11 +144,11 @@ def _is_last(strategy: Strategy, forward: Operator) -> bool:
 
 def _moved(infos: tuple[TensorInfo, ...], layouts: tuple[Layout, ...], n: int) -> float:
     """Local bytes over whole bytes of a list of tensors."""
-    total = sum(info.size_bytes for info in infos)
+    total = sum(tensor_bytes(info) for info in infos)
     if not total:
         return 1.0
     local = sum(
-        info.size_bytes * local_fraction(info.shape, layout.forward, n)
+        tensor_bytes(info) * local_fraction(info.shape, layout.forward, n)
         for info, layout in zip(infos, layouts, strict=True)
     )
     return local / total

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import ceil, prod
 
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo
-from costmodel.sharding.block import Block
+from costmodel.sharding.block import Block, tensor_bytes
 from costmodel.sharding.candidates import Axis
 from costmodel.sharding.local import local_backward, local_forward, local_generic
 from costmodel.sharding.placements import Partial, Placement, Replicate, Shard, local_shape
@@ -47,7 +47,7 @@ def localise(block: Block, assignment: Assignment) -> ShardedSegment:
     if block.exit is not None:
         before = block.values[block.exit].info
         shard = _exit_placement(block, assignment, placed)
-        out -= before.size_bytes - ceil(before.size_bytes * _share(before.shape, shard, axis.n))
+        out -= tensor_bytes(before) - ceil(tensor_bytes(before) * _share(before.shape, shard, axis.n))
     assert all(t.index in sizes for t in segment.tensors)
     local = replace(segment, operators=tuple(operators), tensors=tensors, output_bytes=max(out, 0))
     return ShardedSegment(

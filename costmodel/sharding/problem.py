@@ -11,6 +11,7 @@ from costmodel.estimate import FloatArray
 from costmodel.sharding.block import Block, Value
 from costmodel.sharding.candidates import Axis, Rules, candidates, sequence_shards
 from costmodel.sharding.cost import ShardingCost
+from costmodel.sharding.executable import may_gather
 from costmodel.sharding.local import PRODUCT_KINDS, local_backward, local_forward
 from costmodel.sharding.network import CostNetwork
 from costmodel.sharding.placements import (
@@ -134,7 +135,7 @@ class Problem:
         if not self.rules.insist or not weights:
             return np.zeros(len(choices))
         slots = [self.block.inputs[position].index(v) for v in weights]
-        size = max(value.info.size_bytes for value in self.block.values)
+        size = max(value.size_bytes for value in self.block.values)
         price = _INSIST * (work_s + max(self.collective_s("all_reduce", size, axis) for axis in self.axes))
         whole = [any(not isinstance(x.inputs[i].forward, Shard) for i in slots for x in c) for c in choices]
         return np.array(whole, dtype=np.float64) * price * len(self.block.forward)
@@ -192,6 +193,7 @@ class Problem:
         if source is None:
             return
         after = value.producer
+        gather = True
         if v == self.block.exit:
             out = (
                 self.entry
@@ -201,9 +203,9 @@ class Problem:
             self.leaves = out
             self._join(v, source, out, after, None, "boundary")
         if len(targets) > 1:
-            source = self._share(v, source, targets, after)
+            source, gather = self._share(v, source, targets, after), False
         for target, (p, _) in zip(targets, value.users, strict=True):
-            self._join(v, source, target, after, p, "activation")
+            self._join(v, source, target, after, p, "activation", gather=gather)
 
     def _same_shape(self, v: int) -> bool:
         entry = self.block.entry
@@ -264,7 +266,15 @@ class Problem:
             self._join(v, port, target, None, p, "parameter")
 
     def _join(
-        self, v: int, source: Port, target: Port, after: int | None, before: int | None, what: str
+        self,
+        v: int,
+        source: Port,
+        target: Port,
+        after: int | None,
+        before: int | None,
+        what: str,
+        *,
+        gather: bool = True,
     ) -> None:
         self.joints.append(
             Joint(value=v, source=source, target=target, after=after, before=before, what=what)
@@ -272,10 +282,12 @@ class Problem:
         value = self.block.values[v]
         left, left_of = _unique(source.layouts)
         right, right_of = _unique(target.layouts)
-        table = np.array([[self._change_s(value, s, t, what) for t in right] for s in left])
+        if self.rules.local_modules and gather:
+            gather = may_gather(self.block, after, self.rules.styles)
+        table = np.array([[self._change_s(value, s, t, what, gather) for t in right] for s in left])
         self.network.add_pair(source.node, target.node, table[np.ix_(left_of, right_of)])
 
-    def _change_s(self, value: Value, source: Layouts, target: Layouts, what: str) -> float:
+    def _change_s(self, value: Value, source: Layouts, target: Layouts, what: str, gather: bool) -> float:
         if what == "parameter" and not self.rules.gather_parameters:
             if any(s.forward != t.forward for s, t in zip(source, target, strict=True)):
                 return float("inf")
@@ -284,8 +296,17 @@ class Problem:
             for s, t in zip(source, target, strict=True)
         ) or self._must_scatter(value, source, target):
             return float("inf")
-        moves = transfers(source, target, value.info.size_bytes, self.axes, gradient=value.has_gradient)
+        moves = transfers(source, target, value.size_bytes, self.axes, gradient=value.has_gradient)
         return sum(self.collective_s(t.op, t.size_bytes, axis) for axis, _, t in moves)
+
+    def _at_border(self, value: Value, source: Layouts, target: Layouts, gather: bool) -> bool:
+        """Whether a run of styled modules makes this change: sums, and gathers behind a split nn.Linear."""
+        for s, t in zip(source, target, strict=True):
+            if s.forward == t.forward or isinstance(s.forward, Partial):
+                continue
+            if not (gather and isinstance(s.forward, Shard) and isinstance(t.forward, Replicate)):
+                return False
+        return True
 
     def _must_scatter(self, value: Value, source: Layouts, target: Layouts) -> bool:
         """With sequence parallelism insisted on, a sequence is scattered, not all-reduced."""

@@ -95,7 +95,7 @@ def _read(problem: Problem, block: Block, states: tuple[int, ...], total: float)
         target = joint.target.layouts[states[joint.target.node]]
         if joint.before is not None:
             used.setdefault(value.info.index, target)
-        moves = transfers(source, target, value.info.size_bytes, problem.axes, gradient=value.has_gradient)
+        moves = transfers(source, target, value.size_bytes, problem.axes, gradient=value.has_gradient)
         conversions.extend(
             Conversion(
                 tensor=value.info.index,

@@ -159,10 +159,12 @@ class Recorder(TorchDispatchMode):
         return out
 
 
-def record(module: nn.Module, *args: Any, entry: int | None = 0, **kwargs: Any) -> Segment:
+def record(
+    module: nn.Module, *args: Any, entry: int | None = 0, device: str = "meta", **kwargs: Any
+) -> Segment:
     """The forward of a module as a segment; argument number `entry` is the activation that comes in."""
-    module = module.to("meta")
-    args = tuple(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args)
+    module = module.to(device)
+    args = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
     if entry is not None:
         args[entry].requires_grad_(True)
     recorder = Recorder(module)
