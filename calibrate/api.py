@@ -83,7 +83,8 @@ def fit_profile(out: Path, *, progress: Callable[[str], None] | None = None) -> 
     samples = merge_visits(visits)
     if not samples:
         raise MeasurementError(
-            f"{samples_path(out)} holds no usable sample; run `foreshard calibrate` again with a larger --budget"
+            f"{samples_path(out)} holds no usable sample; run `foreshard calibrate` again with a larger "
+            "--budget"
         )
     profile = assemble_profile(out.stem, machine, samples, progress=progress)
     save_profile(profile, out)

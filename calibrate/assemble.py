@@ -151,7 +151,9 @@ def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
             d = s.dims
             rate = 2.0 * d.get("batch", 1) * d["m"] * d["n"] * d["k"] / s.time_s
             rates[s.dtype] = max(rates.get(s.dtype, 0.0), rate)
-    flow = [s.dims["bytes"] / s.time_s for s in samples if s.kind == "memory" and s.variant in ("copy", "read")]
+    flow = [
+        s.dims["bytes"] / s.time_s for s in samples if s.kind == "memory" and s.variant in ("copy", "read")
+    ]
     probe = [2.0 * 512**3 / s.time_s for s in samples if s.kind == "probe" and s.variant == "gemm"]
     to_host = [s.dims["bytes"] / s.time_s for s in samples if s.variant == "device_to_host"]
     large = [
@@ -245,10 +247,11 @@ def _nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> N
 
     if machine.device_kind != "cpu" and device_family(machine.device):
         return device_network(machine.device)
-    one_way = [s for s in samples if s.op == "p2p"] or list(samples)
-    latency_s = min(s.time_s for s in one_way)
-    rate = max(s.size_bytes / s.time_s for s in one_way)
-    source = "best point-to-point transfer measured"
+    from costmodel.hardware.collectives.algorithms import bus_factor
+
+    latency_s = min(s.time_s for s in samples)
+    rate = max(bus_factor(s.op, s.n_ranks) * s.size_bytes / s.time_s for s in samples)
+    source = "best transfer measured"
     cpu = machine.device_kind == "cpu"
     link = Link(
         name="loopback" if cpu else "pcie",
@@ -257,9 +260,7 @@ def _nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> N
         bytes_per_s=rate,
         source=source,
     )
-    return NetworkModel(
-        name=machine.device, ranks_per_node=machine.world_size, intra=(link,), source=source
-    )
+    return NetworkModel(name=machine.device, ranks_per_node=machine.world_size, intra=(link,), source=source)
 
 
 def _overlap(samples: Sequence[Sample]) -> Overlap:
@@ -286,4 +287,3 @@ def _contention(samples: Sequence[Sample]) -> dict[str, float]:
         if s.setting == ALONE and case(s) in together:
             ratios.setdefault(s.kind, []).append(together[case(s)] / s.time_s)
     return {kind: max(1.0, statistics.median(values)) for kind, values in ratios.items()}
-

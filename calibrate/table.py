@@ -17,7 +17,7 @@ from costmodel.hardware.kinds import COLLECTIVE_KINDS
 if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["CollectiveRow", "CollectiveTable", "Noise", "bus_factor", "collective_table", "noise"]
+__all__ = ["CollectiveRow", "CollectiveTable", "Noise", "collective_table", "noise"]
 
 _QUIET_SPREAD = 0.05
 _NOISY_SPREAD = 0.15
@@ -83,7 +83,7 @@ def collective_table(profile_path: Path) -> CollectiveTable:
     machine, visits = read_journal(samples_path(Path(profile_path)))
     samples = merge_visits(visits)
     profile = load_profile(Path(profile_path))
-    rows = [_row(s, profile, machine.backend) for s in samples if s.kind in COLLECTIVE_KINDS]
+    rows = [_row(s, profile) for s in samples if s.kind in COLLECTIVE_KINDS]
     order = {kind: i for i, kind in enumerate(COLLECTIVE_KINDS)}
     rows.sort(key=lambda r: (order[r.op], r.n_ranks, r.size_bytes))
     return CollectiveTable(rows=tuple(rows), noise=noise(samples, machine.load))
@@ -98,7 +98,9 @@ def noise(samples: Sequence[Sample], load_per_core: float) -> Noise:
     advice = "Intervals are widened accordingly."
     if median > _NOISY_SPREAD or load_per_core > _LOADED:
         verdict = "noisy"
-        advice = "Stop other work on this machine and calibrate again with --fresh, or give a larger --budget."
+        advice = (
+            "Stop other work on this machine and calibrate again with --fresh, or give a larger --budget."
+        )
     elif median <= _QUIET_SPREAD:
         verdict, advice = "quiet", "Nothing to do."
     return Noise(
@@ -111,16 +113,9 @@ def noise(samples: Sequence[Sample], load_per_core: float) -> Noise:
     )
 
 
-def bus_factor(op: str, n_ranks: int) -> float:
-    """Bus bandwidth over algorithm bandwidth, as nccl-tests defines it (its doc/PERFORMANCE.md)."""
-    if op == "all_reduce":
-        return 2.0 * (n_ranks - 1) / n_ranks
-    if op in ("all_gather", "reduce_scatter", "all_to_all"):
-        return (n_ranks - 1) / n_ranks
-    return 1.0
+def _row(sample: Sample, profile: HardwareProfile) -> CollectiveRow:
+    from costmodel.hardware.collectives.algorithms import bus_factor
 
-
-def _row(sample: Sample, profile: HardwareProfile, backend: str) -> CollectiveRow:
     n_ranks, size = sample.dims["n_ranks"], sample.dims["size_bytes"]
     fit_s = _fit_s(sample, profile)
     rate = size / sample.time_s
@@ -135,3 +130,23 @@ def _row(sample: Sample, profile: HardwareProfile, backend: str) -> CollectiveRo
         fit_s=fit_s,
         error_fraction=fit_s / sample.time_s - 1.0,
     )
+
+
+def _fit_s(sample: Sample, profile: HardwareProfile) -> float:
+    """The profile's time for this collective; NaN where it has no network."""
+    import numpy as np
+
+    from costmodel.hardware.collectives.pricing import collective_times
+    from costmodel.hardware.kinds import CollectiveGroup
+    from costmodel.hardware.network_schema import NetworkModel
+
+    if not isinstance(profile.network, NetworkModel):
+        return float("nan")
+    estimate = collective_times(
+        profile.network,
+        sample.kind,
+        np.array([float(sample.dims["size_bytes"])]),
+        CollectiveGroup(n_ranks=sample.dims["n_ranks"]),
+        timing=sample.timing,
+    )
+    return float(estimate.median_s[0])
