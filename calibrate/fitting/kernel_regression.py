@@ -18,6 +18,7 @@ __all__ = ["KernelShape", "Weighted", "choose_centres", "solve_weights", "tune_s
 
 _SUBSET = 400
 _TUNE_STEPS = 40
+_WARM_STEPS = 5
 _LENGTH_BOUNDS = (1.0, 150.0)
 _SIGNAL_BOUNDS = (1e-3, 1.0)
 _NOISE_BOUNDS = (5e-3, 0.5)
@@ -50,8 +51,13 @@ class Weighted:
         return np.asarray(kernel(features / self.shape.length, self.centres) @ self.weights)
 
 
-def tune_shape(features: FloatArray, target: FloatArray, *, seed: int = 0) -> KernelShape:
-    """Lengths and variances by marginal likelihood on at most 400 rows (L-BFGS, exact gradient)."""
+def tune_shape(
+    features: FloatArray, target: FloatArray, *, seed: int = 0, start: KernelShape | None = None
+) -> KernelShape:
+    """Lengths and variances by marginal likelihood on at most 400 rows (L-BFGS, exact gradient).
+
+    With `start` (say from nearly the same rows) only a few steps are made from there.
+    """
     from scipy.optimize import minimize
 
     n, n_features = features.shape
@@ -61,18 +67,21 @@ def tune_shape(features: FloatArray, target: FloatArray, *, seed: int = 0) -> Ke
     varies = spread > 1e-9
     x = x[:, varies]
     y = np.clip(y, *np.quantile(y, [0.01, 0.99]))
-    start = np.concatenate([np.log(np.maximum(2.0 * spread[varies], 1.5)), np.log([0.1, 0.05])])
+    if start is None:
+        first = np.concatenate([np.log(np.maximum(2.0 * spread[varies], 1.5)), np.log([0.1, 0.05])])
+    else:
+        first = np.log(np.concatenate([start.length[varies], [start.signal, start.noise]]))
     bounds = [tuple(np.log(_LENGTH_BOUNDS))] * int(varies.sum())
     bounds += [tuple(np.log(_SIGNAL_BOUNDS)), tuple(np.log(_NOISE_BOUNDS))]
     squares = (x[:, None, :] - x[None, :, :]) ** 2
     result = minimize(
         _negative_likelihood,
-        start,
+        first,
         args=(squares, y),
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
-        options={"maxiter": _TUNE_STEPS},
+        options={"maxiter": _TUNE_STEPS if start is None else _WARM_STEPS},
     )
     length = np.full(n_features, _LENGTH_BOUNDS[1])
     length[varies] = np.exp(result.x[:-2])

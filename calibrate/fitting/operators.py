@@ -38,8 +38,8 @@ __all__ = ["CrossValidation", "cross_validate", "fit_operator", "fit_operators"]
 FOLDS = 5
 MIN_SHAPES_FOR_CORRECTION = 24
 _SHAPES_PER_CENTRE = 2.5
-_MOST_CENTRES = 300
-_MOST_FRAMEWORK_CENTRES = 140
+_MOST_CENTRES = 420
+_MOST_FRAMEWORK_CENTRES = 180
 _MIN_FRAMEWORK_ROWS = 24
 _MIN_REGION_ROWS = 8
 
@@ -94,7 +94,7 @@ def fit_operator(table: SampleTable, device: DeviceSpec, *, folds: int = FOLDS, 
     form = form_of(table.kind)
     features = form.features(device, table.dims, group.dtype, group.variant)
     core = _fit_core(form, device, table, features, seed=seed)
-    check = cross_validate(table, device, folds=folds, seed=seed, start=core.theta)
+    check = cross_validate(table, device, folds=folds, seed=seed, start=core)
     error = -check.log_error
     far = band(check.physical_log_error)
     correction = None
@@ -133,9 +133,12 @@ def cross_validate(
     *,
     folds: int = FOLDS,
     seed: int = 0,
-    start: Mapping[str, float] | None = None,
+    start: _Core | None = None,
 ) -> CrossValidation:
-    """Predict each row of one group by a fit that saw no row of its shape, and its spread likewise."""
+    """Predict each row of one group by a fit that saw no row of its shape, and its spread likewise.
+
+    `start`: a fit whose parameters the folds' fits begin from, to save time.
+    """
     group = _one_group(table)
     form = form_of(table.kind)
     features = form.features(device, table.dims, group.dtype, group.variant)
@@ -201,15 +204,16 @@ def _fit_core(
     features: FloatArray,
     *,
     seed: int,
-    start: Mapping[str, float] | None = None,
+    start: _Core | None = None,
 ) -> _Core:
-    theta = fit_parameters(form, device, table, start=start, seed=seed)
+    theta = fit_parameters(form, device, table, start=None if start is None else start.theta, seed=seed)
     target = np.log(table.time_s) - np.log(predict_s(form, theta, device, table))
     limit = float(np.abs(target).max())
     n_shapes = len(np.unique(features, axis=0))
     if n_shapes < MIN_SHAPES_FOR_CORRECTION:
         return _Core(theta=theta, shared=None, limit=limit, frameworks={})
-    shared = _regress(features, target, _MOST_CENTRES, seed)
+    begin = None if start is None else start.shared
+    shared = _regress(features, target, _MOST_CENTRES, seed, begin)
     left = target - shared(features)
     names, counts = np.unique(table.framework, return_counts=True)
     frameworks = {}
@@ -217,12 +221,17 @@ def _fit_core(
         for name, count in zip(names, counts, strict=True):
             if count >= _MIN_FRAMEWORK_ROWS:
                 rows = table.framework == name
-                frameworks[str(name)] = _regress(features[rows], left[rows], _MOST_FRAMEWORK_CENTRES, seed)
+                begin = None if start is None else start.frameworks.get(str(name))
+                frameworks[str(name)] = _regress(
+                    features[rows], left[rows], _MOST_FRAMEWORK_CENTRES, seed, begin
+                )
     return _Core(theta=theta, shared=shared, limit=limit, frameworks=frameworks)
 
 
-def _regress(features: FloatArray, target: FloatArray, most_centres: int, seed: int) -> Weighted:
-    shape = tune_shape(features, target, seed=seed)
+def _regress(
+    features: FloatArray, target: FloatArray, most_centres: int, seed: int, start: Weighted | None
+) -> Weighted:
+    shape = tune_shape(features, target, seed=seed, start=None if start is None else start.shape)
     n_shapes = len(np.unique(features, axis=0))
     count = max(4, min(most_centres, int(n_shapes / _SHAPES_PER_CENTRE)))
     with warnings.catch_warnings():

@@ -16,7 +16,9 @@ and from fits that hold the host's dispatch the kernel's part.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,8 +27,8 @@ from costmodel.errors import UsageError
 from costmodel.estimate import FloatArray, TimeEstimate
 from costmodel.hardware.device import dtype_fallbacks, element_bytes, peak_flop_per_s
 from costmodel.hardware.fallback import fallback_spread
-from costmodel.hardware.forms.base import FORMS, Form, load_forms
-from costmodel.hardware.forms.evaluate import evaluate_fit
+from costmodel.hardware.forms.base import FORMS, Dims, Form, load_forms
+from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit, Residual
 
@@ -34,6 +36,8 @@ __all__ = ["choose_fit", "datasheet_fit", "operator_times"]
 
 _TIMINGS = ("cuda_graph", "kernel_only", "eager_loop", "torch_loop", "event_eager", "derived_from_efficiency")
 """Nearest to the kernel's own time first."""
+_BLOCK = 16384
+_THREADS = 4
 _HALF = ("bf16", "fp16")
 _AS_KIND = {"grouped_gemm": "bmm", "unmodelled": "elementwise"}
 """Kinds that fall to another one where no form is registered for them."""
@@ -63,7 +67,27 @@ def operator_times(
     fit = choose_fit(profile, kind, variant, dtype, timing)
     if fit is None:
         fit = datasheet_fit(profile.device, kind, variant, dtype)
-    return evaluate_fit(fit, profile.device, sizes, framework=framework, device_only=timing is None)
+    if n <= _BLOCK:
+        return evaluate_fit(fit, profile.device, sizes, framework=framework, device_only=timing is None)
+    return _in_blocks(fit, profile.device, sizes, n, framework, timing is None)
+
+
+def _in_blocks(
+    fit: OperatorFit, device: DeviceSpec, sizes: Dims, n: int, framework: str | None, device_only: bool
+) -> TimeEstimate:
+    """Blocks that stay in cache, shared among threads (array arithmetic leaves the interpreter lock)."""
+
+    def one(start: int) -> TimeEstimate:
+        part = {name: values[start : start + _BLOCK] for name, values in sizes.items()}
+        return evaluate_fit(fit, device, part, framework=framework, device_only=device_only)
+
+    form_of(fit.kind)  # registered before threads ask for it
+    with ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1)) as pool:
+        parts = list(pool.map(one, range(0, n, _BLOCK)))
+    return TimeEstimate(
+        median_s=np.concatenate([part.median_s for part in parts]),
+        log_sigma=np.concatenate([part.log_sigma for part in parts]),
+    )
 
 
 def choose_fit(
