@@ -37,6 +37,8 @@ _PRIOR_LOG_SIGMA = {
 }
 _TIME_LOG_SIGMA = 0.05
 _NO_TIME_S = 1e-12
+# Protocols that carry flags beside the data: LL128 at most 120 of 128 bytes (NCCL src/include/device.h).
+_FLAG_SHARE = 120.0 / 128.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +162,8 @@ def fit_paths(
     absent = np.array([[not getattr(entry.path, name) for name in _FIELDS] for entry in prior])
     index, slots = _free(prior, spread, absent)
 
+    low_latency, bulk = _protocol_pairs([entry.path for entry in prior])
+
     def unpack(x: FloatArray) -> FloatArray:
         values = start.copy()
         values[index >= 0] *= np.exp(x[index[index >= 0]])
@@ -169,7 +173,10 @@ def fit_paths(
         error = (np.log(median_times(table, unpack(x))) - table.log_time) / _TIME_LOG_SIGMA
         # Soft L1 by hand, so that the priors keep their squares.
         robust = np.sign(error) * np.sqrt(2.0 * (np.sqrt(1.0 + error**2) - 1.0))
-        return np.concatenate([table.weight * robust, x / slots])
+        values = unpack(x)
+        above = np.log(values[low_latency, 3:5] / (_FLAG_SHARE * values[bulk, 3:5]))
+        order = np.maximum(0.0, above).ravel() / _TIME_LOG_SIGMA
+        return np.concatenate([table.weight * robust, x / slots, order])
 
     best = None
     rng = np.random.default_rng(seed)
@@ -189,6 +196,18 @@ def fit_paths(
         }
         fitted.append(entry.path.model_copy(update=update))
     return tuple(fitted), float(best.cost)
+
+
+def _protocol_pairs(paths: Sequence[PathFit]) -> tuple[list[int], list[int]]:
+    """Positions of paths with a flag-carrying protocol, and of the bulk one of their algorithm and ranks."""
+    low, bulk = [], []
+    for i, path in enumerate(paths):
+        for j, other in enumerate(paths):
+            same = (path.algorithm, path.min_ranks) == (other.algorithm, other.min_ranks)
+            if same and path.protocol != "simple" and other.protocol == "simple":
+                low.append(i)
+                bulk.append(j)
+    return low, bulk
 
 
 def _free(

@@ -1,0 +1,87 @@
+"""Networks out of tables: names of links, transfer to devices without samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibrate.importing.collective_tables import read_collective_table
+from calibrate.importing.networks import import_network, linked_samples
+from costmodel.hardware.collectives import collective_times
+from costmodel.hardware.kinds import CollectiveGroup
+from costmodel.hardware.node_links import device_network
+
+HEAD = "gpu,n_gpus,n_nodes,op,message_bytes,latency_us,link,impl,timing,source\n"
+
+
+def _ring_us(n: int, size: float) -> float:
+    return 8.0 + 2 * (n - 1) * 1.0 + 2 * (n - 1) / n * size / 2.3e5 * 1.0
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "collectives.csv"
+    lines = [
+        f"A100-SXM4-80GB,{n},1,all_reduce,{2**p},{_ring_us(n, 2.0**p)},NVLink3,nccl,nccl-tests,made"
+        for n in (2, 4)
+        for p in range(10, 30, 2)
+    ]
+    lines += [
+        f"A100-SXM4-80GB,16,2,all_reduce,{2**p},{60 + 2.0**p / 1e5},NVLink3 + 8x200G IB,nccl,nccl-tests,made"
+        for p in range(20, 32, 2)
+    ]
+    path.write_text(HEAD + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("gpu", "nodes", "text", "name"),
+    [
+        ("H100-SXM5-80GB", 2, "NVLink4 + 8x400G IB (CX-7)", "infiniband-8x400g"),
+        ("H100-SXM5-80GB", 2, "NVLink4 + 8x200G TCPXO (A3 Mega)", "tcpxo-8x200g"),
+        ("H100-SXM5-80GB", 2, "NVLink4 + 32x100G EFA (p5)", "efa-32x100g"),
+        ("B200", 2, "NVLink5 + 8x400G RoCE (GCP)", "roce-8x400g"),
+        ("H100-SXM5-80GB", 2, "NVLink4 + IB (Nebius)", "unspecified"),
+        ("H100-SXM5-80GB", 1, "NVLink4 (NVSwitch)", "nvlink4"),
+        ("V100-SXM2-32GB", 1, "NVLink2 (hybrid cube mesh)", "nvlink2-cube-mesh"),
+        ("L40S", 1, "PCIe4", "pcie4"),
+        ("A100-PCIe-80GB", 1, "NVLink3 pairs + PCIe4", "nvlink3-pairs"),
+        ("A100-SXM4-80GB", 1, "PCIe4", "pcie4"),
+    ],
+)
+def test_names_of_links(tmp_path: Path, gpu: str, nodes: int, text: str, name: str) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text(HEAD + f"{gpu},{2 * nodes},{nodes},all_reduce,1024,10,{text},nccl,nccl-tests,s\n")
+    (sample,) = linked_samples(read_collective_table(path), gpu, device_network(gpu))
+    assert sample.link == name
+
+
+def test_own_rows_are_fitted(table: Path) -> None:
+    network = import_network("A100-SXM4-80GB", [table])
+    got = collective_times(network, "all_reduce", np.array([2.0**21]), CollectiveGroup(n_ranks=4)).median_s[0]
+    assert got * 1e6 == pytest.approx(_ring_us(4, 2.0**21), rel=0.1)
+    assert all(fit.source for fit in network.fits)
+
+
+def test_a_device_without_rows_gets_its_own_links_and_a_wider_interval(table: Path) -> None:
+    own, other = import_network("A100-SXM4-80GB", [table]), import_network("H200-SXM", [table])
+    size, group = np.array([2.0**28]), CollectiveGroup(n_ranks=4)
+    here, there = (collective_times(n, "all_reduce", size, group) for n in (own, other))
+    assert there.median_s[0] < here.median_s[0]  # 450 against 300 GB/s
+    assert there.log_sigma[0] > here.log_sigma[0]
+    fit = next(f for f in other.fits if f.link == "nvlink4")
+    assert fit.transferred_from == "A100-SXM4-80GB over nvlink3"
+    assert {link.name for link in other.intra} == {"nvlink4", "pcie5"}
+
+
+def test_links_between_nodes_transfer_by_kind(table: Path) -> None:
+    other = import_network("H200-SXM", [table])
+    fitted = {f.link: f for f in other.fits}
+    assert "infiniband-8x400g" in fitted
+    assert "ethernet-1x100g" not in fitted  # another kind: nominal
+
+
+def test_no_table_gives_the_nominal_network() -> None:
+    assert import_network("T4", []) == device_network("T4")
