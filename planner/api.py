@@ -315,21 +315,25 @@ def validate_run(
     plans: Sequence[str] | None,
     hardware: str | None,
     budget_s: float = 60.0,
+    global_batch_size: int | None = None,
     repeats: int = 3,
-    steps: int = 5,
-    timeout_s: float = 120.0,
+    steps: int = 2,
+    timeout_s: float = 60.0,
     out: Path | None = None,
 ) -> Report:
     """Start real runs of the plans here and hold them against their forecast."""
+    from planner.render import progress
     from planner.validation.local import validate_local
 
     return validate_local(
         models=models,
         plans=plans,
         hardware=hardware,
+        global_batch_size=global_batch_size,
         budget_s=budget_s,
         repeats=repeats,
         steps=steps,
         timeout_s=timeout_s,
         out=out,
+        progress=progress,
     )

@@ -15,7 +15,6 @@ from planner.commands import (
     calibrate,
     demo,
     doctor,
-    export,
     hardware,
     plan,
     predict,
@@ -44,7 +43,6 @@ app.command("plan")(plan.command)
 app.command("whatif")(whatif.command)
 app.add_typer(validate.app, name="validate")
 app.command("report")(report.command)
-app.command("export")(export.command)
 app.command("systems")(systems.command)
 app.command("demo")(demo.command)
 

@@ -6,7 +6,7 @@ What plans share is priced once: the graph per micro-batch size, the sharded and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from costmodel.predict.assemble import assemble
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import SegmentCosts, price_segment
-from costmodel.sharding import Placement, ShardedGraph, shard
+from costmodel.sharding import ShardedGraph, shard
 
 if TYPE_CHECKING:
     from costmodel.estimate import TimeEstimate
@@ -65,14 +65,14 @@ class Forecaster:
         framework: FrameworkProfile,
         optimizer: str = "adamw",
         network_variant: str | None = None,
-        parameters: Mapping[int, Mapping[str, Placement]] | None = None,
+        styles: Callable[[int], Mapping[str, str]] | None = None,
     ) -> None:
         self.source = source
         self.profile = profile
         self.framework = framework
         self.optimizer = optimizer
         self.network_variant = network_variant
-        self._parameters = dict(parameters or {})
+        self._styles = styles
         self._sharded: dict[tuple[int, int, bool, int, int], ShardedGraph] = {}
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
         self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
@@ -83,9 +83,9 @@ class Forecaster:
         return "as_run" if self.profile.device.kind == "cpu" else self.framework.attention
 
     def _tp_options(self, tp: int) -> dict[str, Any]:
-        """A split that a real run uses (fixed placements) or the model's and solver's own choice."""
-        if tp in self._parameters:
-            return {"parameters": self._parameters[tp], "merge_gradients": False}
+        """The layer styles that a real run uses, or the model's and solver's own choice."""
+        if self._styles is not None and tp > 1:
+            return {"styles": self._styles(tp)}
         return {}
 
     def can_shard(self, tp: int) -> bool:

@@ -69,10 +69,13 @@ def run(
     hardware: Annotated[
         str | None, typer.Option("--hardware", "-H", help="Profile of this machine; default: calibrate now.")
     ] = None,
+    global_batch: Annotated[
+        int | None, typer.Option("--global-batch", "-B", min=1, help="For models outside the set.")
+    ] = None,
     budget: Annotated[float, typer.Option("--budget-s", help="Calibration time where none is given.")] = 60.0,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds over all plans.")] = 3,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps per round.")] = 5,
-    timeout: Annotated[float, typer.Option("--timeout-s", help="Seconds without progress.")] = 120.0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps per round, at least.")] = 2,
+    timeout: Annotated[float, typer.Option("--timeout-s", help="Seconds without progress.")] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", help="Keep measured runs as JSON here.")] = None,
     plot: Plot = None,
     json: Json = False,
@@ -84,6 +87,7 @@ def run(
         models=models,
         plans=plans,
         hardware=hardware,
+        global_batch_size=global_batch,
         budget_s=budget,
         repeats=repeats,
         steps=steps,

@@ -1,0 +1,158 @@
+"""Forecast and run plans of models on this machine: what `validate run` and the demo do."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from costmodel.errors import MeasurementError, UsageError
+from costmodel.plan import Plan
+from planner.validation.harness import RunSettings, save_results, score_runs
+from planner.validation.harness import run_specs as run_all
+from planner.validation.run_spec import ModelSpec, RunSpec
+from planner.validation.scoring import Report
+from planner.validation.standard import StandardModel, standard_models, standard_plans
+
+if TYPE_CHECKING:
+    from costmodel.hardware.schema import HardwareProfile
+    from costmodel.predict import Forecaster, Prediction
+
+__all__ = ["LocalForecaster", "chosen_models", "validate_local"]
+
+
+class LocalForecaster:
+    """Forecasts of one model that a real run can follow: its stages, blocks and tensor-parallel styles."""
+
+    def __init__(self, model: ModelSpec, profile: HardwareProfile, *, optimizer: str = "adamw") -> None:
+        self.model = model
+        self.profile = profile
+        self.optimizer = optimizer
+        self._forecaster: Forecaster | None = None
+        self._styles: dict[int, Mapping[str, str]] = {}
+
+    @property
+    def forecaster(self) -> Forecaster:
+        """The model's forecaster; made on first use."""
+        if self._forecaster is None:
+            from costmodel.framework import load_framework
+            from costmodel.models import resolve
+            from costmodel.predict import Forecaster
+
+            self._forecaster = Forecaster(
+                source=resolve(
+                    self.model.model, seq_len=self.model.seq_len, overrides=dict(self.model.overrides)
+                ),
+                profile=self.profile,
+                framework=load_framework("pytorch"),
+                optimizer=self.optimizer,
+                styles=self.styles,
+            )
+        return self._forecaster
+
+    def styles(self, tp: int) -> Mapping[str, str]:
+        """Module path -> tensor-parallel style that torch can run on the unmodified module."""
+        if tp not in self._styles:
+            from costmodel.graph import trace
+            from costmodel.models import resolve
+            from costmodel.sharding.module_plan import executable_styles
+
+            source = resolve(
+                self.model.model,
+                micro_batch_size=2,
+                seq_len=self.model.seq_len,
+                overrides=dict(self.model.overrides),
+            )
+            built = source.build()
+            self._styles[tp] = executable_styles(built.module, built.args, built.kwargs, trace(source), tp=tp)
+        return self._styles[tp]
+
+    def spec(self, plan: Plan) -> tuple[RunSpec, Prediction]:
+        """The run of a plan and its forecast. Raises PlanError where the model cannot take it."""
+        prediction = self.forecaster.forecast(plan).prediction
+        graph = self.forecaster.graph(plan.micro_batch_size)
+        blocks = [path for s in graph.segments if s.is_block for m in s.modules for path in m.split("+")]
+        stages = tuple(
+            tuple(path for module in stage for path in module.split("+"))
+            for stage in prediction.stage_modules
+        )
+        spec = RunSpec(
+            model=self.model,
+            plan=plan,
+            optimizer=self.optimizer,
+            stage_modules=stages if plan.pp > 1 else (),
+            blocks=tuple(blocks),
+            tp_styles=dict(self.styles(plan.tp)) if plan.tp > 1 else {},
+        )
+        return spec, prediction
+
+
+def chosen_models(models: Sequence[str] | None, global_batch_size: int | None) -> tuple[StandardModel, ...]:
+    """Models of the shipped validation set by name, or any model argument at a given global batch."""
+    if not models:
+        return standard_models()
+    known = {m.model.label: m for m in standard_models()}
+    chosen = []
+    for name in models:
+        if name in known:
+            chosen.append(known[name])
+        elif global_batch_size is None:
+            raise UsageError(
+                f"model {name!r} is none of the validation set ({', '.join(known)}); give --global-batch "
+                "to run another model"
+            )
+        else:
+            chosen.append(
+                StandardModel(model=ModelSpec(model=name), global_batch_size=global_batch_size)
+            )
+    return tuple(chosen)
+
+
+def validate_local(
+    *,
+    models: Sequence[str] | None,
+    plans: Sequence[str] | None,
+    hardware: str | None,
+    global_batch_size: int | None = None,
+    budget_s: float = 60.0,
+    repeats: int = 3,
+    steps: int = 2,
+    timeout_s: float = 60.0,
+    out: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Predict each plan of each model, run them all for real, and compare."""
+    from costmodel.hardware.store import load_profile
+
+    chosen = chosen_models(models, global_batch_size)
+    profile = load_profile(hardware) if hardware else _calibrated(budget_s, progress)
+    specs: list[RunSpec] = []
+    predictions: list[Prediction] = []
+    for entry in chosen:
+        local = LocalForecaster(entry.model, profile)
+        wanted = [Plan.parse(text) for text in plans] if plans else standard_plans(entry.global_batch_size)
+        for plan in wanted:
+            spec, prediction = local.spec(plan)
+            specs.append(spec)
+            predictions.append(prediction)
+    settings = RunSettings(rounds=repeats, steps=steps, timeout_s=timeout_s, threads=_threads(profile))
+    results = run_all(specs, settings, progress=progress)
+    if out is not None:
+        save_results(results, out)
+    return score_runs(results, predictions)
+
+
+def _threads(profile: HardwareProfile) -> int:
+    """Threads per rank: those the profile was measured with (a run with others is not comparable)."""
+    return profile.environment.threads or 1
+
+
+def _calibrated(budget_s: float, progress: Callable[[str], None] | None) -> Any:
+    from calibrate.api import calibrate
+
+    with tempfile.TemporaryDirectory(prefix="foreshard-") as folder:
+        profile = calibrate(out=Path(folder) / "this-machine.json", budget_s=budget_s, progress=progress)
+    if profile is None:
+        raise MeasurementError("validate run starts its own ranks; call it without a launcher")
+    return profile
