@@ -1,0 +1,116 @@
+"""Which fit prices an operator, and what a price must obey whatever the fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodel.errors import UsageError
+from costmodel.hardware.device import peak_flop_per_s
+from costmodel.hardware.fallback import fallback_spread
+from costmodel.hardware.pricing import choose_fit, operator_times
+from tests.costmodel.hardware.devices import device, plain_fit, profile
+
+SQUARE = {"m": [4096.0], "n": [4096.0], "k": [4096.0]}
+
+
+def test_exact_fit_is_taken_as_it_is() -> None:
+    fit = plain_fit(dtype="bf16")
+    other = plain_fit(dtype="fp32", timing="event_eager")
+    assert choose_fit(profile(other, fit), "gemm", "nt", "bf16") is fit
+    assert choose_fit(profile(other, fit), "gemm", "nt", "fp32", "event_eager") is other
+
+
+def test_timing_asked_for_comes_before_dtype_neighbours() -> None:
+    graph, kernel = plain_fit(dtype="bf16"), plain_fit(dtype="fp16", timing="kernel_only")
+    chosen = choose_fit(profile(graph, kernel), "gemm", "nt", "bf16", "kernel_only")
+    assert chosen is not None
+    assert (chosen.timing, chosen.dtype) == ("kernel_only", "bf16")
+    spread = fallback_spread()
+    assert chosen.extra_log_sigma == pytest.approx(spread.same_width_dtype_log_sigma)
+
+
+def test_each_fall_back_widens_the_interval() -> None:
+    p = profile(plain_fit())
+    exact = operator_times(p, "gemm", "nt", "bf16", SQUARE)
+    sibling = operator_times(p, "gemm", "tn", "bf16", SQUARE)
+    other_dtype = operator_times(p, "gemm", "nt", "fp32", SQUARE)
+    nothing = operator_times(profile(), "gemm", "nt", "bf16", SQUARE)
+    widths = [float(e.log_sigma[0]) for e in (exact, sibling, other_dtype, nothing)]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[1] < widths[2] < widths[3]
+
+
+def test_other_dtype_is_priced_on_its_own_peak() -> None:
+    p = profile(plain_fit())
+    d = device()
+    half = operator_times(p, "gemm", "nt", "bf16", SQUARE).median_s[0]
+    single = operator_times(p, "gemm", "nt", "fp32", SQUARE).median_s[0]
+    ratio = peak_flop_per_s(d, "bf16") / peak_flop_per_s(d, "fp32")
+    assert single / half == pytest.approx(ratio, rel=0.15)
+
+
+def test_host_floor_is_in_its_timing_and_not_in_the_kernel() -> None:
+    fit = plain_fit(dtype="fp32", timing="event_eager", floor_s=5e-5)
+    small = {"m": [8.0], "n": [64.0], "k": [64.0]}
+    measured = operator_times(profile(fit), "gemm", "nt", "fp32", small, "event_eager").median_s[0]
+    kernel = operator_times(profile(fit), "gemm", "nt", "fp32", small).median_s[0]
+    assert measured - kernel == pytest.approx(5e-5, rel=1e-6)
+    assert kernel < 1e-5
+
+
+@given(
+    m=st.integers(1, 20000),
+    n=st.integers(1, 20000),
+    k=st.integers(1, 20000),
+    dtype=st.sampled_from(["bf16", "fp32", "fp8", "int8"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_never_faster_than_the_datasheet(m: int, n: int, k: int, dtype: str) -> None:
+    estimate = operator_times(profile(plain_fit(compute_efficiency=1.0)), "gemm", "nt", dtype, _dims(m, n, k))
+    assert estimate.median_s[0] >= 2.0 * m * n * k / peak_flop_per_s(device(), dtype) * (1 - 1e-12)
+    assert estimate.low_s[0] < estimate.median_s[0] < estimate.high_s[0]
+
+
+@given(m=st.integers(1, 8192), n=st.integers(1, 8192), k=st.integers(1, 8192), which=st.sampled_from("mnk"))
+@settings(max_examples=60, deadline=None)
+def test_doubling_a_size_does_not_make_it_faster(m: int, n: int, k: int, which: str) -> None:
+    p = profile(plain_fit())
+    sizes = {"m": m, "n": n, "k": k}
+    twice = sizes | {which: 2 * sizes[which]}
+    before, after = (operator_times(p, "gemm", "nt", "bf16", s).median_s[0] for s in (sizes, twice))
+    assert after >= before * 0.93  # up to a quantisation step of tiles or splits
+
+
+def test_blocks_and_threads_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    n = 40_000
+    dims = {name: np.exp(rng.uniform(0, 9, n)).round() for name in ("m", "n", "k")}
+    p = profile(plain_fit())
+    whole = operator_times(p, "gemm", "nt", "bf16", dims)
+    index = np.array([0, 16_383, 16_384, 39_999])
+    some = operator_times(p, "gemm", "nt", "bf16", {k: v[index] for k, v in dims.items()})
+    np.testing.assert_allclose(whole.median_s[index], some.median_s, rtol=1e-12)
+
+
+def test_kinds_without_kernel_or_form() -> None:
+    p = profile(plain_fit())
+    assert operator_times(p, "host", "", "fp32", {}).median_s.tolist() == [0.0]
+    unknown = operator_times(p, "unmodelled", "", "fp32", {"bytes": [2.039e9]}).median_s[0]
+    assert 1e-3 <= unknown < 2e-3  # a millisecond of bandwidth at the least
+    experts = {"groups": [8.0], "m": [8192.0], "n": [4096.0], "k": [4096.0]}
+    grouped = operator_times(p, "grouped_gemm", "nt", "bf16", experts).median_s[0]
+    assert grouped >= 2 * 8192 * 4096 * 4096 / peak_flop_per_s(device(), "bf16")
+
+
+def test_wrong_requests_are_named() -> None:
+    with pytest.raises(UsageError, match="unknown operator kind 'gem'"):
+        operator_times(profile(), "gem", "nt", "bf16", SQUARE)
+    with pytest.raises(UsageError, match="missing: k"):
+        operator_times(profile(), "gemm", "nt", "bf16", {"m": [1.0], "n": [1.0]})
+
+
+def _dims(m: int, n: int, k: int) -> dict[str, list[float]]:
+    return {"m": [float(m)], "n": [float(n)], "k": [float(k)]}

@@ -1,0 +1,92 @@
+"""Fits for devices without samples: nearest donor, power limit, wider interval."""
+
+from __future__ import annotations
+
+import pytest
+
+from costmodel.hardware.pricing import operator_times
+from costmodel.hardware.schema import Correction
+from costmodel.hardware.transfer import (
+    device_distance,
+    power_capped_efficiency,
+    transfer_fit,
+    transferred_fits,
+)
+from tests.costmodel.hardware.devices import device, plain_fit, profile
+
+BIG = {"m": [8192.0], "n": [8192.0], "k": [8192.0]}
+
+
+def test_nearest_is_of_the_same_generation() -> None:
+    names = ["V100-PCIe-32GB", "T4", "A100-SXM4-80GB", "H100-SXM5-80GB", "L40S", "B200"]
+
+    def nearest(target: str) -> str:
+        return min(names, key=lambda n: device_distance(device(n), device(target)))
+
+    assert nearest("H200-SXM") == "H100-SXM5-80GB"
+    assert nearest("GB200") == "B200"
+    assert nearest("L4") == "L40S"
+    assert nearest("RTX-2080-Ti") == "T4"
+    assert device_distance(device("MI210"), device("T4")) > 10
+
+
+def test_power_caps_what_a_low_power_board_sustains() -> None:
+    l4 = power_capped_efficiency(device("A100-PCIe-40GB"), device("L4"), "fp32", 0.87)
+    sustained = l4 * device("L4").peak_flop_per_s["fp32"]
+    assert 5.5e12 < sustained < 8.4e12  # what its long fp32 GEMM are known to run at
+    same = power_capped_efficiency(device("H100-SXM5-80GB"), device("H200-SXM"), "bf16", 0.75)
+    assert same == pytest.approx(0.75)
+
+
+def test_memory_bound_gemm_gains_from_the_faster_memory() -> None:
+    h100, h200 = device("H100-SXM5-80GB"), device("H200-SXM")
+    fit = plain_fit(on="H100-SXM5-80GB")
+    moved = transfer_fit(fit, h100, h200)
+    thin = {"m": [1.0], "n": [65536.0], "k": [16384.0]}
+    before = operator_times(profile(fit, on="H100-SXM5-80GB"), "gemm", "nt", "bf16", thin)
+    after = operator_times(profile(moved, on="H200-SXM"), "gemm", "nt", "bf16", thin)
+    assert before.median_s[0] / after.median_s[0] == pytest.approx(4800 / 3350, rel=0.02)
+    assert after.log_sigma[0] > before.log_sigma[0]
+    assert moved.transferred_from == "H100-SXM5-80GB"
+
+
+def test_correction_stays_within_the_architecture() -> None:
+    fit = plain_fit(on="H100-SXM5-80GB").model_copy(
+        update={
+            "correction": Correction(
+                length=(1.0,) * 13,
+                centres=((0.0,) * 13,),
+                weights=(0.1,),
+                sigmas=(0.05,),
+                far_sigma=0.2,
+                limit=1.0,
+            )
+        }
+    )
+    h100 = device("H100-SXM5-80GB")
+    assert transfer_fit(fit, h100, device("H200-SXM")).correction == fit.correction
+    far = transfer_fit(fit, h100, device("RTX-3090"))
+    assert far.correction is None
+    assert far.extra_log_sigma > transfer_fit(fit, h100, device("H200-SXM")).extra_log_sigma
+
+
+def test_every_missing_kind_comes_from_one_donor_once() -> None:
+    donors = [
+        profile(plain_fit(dtype="bf16"), plain_fit(dtype="fp8"), on="H100-SXM5-80GB"),
+        profile(plain_fit(dtype="bf16"), plain_fit("bmm", "nn", "fp32"), on="A100-SXM4-80GB"),
+    ]
+    own = plain_fit(dtype="bf16")
+    fits = transferred_fits(device("H200-SXM"), [own], donors)
+    assert {(f.kind, f.dtype, f.transferred_from) for f in fits} == {
+        ("gemm", "fp8", "H100-SXM5-80GB"),
+        ("bmm", "fp32", "A100-SXM4-80GB"),
+    }
+    no_units = transferred_fits(device("V100-SXM2-32GB"), [], donors)
+    assert {f.dtype for f in no_units} == {"fp32"}  # Volta has neither bf16 nor fp8
+
+
+def test_l4_runs_long_fp32_at_its_power_limit() -> None:
+    fit = plain_fit(dtype="fp32", on="A100-PCIe-40GB", compute_efficiency=0.87)
+    moved = transfer_fit(fit, device("A100-PCIe-40GB"), device("L4"))
+    time_s = operator_times(profile(moved, on="L4"), "gemm", "nt", "fp32", BIG).median_s[0]
+    assert 4e12 < 2 * 8192**3 / time_s < 8.4e12
