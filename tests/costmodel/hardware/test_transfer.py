@@ -54,8 +54,8 @@ def test_correction_stays_within_the_architecture() -> None:
     fit = plain_fit(on="H100-SXM5-80GB").model_copy(
         update={
             "correction": Correction(
-                length=(1.0,) * 13,
-                centres=((0.0,) * 13,),
+                length=(1.0,) * 14,
+                centres=((0.0,) * 14,),
                 weights=(0.1,),
                 sigmas=(0.05,),
                 far_sigma=0.2,

@@ -1,0 +1,58 @@
+"""Kernel regression: the gradient is the derivative, weights interpolate, outliers count little."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calibrate.fitting.kernel_regression import (
+    KernelShape,
+    _negative_likelihood,
+    choose_centres,
+    solve_weights,
+    tune_shape,
+)
+
+
+def test_gradient_of_the_likelihood() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(25, 2)), rng.normal(size=25)
+    squares = (x[:, None, :] - x[None, :, :]) ** 2
+    at = np.log(np.array([1.5, 0.8, 0.4, 0.1]))
+    _, gradient = _negative_likelihood(at, squares, y)
+    for i in range(4):
+        step = np.zeros(4)
+        step[i] = 1e-5
+        up, down = (_negative_likelihood(at + sign * step, squares, y)[0] for sign in (1, -1))
+        assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-5)
+
+
+def test_recovers_a_smooth_function_and_ignores_a_flat_feature() -> None:
+    rng = np.random.default_rng(1)
+    x = np.column_stack([rng.uniform(0, 10, 300), rng.uniform(0, 10, 300), np.ones(300)])
+    y = 0.3 * np.sin(x[:, 0]) + 0.01 * rng.normal(size=300)
+    shape = tune_shape(x, y)
+    assert shape.length[1] > 3 * shape.length[0]  # the second feature says nothing
+    weighted = solve_weights(shape, choose_centres(x / shape.length, 60), x, y)
+    assert np.abs(weighted(x) - 0.3 * np.sin(x[:, 0])).mean() < 0.03
+
+
+def test_an_outlier_moves_little() -> None:
+    x = np.linspace(0, 10, 80)[:, None]
+    y = np.full(80, 0.1)
+    y[40] = 5.0
+    shape = KernelShape(length=np.array([2.0]), signal=0.2, noise=0.05)
+    weighted = solve_weights(shape, choose_centres(x / 2.0, 20), x, y)
+    assert weighted(np.array([[5.0]]))[0] < 0.4
+
+
+def test_far_from_samples_nothing_is_said() -> None:
+    x = np.linspace(0, 5, 50)[:, None]
+    shape = KernelShape(length=np.array([1.0]), signal=0.2, noise=0.05)
+    weighted = solve_weights(shape, choose_centres(x, 20), x, np.full(50, 0.2))
+    assert abs(weighted(np.array([[60.0]]))[0]) < 1e-6
+
+
+def test_centres_are_at_most_what_there_is() -> None:
+    x = np.array([[0.0], [0.0], [1.0]])
+    assert len(choose_centres(x, 10)) == 2

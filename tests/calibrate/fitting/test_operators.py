@@ -1,0 +1,107 @@
+"""Fits recover what made the samples, never score a shape they saw, and know how wrong they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calibrate.fitting.operators import cross_validate, fit_operator, fit_operators
+from calibrate.samples import SampleTable
+from costmodel.errors import MeasurementError
+from costmodel.hardware.datasheets import datasheets
+from costmodel.hardware.forms.evaluate import evaluate_fit
+from costmodel.hardware.forms.gemm import GemmForm
+
+DEVICE = datasheets()["A100-SXM4-80GB"].device
+FORM = GemmForm()
+
+
+def _samples(
+    n: int, *, noise: float, frameworks: tuple[str, ...] = ("one-1.0",), seed: int = 0
+) -> SampleTable:
+    """Times of the form itself with a smooth distortion it cannot express, and log-normal noise."""
+    rng = np.random.default_rng(seed)
+    dims = {name: np.exp2(rng.integers(4, 14, n).astype(float)) for name in ("m", "n", "k")}
+    theta = {p.name: p.start for p in FORM.parameters(DEVICE, "bf16", "nt")}
+    time_s = FORM.physical(theta, DEVICE, dims, "bf16", "nt") * np.exp(0.15 * np.sin(np.log(dims["n"])))
+    tables = []
+    for number, name in enumerate(frameworks):
+        shift = np.exp(0.2 * number + noise * rng.normal(size=n))
+        tables.append(
+            SampleTable.of(
+                "gemm",
+                dims,
+                time_s=time_s * shift,
+                variant="nt",
+                dtype="bf16",
+                timing="cuda_graph",
+                device="A100-SXM4-80GB",
+                source="made",
+                framework=name,
+            )
+        )
+    return SampleTable.concat(tables)
+
+
+def test_held_out_error_is_near_the_noise_and_intervals_hold() -> None:
+    table = _samples(350, noise=0.03)
+    check = cross_validate(table, DEVICE, folds=3)
+    error = np.abs(np.expm1(check.log_error))
+    assert error.mean() < 0.05
+    assert np.abs(check.physical_log_error).mean() > 1.5 * np.abs(check.log_error).mean()
+    assert 0.83 <= check.coverage <= 0.97
+
+
+def test_fit_evaluates_as_it_was_scored() -> None:
+    table = _samples(200, noise=0.02)
+    fit = fit_operator(table, DEVICE, folds=3)
+    estimate = evaluate_fit(fit, DEVICE, table.dims)
+    error = np.abs(estimate.median_s / table.time_s - 1)
+    assert error.mean() < 0.05
+    assert fit.residual.mape < 0.08
+    assert sum(region.n for region in fit.residual.regions) <= len(table)
+    assert (fit.n_samples, fit.source, fit.timing) == (200, "made", "cuda_graph")
+
+
+def test_frameworks_get_their_own_shift() -> None:
+    table = _samples(120, noise=0.01, frameworks=("one-1.0", "two-1.0"))
+    fit = fit_operator(table, DEVICE, folds=3)
+    assert {a.framework for a in fit.adjustments} == {"one-1.0", "two-1.0"}
+    one, two = (
+        evaluate_fit(fit, DEVICE, table.dims, framework=name).median_s for name in ("one-1.0", "two-1.0")
+    )
+    assert np.median(two / one) == pytest.approx(np.exp(0.2), rel=0.03)
+
+
+def test_shapes_are_held_out_whole() -> None:
+    # every shape twice, once right and once off by its own random factor: a fit that saw the other row of a
+    # shape would predict the factor, one that did not cannot
+    table = _samples(60, noise=0.0, frameworks=("one-1.0", "two-1.0"))
+    factor = np.exp(0.5 * np.random.default_rng(5).normal(size=int(table.shape_ids().max()) + 1))
+    off = factor[table.shape_ids()]
+    spoiled = SampleTable.of(
+        "gemm", table.dims, time_s=table.time_s * off, variant="nt", dtype="bf16", timing="cuda_graph",
+        device="A100-SXM4-80GB", framework=list(table.framework),
+    )  # fmt: skip
+    check = cross_validate(spoiled, DEVICE, folds=3)
+    assert np.abs(check.log_error).mean() > 0.25
+
+
+def test_few_samples_still_fit() -> None:
+    fit = fit_operator(_samples(9, noise=0.02), DEVICE)
+    assert fit.correction is None
+    assert fit.residual.log_sigma > 0
+
+
+def test_groups_do_not_mix() -> None:
+    table = _samples(30, noise=0.02)
+    other = SampleTable.of(
+        "gemm", table.dims, time_s=table.time_s * 3, variant="nt", dtype="bf16", timing="event_eager",
+        device="A100-SXM4-80GB",
+    )  # fmt: skip
+    both = SampleTable.concat([table, other])
+    with pytest.raises(MeasurementError, match="2 groups"):
+        fit_operator(both, DEVICE)
+    fits = list(fit_operators(both, {"A100-SXM4-80GB": DEVICE}))
+    assert [fit.timing for _, fit in fits] == ["cuda_graph", "event_eager"]
+    assert "floor_s" in fits[1][1].parameters

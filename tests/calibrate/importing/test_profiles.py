@@ -1,0 +1,62 @@
+"""Tables become profiles, one per device; datasheets fill the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibrate.importing import import_profiles
+from costmodel.errors import InputFileError, ProfileError
+from costmodel.hardware.datasheets import datasheets
+from costmodel.hardware.forms.gemm import GemmForm
+from costmodel.hardware.pricing import operator_times
+from costmodel.hardware.store import load_profile
+
+
+def _table(path: Path, gpu: str = "H100-SXM5-80GB", n: int = 60) -> Path:
+    """GEMM rows that the form itself makes, a tenth slower."""
+    rng = np.random.default_rng(0)
+    device = datasheets()["H100-SXM5-80GB"].device
+    dims = {name: np.exp2(rng.integers(5, 14, n).astype(float)) for name in ("m", "n", "k")}
+    theta = {p.name: p.start for p in GemmForm().parameters(device, "bf16", "nt")}
+    time_us = 1.1e6 * GemmForm().physical(theta, device, dims, "bf16", "nt")
+    lines = ["gpu,dtype,op,m,n,k,batch,latency_us,source,framework,timing"]
+    for i in range(n):
+        sizes = ",".join(f"{dims[name][i]:g}" for name in ("m", "n", "k"))
+        lines.append(f"{gpu},bf16,linear,{sizes},1,{time_us[i]:.4f},here,lib-1.0,cuda_graph")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_one_profile_per_device(tmp_path: Path) -> None:
+    written = import_profiles(operators=[_table(tmp_path / "g.csv")], out_dir=tmp_path / "out")
+    assert [path.name for path in written] == ["h100-sxm5-80gb.json"]
+    profile = load_profile(written[0])
+    assert [(f.kind, f.dtype, f.timing, f.n_samples, f.source) for f in profile.operators] == [
+        ("gemm", "bf16", "cuda_graph", 60, "here")
+    ]
+    assert "here" in profile.source
+    with pytest.raises(ProfileError, match="--force"):
+        import_profiles(operators=[tmp_path / "g.csv"], out_dir=tmp_path / "out")
+
+
+def test_transfer_fills_devices_without_samples(tmp_path: Path) -> None:
+    written = import_profiles(
+        operators=[_table(tmp_path / "g.csv")], out_dir=tmp_path / "out", transfer=True, gpus=None
+    )
+    assert len(written) == len(datasheets())
+    dims = {name: [4096.0] for name in ("m", "n", "k")}
+    measured = load_profile(tmp_path / "out" / "h100-sxm5-80gb.json")
+    transferred = load_profile(tmp_path / "out" / "h200-sxm.json")
+    own = operator_times(measured, "gemm", "nt", "bf16", dims)
+    moved = operator_times(transferred, "gemm", "nt", "bf16", dims)
+    assert moved.median_s[0] == pytest.approx(own.median_s[0], rel=0.1)  # the same units at the same clock
+    assert moved.log_sigma[0] > own.log_sigma[0]
+    assert transferred.operators[0].transferred_from == "H100-SXM5-80GB"
+
+
+def test_unknown_device_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=r"no datasheet of Z9000.*datasheets\.json"):
+        import_profiles(operators=[_table(tmp_path / "g.csv", gpu="Z9000")], out_dir=tmp_path / "out")

@@ -1,0 +1,48 @@
+"""Corrections: exact at one centre, nothing far away, the same in blocks as written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from costmodel.hardware.forms.correction import FAR_WEIGHT, evaluate_correction, kernel
+from costmodel.hardware.schema import Correction
+
+
+def _correction(centres: np.ndarray, weights: np.ndarray, *, limit: float = 5.0) -> Correction:
+    return Correction(
+        length=(2.0, 0.5),
+        centres=tuple(map(tuple, centres.tolist())),
+        weights=tuple(weights.tolist()),
+        sigmas=tuple([0.05] * len(weights)),
+        far_sigma=0.4,
+        limit=limit,
+    )
+
+
+def test_near_and_far() -> None:
+    one = _correction(np.array([[1.0, 2.0]]), np.array([0.3]))
+    shift, sigma = evaluate_correction(one, np.array([[2.0, 1.0], [200.0, 100.0]]))
+    assert shift == pytest.approx([0.3, 0.0], abs=1e-6)
+    assert sigma == pytest.approx([(0.05 + FAR_WEIGHT * 0.4) / (1 + FAR_WEIGHT), 0.4], rel=1e-5)
+
+
+def test_equals_the_formula_in_double_precision() -> None:
+    rng = np.random.default_rng(0)
+    centres, weights = rng.normal(size=(60, 2)) * 3, rng.normal(size=60)
+    points = rng.normal(size=(9000, 2)) * np.array([4.0, 1.0])
+    shift, _ = evaluate_correction(_correction(centres, weights, limit=100.0), points)
+    exact = kernel(points / np.array([2.0, 0.5]), centres) @ weights
+    np.testing.assert_allclose(shift, exact, atol=2e-3)
+
+
+def test_shift_is_limited() -> None:
+    one = _correction(np.array([[0.0, 0.0]]), np.array([3.0]), limit=0.7)
+    assert evaluate_correction(one, np.zeros((1, 2)))[0] == pytest.approx([0.7])
+
+
+def test_no_centres() -> None:
+    none = _correction(np.zeros((0, 2)), np.zeros(0))
+    shift, sigma = evaluate_correction(none, np.zeros((3, 2)))
+    assert shift.tolist() == [0.0, 0.0, 0.0]
+    assert sigma == pytest.approx([0.4] * 3)

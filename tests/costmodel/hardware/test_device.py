@@ -1,0 +1,46 @@
+"""Peaks and widths of dtypes; the datasheet file."""
+
+from __future__ import annotations
+
+import pytest
+
+from costmodel.hardware.datasheets import datasheets, find_datasheet
+from costmodel.hardware.device import (
+    cache_bytes,
+    dtype_fallbacks,
+    element_bytes,
+    peak_flop_per_s,
+    weight_bytes,
+)
+from tests.costmodel.hardware.devices import device
+
+
+def test_peaks_fall_to_wider_units() -> None:
+    a100, v100 = device("A100-SXM4-80GB"), device("V100-SXM2-32GB")
+    assert peak_flop_per_s(a100, "bf16") == 312e12
+    assert peak_flop_per_s(a100, "fp8_block") == 312e12  # no fp8 units: bf16 ones
+    assert peak_flop_per_s(v100, "bf16") == 15.7e12  # no bf16 units: fp32 ones
+    assert peak_flop_per_s(device("H100-SXM5-80GB"), "fp8_block") == 1979e12
+    assert peak_flop_per_s(a100, "bf16+fp8kv") == 312e12
+
+
+def test_widths() -> None:
+    assert (element_bytes("bf16->fp8"), element_bytes("int4_wo"), weight_bytes("int4_wo")) == (2.0, 2.0, 0.5)
+    assert (cache_bytes("bf16"), cache_bytes("bf16+fp8kv")) == (2.0, 1.0)
+    assert dtype_fallbacks("bf16+fp8kv")[0] == "bf16"
+
+
+def test_datasheets_are_consistent() -> None:
+    spellings: dict[str, str] = {}
+    for name, sheet in datasheets().items():
+        assert sheet.device.name == name
+        assert sheet.device.sources
+        peaks = sheet.device.peak_flop_per_s
+        assert peaks["fp32"] >= 1e12
+        if {"fp16", "fp8"} <= set(peaks):
+            assert peaks["fp8"] == pytest.approx(2 * peaks["fp16"], rel=0.02)
+        for spelling in (name, *sheet.aliases):
+            key = "".join(c for c in spelling.lower() if c.isalnum())
+            assert spellings.setdefault(key, name) == name, spelling
+    assert find_datasheet("nvidia geforce rtx 3090") == datasheets()["RTX-3090"]
+    assert find_datasheet("no such card") is None
