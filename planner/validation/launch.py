@@ -33,6 +33,7 @@ def run_job(job: Job, *, progress: Callable[[str], None] | None = None) -> None:
     folder = Path(job.directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(folder / "job.json", job.to_json())
+    write_text_atomic(folder / "launcher", f"{os.getpid()}\n")
     logs = folder / "logs"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.world_size}", "--redirects=3", f"--log-dir={logs}"]

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 __all__ = ["peak_memory", "profiled_split", "timed_step", "union_s"]
 
 
-def timed_step(runner: Runner, barrier: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one step on this rank, begun together with the others."""
+def timed_step(runner: Runner, barrier: Callable[[], None], device: torch.device) -> tuple[float, float]:
+    """(wall, processor) seconds of one step on this rank, begun together with the others."""
     import torch
 
     barrier()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     runner.step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - start_cpu
 
 
 def union_s(spans: Sequence[tuple[float, float]]) -> float:

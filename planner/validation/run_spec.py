@@ -148,6 +148,8 @@ class RankResult:
     rank: int
     median_s: float
     """Median of the rank's own step durations."""
+    cpu_s: float | None = None
+    """Median processor time of a step, all threads: what the step costs however busy the machine is."""
     compute_s: float | None = None
     communication_s: float | None = None
     """Of one profiled step: time inside collectives and point-to-point (on CPU: waiting included)."""

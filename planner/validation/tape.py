@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from costmodel.errors import PlanError, TraceError
 
-__all__ = ["StageModule", "StagePlan", "Step", "Tape", "cut", "record"]
+__all__ = ["StageModule", "StagePlan", "Step", "Tape", "cut", "first_called", "record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,18 @@ def record(
     return Tape(steps=tuple(recorder.steps), loss=reference, leaves=leaves, samples=dict(recorder.samples))
 
 
+def first_called(module: nn.Module, paths: Sequence[str]) -> str:
+    """The first of a stage's paths that names a module with a forward of its own.
+
+    Raises PlanError where none does.
+    """
+    names = dict(module.named_modules())
+    for path in paths:
+        if path and path in names and _is_called(names[path]):
+            return path
+    raise PlanError(f"a stage of {list(paths)} holds no module of the model to begin with")
+
+
 def _parent(path: str, inner: set[str]) -> bool:
     """Whether the nearest enclosing module that is called lies above every leaf."""
     return path.rpartition(".")[0] in inner
@@ -204,15 +216,14 @@ def cut(tape: Tape, cut_points: Sequence[str]) -> tuple[StagePlan, ...]:
     Raises PlanError where the modules are not called in that order, or where something without a
     gradient that depends on parameters (routing indices, say) would have to cross a boundary.
     """
-    starts = [0]
-    for path in cut_points[1:]:
-        first = next((i for i, s in enumerate(tape.steps) if s.module and _within(s.module, path)), None)
-        if first is None or first <= starts[-1]:
+    called = [_first_call(tape, path) for path in cut_points]
+    for path, at, before in zip(cut_points[1:], called[1:], called, strict=False):
+        if at is None or before is None or at <= before:
             raise PlanError(
                 f"stage beginning at {path!r} cannot follow the stage before it: modules must be called in "
                 f"the order of the stages ({', '.join(cut_points)})"
             )
-        starts.append(first)
+    starts = [0, *(at for at in called[1:] if at is not None)]
     ends = [*starts[1:], len(tape.steps)]
     home = {i: s for s, (a, b) in enumerate(zip(starts, ends, strict=True)) for i in range(a, b)}
     pure: list[bool] = []
@@ -246,6 +257,10 @@ def cut(tape: Tape, cut_points: Sequence[str]) -> tuple[StagePlan, ...]:
         )
         plans.append(StagePlan(index=stage, steps=steps, receives=receives, sends=sends, inputs=tuple(names)))
     return tuple(plans)
+
+
+def _first_call(tape: Tape, path: str) -> int | None:
+    return next((i for i, s in enumerate(tape.steps) if s.module and _within(s.module, path)), None)
 
 
 def _alive(tape: Tape) -> set[int]:

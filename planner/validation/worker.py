@@ -29,12 +29,13 @@ _FULL_CHECK_STEPS = 2
 class Heartbeat:
     """What this rank is doing, in a file that the launcher watches; it also ends orphans.
 
-    Where the launcher disappears (its process id changes hands), the rank ends itself.
+    Where torchrun or the launcher (whose process id stands in `launcher`) is gone, the rank ends itself.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = folder / f"heartbeat.{rank}"
         self._parent = os.getppid()
+        self._launcher = _launcher(folder)
         threading.Thread(target=self._watch, name="orphan-watch", daemon=True).start()
         self.beat("starting")
 
@@ -45,9 +46,29 @@ class Heartbeat:
         temporary.replace(self._path)
 
     def _watch(self) -> None:
-        while os.getppid() == self._parent:
+        while os.getppid() == self._parent and _is_alive(self._launcher):
             time.sleep(1.0)
         os._exit(1)
+
+
+def _launcher(folder: Path) -> int | None:
+    """Process id of what started the job here; None where another launcher did (Slurm, torchrun by hand)."""
+    try:
+        return int((folder / "launcher").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _is_alive(pid: int | None) -> bool:
+    if pid is None:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @dataclass(slots=True)
@@ -61,6 +82,7 @@ class _Slot:
     first_step_s: float = 0.0
     losses: list[float] = field(default_factory=list)
     rounds: list[list[float]] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     steps: int = 0
     failed: str | None = None
 
@@ -74,7 +96,7 @@ class _Worker:
         self.rank = int(os.environ["RANK"])
         self.dist = dist
         self.folder = Path(job.directory)
-        self.heartbeat = Heartbeat(self.folder / f"heartbeat.{self.rank}")
+        self.heartbeat = Heartbeat(self.folder, self.rank)
         torch.set_num_threads(job.threads)
         local = int(os.environ["LOCAL_RANK"])
         if job.device == "cuda":
@@ -180,11 +202,13 @@ class _Worker:
         times: list[float] = []
         if slot.runner is not None:
             self.heartbeat.beat(f"round {round_number} of {slot.spec.id}")
-            typical = self._longest(slot, timed_step(slot.runner, barrier, self.device))
+            typical = self._longest(slot, timed_step(slot.runner, barrier, self.device)[0])
             steps = max(self.job.steps, min(50, int(self.job.min_round_s / max(typical, 1e-6))))
             for step in range(steps):
                 self.heartbeat.beat(f"round {round_number} step {step} of {slot.spec.id}")
-                times.append(timed_step(slot.runner, barrier, self.device))
+                wall, cpu = timed_step(slot.runner, barrier, self.device)
+                times.append(wall)
+                slot.cpu.append(cpu)
         slot.rounds.append(times)
         self.dist.barrier()
 
@@ -243,7 +267,9 @@ class _Worker:
 
         assert slot.runner is not None
         times = [t for r in slot.rounds for t in r]
-        result = RankResult(rank=self.rank, median_s=float(np.median(times)))
+        result = RankResult(
+            rank=self.rank, median_s=float(np.median(times)), cpu_s=float(np.median(slot.cpu))
+        )
         if self.job.profile:
             self.heartbeat.beat(f"profiling {slot.spec.id}")
             compute, communication, optimizer = profiled_split(

@@ -177,13 +177,13 @@ def _pipeline_runner(
     import torch
     from torch.distributed.pipelining import PipelineStage
 
-    from planner.validation.tape import StageModule, cut, record
+    from planner.validation.tape import StageModule, cut, first_called, record
 
     assert mesh is not None
     plan = spec.plan
     n_stages = plan.pp * plan.vpp
     stages = spec.stage_modules or default_stages(model, n_stages)
-    points = [stage[0] for stage in stages]
+    points = [first_called(model, stage) for stage in stages]
     m = plan.num_microbatches
     one = split_batch(inputs, batch=batch, parts=m, index=0)
     tape = record(model, one, batch=batch // m, cut_points=points, loss_of=loss_of)
