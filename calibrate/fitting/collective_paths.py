@@ -25,7 +25,15 @@ from costmodel.hardware.topology import link_capacity
 
 __all__ = ["PathPrior", "ShapeTable", "Wiring", "fit_paths", "median_times", "starting_paths"]
 
-_FIELDS = ("base_s", "step_s", "node_step_s", "intra_bytes_per_s", "inter_bytes_per_s", "ramp_s")
+_FIELDS = (
+    "base_s",
+    "step_s",
+    "node_step_s",
+    "intra_bytes_per_s",
+    "inter_bytes_per_s",
+    "ramp_s",
+    "own_bytes_per_s",
+)
 # Spread of ln(parameter) around its prior; bandwidths of links between nodes bring their own.
 _PRIOR_LOG_SIGMA = {
     "base_s": 0.5,
@@ -34,9 +42,12 @@ _PRIOR_LOG_SIGMA = {
     "intra_bytes_per_s": 0.6,
     "inter_bytes_per_s": 0.3,
     "ramp_s": 1.5,
+    "own_bytes_per_s": 0.5,
 }
 _TIME_LOG_SIGMA = 0.05
 _NO_TIME_S = 1e-12
+_STEP_ORDER = ("ll", "ll128", "simple")
+_STEP_LOG_SIGMA = 0.2
 # Protocols that carry flags beside the data: LL128 at most 120 of 128 bytes (NCCL src/include/device.h).
 _FLAG_SHARE = 120.0 / 128.0
 
@@ -81,6 +92,8 @@ class ShapeTable:
     node_steps: FloatArray
     intra: FloatArray
     """[paths, n] bytes over the busiest port, divided by the mesh's capacity."""
+    own: FloatArray
+    """[paths, n] bytes a rank passes to itself."""
     inter: FloatArray
     """[paths, n] bytes over the busiest node, divided by the share of its interfaces in use."""
     allowed: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
@@ -89,7 +102,7 @@ class ShapeTable:
     def of(cls, samples: Sequence[CollectiveSample], paths: Sequence[PathFit], wiring: Wiring) -> ShapeTable:
         """Table of samples of one op over their links."""
         n = len(samples)
-        steps, nodes, intra, inter = (np.zeros((len(paths), n)) for _ in range(4))
+        steps, nodes, intra, inter, own = (np.zeros((len(paths), n)) for _ in range(5))
         allowed = np.zeros((len(paths), n), dtype=np.bool_)
         for (i, path), (j, sample) in itertools.product(enumerate(paths), enumerate(samples)):
             local = sample.n_ranks // sample.n_nodes
@@ -104,6 +117,7 @@ class ShapeTable:
             allowed[i, j] = True
             steps[i, j], nodes[i, j] = shape.steps, shape.node_steps
             intra[i, j] = shape.intra_volume * sample.size_bytes / max(capacity, 1e-9)
+            own[i, j] = shape.own_volume * sample.size_bytes
             inter[i, j] = shape.inter_volume * sample.size_bytes / wiring.nic_fraction(sample)
         # Curves of many sizes must not outvote short ones of other rank counts.
         shapes = [(s.n_ranks, s.n_nodes, s.source, s.version) for s in samples]
@@ -116,20 +130,21 @@ class ShapeTable:
             node_steps=nodes,
             intra=intra,
             inter=inter,
+            own=own,
             allowed=allowed,
         )
 
 
 def median_times(table: ShapeTable, values: FloatArray) -> FloatArray:
-    """Seconds of the fastest allowed path for each sample; `values` [paths, 6] in the order of a PathFit."""
-    base, step, node_step, port, node, ramp = (values[:, i : i + 1] for i in range(6))
-    busy = np.maximum(table.intra / port, table.inter / node)
+    """Seconds of the fastest allowed path for each sample; `values` [paths, 7] in the order of a PathFit."""
+    base, step, node_step, port, node, ramp, own = (values[:, i : i + 1] for i in range(7))
+    busy = np.maximum(table.intra / port + table.own / own, table.inter / node)
     times = base + table.steps * step + table.node_steps * node_step + busy + np.sqrt(ramp * busy)
     return np.asarray(np.where(table.allowed, times, np.inf).min(axis=0))
 
 
 def starting_paths(prior: Sequence[PathPrior]) -> FloatArray:
-    """[paths, 6] of the priors; an absent limit is a very wide one."""
+    """[paths, 7] of the priors; an absent limit is a very wide one."""
     rows = []
     for entry in prior:
         row = [getattr(entry.path, name) for name in _FIELDS]
@@ -162,7 +177,8 @@ def fit_paths(
     absent = np.array([[not getattr(entry.path, name) for name in _FIELDS] for entry in prior])
     index, slots = _free(prior, spread, absent)
 
-    low_latency, bulk = _protocol_pairs([entry.path for entry in prior])
+    low_latency, bulk = _protocol_pairs([entry.path for entry in prior], _STEP_ORDER[:2], _STEP_ORDER[2:])
+    quick, slow = _protocol_pairs([entry.path for entry in prior], _STEP_ORDER[:1], _STEP_ORDER[1:])
 
     def unpack(x: FloatArray) -> FloatArray:
         values = start.copy()
@@ -176,6 +192,9 @@ def fit_paths(
         values = unpack(x)
         above = np.log(values[low_latency, 3:5] / (_FLAG_SHARE * values[bulk, 3:5]))
         order = np.maximum(0.0, above).ravel() / _TIME_LOG_SIGMA
+        # Flags beside the data are there to make a step short: LL's is the shortest (_STEP_ORDER).
+        behind = np.log(values[quick, 1] / values[slow, 1])
+        order = np.concatenate([order, np.maximum(0.0, behind) / _STEP_LOG_SIGMA])
         return np.concatenate([table.weight * robust, x / slots, order])
 
     best = None
@@ -198,16 +217,18 @@ def fit_paths(
     return tuple(fitted), float(best.cost)
 
 
-def _protocol_pairs(paths: Sequence[PathFit]) -> tuple[list[int], list[int]]:
-    """Positions of paths with a flag-carrying protocol, and of the bulk one of their algorithm and ranks."""
-    low, bulk = [], []
-    for i, path in enumerate(paths):
-        for j, other in enumerate(paths):
-            same = (path.algorithm, path.min_ranks) == (other.algorithm, other.min_ranks)
-            if same and path.protocol != "simple" and other.protocol == "simple":
-                low.append(i)
-                bulk.append(j)
-    return low, bulk
+def _protocol_pairs(
+    paths: Sequence[PathFit], left: Sequence[str], right: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """Positions of all pairs of paths of one algorithm and range of ranks, with protocols of either side."""
+    pairs = [
+        (i, j)
+        for (i, one), (j, other) in itertools.permutations(enumerate(paths), 2)
+        if one.protocol in left
+        and other.protocol in right
+        and (one.algorithm, one.min_ranks) == (other.algorithm, other.min_ranks)
+    ]
+    return [i for i, _ in pairs], [j for _, j in pairs]
 
 
 def _free(
@@ -222,6 +243,9 @@ def _free(
             if absent[i, j] or spread[i, j] <= 0:
                 continue
             group = entry.shared if name.endswith("per_s") or name == "ramp_s" else ""
+            if name == "own_bytes_per_s":
+                # One ratio of own copy to link for all protocols: samples tell no more.
+                group = "all"
             key = (group or f"path {i}", name)
             if key not in known:
                 known[key] = len(slots)

@@ -231,7 +231,15 @@ def _residual(
 
 def _rounded(path: PathFit) -> PathFit:
     """Four significant digits: what samples can tell."""
-    fields = ("base_s", "step_s", "node_step_s", "intra_bytes_per_s", "inter_bytes_per_s", "ramp_s")
+    fields = (
+        "base_s",
+        "step_s",
+        "node_step_s",
+        "intra_bytes_per_s",
+        "inter_bytes_per_s",
+        "ramp_s",
+        "own_bytes_per_s",
+    )
     values = {name: getattr(path, name) for name in fields}
     return path.model_copy(
         update={name: float(f"{value:.4g}") for name, value in values.items() if value is not None}

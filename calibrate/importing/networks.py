@@ -153,6 +153,7 @@ def _scaled(
         path.model_copy(
             update={
                 "intra_bytes_per_s": path.intra_bytes_per_s * port if path.intra_bytes_per_s else None,
+                "own_bytes_per_s": path.own_bytes_per_s * port if path.own_bytes_per_s else None,
                 "inter_bytes_per_s": path.inter_bytes_per_s * line if path.inter_bytes_per_s else None,
             }
         )

@@ -73,10 +73,15 @@ class Link(_Frozen):
     """Interfaces of a node (inter-node links)."""
     group_ranks: int | None = None
     """Ranks joined by this link where it does not reach the whole node (bridged pairs)."""
-    multicast: bool = False
-    """The switch can reduce and multicast (NVLS)."""
+    multicast_efficiency: float | None = Field(default=None, gt=0, le=1)
+    """Share of `bytes_per_s` that all-reduce by the switch (NVLS) reaches; None: it cannot."""
     mesh: tuple[MeshEdge, ...] = ()
     source: str
+
+    @property
+    def multicast(self) -> bool:
+        """Whether the switch can reduce and multicast."""
+        return self.multicast_efficiency is not None
 
 
 class NetworkResidual(_Frozen):
@@ -95,7 +100,8 @@ class PathFit(_Frozen):
     """One algorithm under one protocol.
 
     t = base + steps step + node_steps node_step + busy + sqrt(ramp busy) + spill, where
-    busy = max(intra_volume size / intra_bytes_per_s, inter_volume size / inter_bytes_per_s) and
+    busy = max(intra_volume size / intra_bytes_per_s + own_volume size / own_bytes_per_s,
+               inter_volume size / inter_bytes_per_s) and
     spill = max(0, intra_volume size - spill_bytes) / spill_bytes_per_s: what no longer fits the caches.
     Steps and volumes belong to the algorithm (`costmodel.hardware.collectives.algorithms`).
     """
@@ -111,6 +117,8 @@ class PathFit(_Frozen):
     """Of one rank's port, one direction; on a mesh: of one ring. None: no limit."""
     inter_bytes_per_s: float | None = Field(default=None, gt=0)
     """Of all interfaces of one node together, one direction. None: no limit."""
+    own_bytes_per_s: float | None = Field(default=None, gt=0)
+    """At which a rank passes its own part to itself (a copy in its memory). None: no time."""
     ramp_s: float = Field(default=0.0, ge=0)
     """How slowly bandwidth is reached: the pipeline's fill grows as sqrt(ramp_s busy)."""
     spill_bytes: float = Field(default=0.0, ge=0)

@@ -16,7 +16,7 @@ of it. Closed forms with n ranks, N nodes, r = n / N ranks per node:
     binomial       broadcast and reduce by a binomial tree: ceil(log2(n)) steps
 
 >>> path_shape("ring", "all_reduce", 8, 1)
-PathShape(steps=14.0, node_steps=0.0, intra_volume=1.75, inter_volume=0.0)
+PathShape(steps=14.0, node_steps=0.0, intra_volume=1.75, inter_volume=0.0, own_volume=0.25)
 >>> path_shape("tree", "all_reduce", 16, 2).inter_volume, path_shape("tree", "all_reduce", 64, 8).inter_volume
 (1.0, 2.0)
 """
@@ -35,12 +35,16 @@ __all__ = ["ALGORITHMS", "PathShape", "allowed_algorithms", "bus_factor", "path_
 
 
 class PathShape(NamedTuple):
-    """Latency steps inside and between nodes; bytes over the busiest port and node, as fractions of size."""
+    """Latency steps inside and between nodes; bytes over the busiest port and node, as fractions of size.
+
+    `own_volume`: what a rank passes to itself, a copy that crosses no link but takes its time.
+    """
 
     steps: float
     node_steps: float
     intra_volume: float
     inter_volume: float
+    own_volume: float = 0.0
 
 
 ShapeOf = Callable[[str, int, int], PathShape]
@@ -98,6 +102,7 @@ def _ring(op: str, n_ranks: int, n_nodes: int) -> PathShape:
         float(between),
         volume if n_ranks > n_nodes else 0.0,
         volume if n_nodes > 1 else 0.0,
+        0.0 if op in _ROOTED else passes / n_ranks,
     )
 
 
@@ -152,7 +157,11 @@ def _direct(op: str, n_ranks: int, n_nodes: int) -> PathShape:
         return PathShape(0.0 if far else 1.0, 1.0 if far else 0.0, 0.0 if far else 1.0, 1.0 if far else 0.0)
     if op == "all_to_all":
         return PathShape(
-            float(local - 1), float(n_nodes - 1), (local - 1) / n_ranks, local * (n_ranks - local) / n_ranks
+            float(local - 1),
+            float(n_nodes - 1),
+            (local - 1) / n_ranks,
+            local * (n_ranks - local) / n_ranks,
+            1.0 / n_ranks,
         )
     # One-shot exchange: every rank reads all others' buffers (or, two-shot, all others' shares).
     inside = bus_factor(op, n_ranks)

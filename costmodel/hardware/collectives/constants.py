@@ -38,8 +38,8 @@ class NetworkConstants(_Frozen):
     other_timing_log_sigma: float = Field(ge=0)
     other_device_log_sigma: float = Field(ge=0)
     doubling_log_sigma: float = Field(ge=0)
-    multicast_bytes_fraction: float = Field(gt=0)
-    """Share of a port's nominal rate that NVLS all-reduce reaches."""
+    own_rate_ratio: float = Field(gt=0)
+    """A rank's copy of its own part over the link's rate, where a fit starts."""
     multicast_base_s: float = Field(gt=0)
     multicast_min_ranks: int = Field(ge=2)
     priors: tuple[ProtocolPrior, ...]

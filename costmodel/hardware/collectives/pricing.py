@@ -64,6 +64,8 @@ def path_times(
         port = min(port or math.inf, intra_limit_bytes_per_s)
     if port is not None and shape.intra_volume > 0:
         busy = shape.intra_volume * size_bytes / (port * intra_capacity)
+    if path.own_bytes_per_s is not None:
+        busy = busy + shape.own_volume * size_bytes / path.own_bytes_per_s
     if path.inter_bytes_per_s is not None and shape.inter_volume > 0:
         between = shape.inter_volume * size_bytes / (path.inter_bytes_per_s * inter_fraction)
         busy = np.maximum(busy, between)
