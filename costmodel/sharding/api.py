@@ -41,8 +41,8 @@ def shard(
 
     Every weighted product that can be split is split (that is what the degree asks for); among those ways the
     one of least time under `cost` is taken. The model's own `tp_plan` is followed where it fits. `parameters`
-    (name -> placement) fixes the choice; `styles` (module path -> style, see `module_plan`) prices exactly what
-    torch's parallelize_module runs with them. Degrees of 1 return the graph unchanged.
+    (name -> placement) fixes the choice; `styles` (module path -> style, see `module_plan`) prices exactly
+    what torch's parallelize_module runs with them. Degrees of 1 return the graph unchanged.
 
     Raises PlanError with the formula where a degree leaves nothing to split.
     """

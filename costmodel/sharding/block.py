@@ -67,6 +67,8 @@ class Block:
     """The value that comes from the segment before and carries a gradient back to it."""
     exit: int | None
     """The value that the segment after continues with."""
+    exits: tuple[int, ...]
+    """All values with a gradient that later segments use, `exit` last."""
     backward: dict[int, tuple[Operator, ...]]
     """Backward operators of each forward position."""
 
@@ -122,8 +124,9 @@ def read_block(segment: Segment, *, is_first: bool = False) -> Block:
             current[index] = len(values) - 1
         outputs.append(tuple(made))
 
-    finish = _exit(values)
-    entry = None if is_first else _entry(values, values[finish].info.shape if finish is not None else None)
+    first_guess = _exits(values)
+    shape = values[first_guess[-1]].info.shape if first_guess else None
+    entry = None if is_first else _entry(values, shape)
     if entry is not None:
         values[entry].has_gradient = True
     for value in values:
@@ -137,6 +140,7 @@ def read_block(segment: Segment, *, is_first: bool = False) -> Block:
         if any(values[v].has_gradient for v in inputs[position]) and "detach" not in op.target:
             for v in outputs[position]:
                 values[v].has_gradient = is_float(values[v].info)
+    exits = _exits(values)
     where = {op.index: position for position, op in enumerate(forward)}
     backward: dict[int, list[Operator]] = {}
     for op in segment.phase(Phase.BACKWARD):
@@ -149,7 +153,8 @@ def read_block(segment: Segment, *, is_first: bool = False) -> Block:
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         entry=entry,
-        exit=finish,
+        exit=exits[-1] if exits else None,
+        exits=tuple(exits),
         backward={position: tuple(ops) for position, ops in backward.items()},
     )
 
@@ -176,8 +181,8 @@ def _entry(values: list[Value], finish: tuple[int, ...] | None) -> int | None:
     )
 
 
-def _exit(values: list[Value]) -> int | None:
-    """What goes out: the last float value that nothing in the segment uses.
+def _exits(values: list[Value]) -> list[int]:
+    """What goes out, in order: float values that nothing in the segment uses, those with a gradient if any.
 
     By-products (statistics kept for the backward) are not the first output of their operator.
     """
@@ -186,4 +191,5 @@ def _exit(values: list[Value]) -> int | None:
         for v, value in enumerate(values)
         if value.producer is not None and not value.users and is_float(value.info) and value.slot == 0
     ]
-    return max(ends, key=lambda v: values[v].producer or 0, default=None)
+    carrying = [v for v in ends if values[v].has_gradient]
+    return sorted(carrying or ends, key=lambda v: values[v].producer or 0)

@@ -117,7 +117,7 @@ def _runs(block: Block, position: int, op: Operator, strategy: Strategy) -> bool
 
 
 def may_gather(block: Block, after: int | None, styles: Mapping[str, str] | None) -> bool:
-    """Whether the value made at a position may be gathered: it is the output of a column-parallel nn.Linear."""
+    """Whether the value made at a position may be gathered: the output of a column-parallel nn.Linear."""
     if after is None:
         return False
     module = block.forward[after].module
@@ -132,7 +132,7 @@ def may_gather(block: Block, after: int | None, styles: Mapping[str, str] | None
 
 
 def _stored_out_in(block: Block, name: str, position: int) -> bool:
-    """Whether a product's weight is stored [out, in], as nn.Linear does: it is used transposed, or by linear."""
+    """Whether a product's weight is stored [out, in], as nn.Linear does: used transposed, or by linear."""
     if "linear" in block.forward[position].target:
         return True
     for v in block.inputs[position]:

@@ -101,6 +101,7 @@ def _parameter(info: TensorInfo, placement: Placement, axis: Axis) -> LocalParam
         size_bytes=info.size_bytes,
         local_bytes=info.size_bytes * prod(shape) // total if total else info.size_bytes,
         axis=axis.name,
+        tied=info.tied,
     )
 
 

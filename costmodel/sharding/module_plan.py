@@ -67,7 +67,7 @@ def executable_styles(
     if not found:
         raise PlanError(
             f"tp({tp}): no module of the model can be split with its own code as it is (sizes that do not "
-            f"divide by {tp}, or code that pins whole sizes); choose another tp or another kind of parallelism"
+            f"divide by {tp}, or code that pins whole sizes); choose another tp or kind of parallelism"
         )
     return found
 
@@ -140,10 +140,19 @@ def instances_of(segment: Segment, styles: Mapping[str, str]) -> dict[str, str]:
     found = dict(styles)
     if segment.count > 1 and len(segment.modules) == segment.count:
         for path, style in styles.items():
-            own = next((m for m in segment.modules if path == m or path.startswith(m + ".")), None)
+            own = next(
+                ((m, i) for m, i in _parts(segment.modules) if path == m or path.startswith(m + ".")), None
+            )
             if own is not None:
-                found.update({other + path[len(own) :]: style for other in segment.modules})
+                name, place = own
+                others = (modules.split("+")[place] for modules in segment.modules)
+                found.update({other + path[len(name) :]: style for other in others})
     return found
+
+
+def _parts(modules: Sequence[str]) -> list[tuple[str, int]]:
+    """Module paths of instances that may be several modules in a row ('2+3'), with their place in it."""
+    return [(path, place) for unit in modules for place, path in enumerate(unit.split("+"))]
 
 
 def module_styles(sharded: ShardedGraph) -> dict[str, str]:

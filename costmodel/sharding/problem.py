@@ -194,6 +194,8 @@ class Problem:
             return
         after = value.producer
         gather = True
+        if v in self.block.exits and v != self.block.exit:
+            self._join(v, source, self._boundary_port(value, [source]), after, None, "boundary")
         if v == self.block.exit:
             out = (
                 self.entry
@@ -284,22 +286,27 @@ class Problem:
         right, right_of = _unique(target.layouts)
         if self.rules.local_modules and gather:
             gather = may_gather(self.block, after, self.rules.styles)
-        table = np.array([[self._change_s(value, s, t, what, gather) for t in right] for s in left])
+        table = np.array([[self._change_s(value, s, t, gather) for t in right] for s in left])
         self.network.add_pair(source.node, target.node, table[np.ix_(left_of, right_of)])
 
-    def _change_s(self, value: Value, source: Layouts, target: Layouts, what: str, gather: bool) -> float:
-        if what == "parameter" and not self.rules.gather_parameters:
-            if any(s.forward != t.forward for s, t in zip(source, target, strict=True)):
-                return float("inf")
-        elif any(
-            isinstance(t.forward, Partial) and not isinstance(s.forward, Partial)
-            for s, t in zip(source, target, strict=True)
-        ) or self._must_scatter(value, source, target):
+    def _change_s(self, value: Value, source: Layouts, target: Layouts, gather: bool) -> float:
+        if not self._may_change(value, source, target, gather):
             return float("inf")
         moves = transfers(source, target, value.size_bytes, self.axes, gradient=value.has_gradient)
         return sum(self.collective_s(t.op, t.size_bytes, axis) for axis, _, t in moves)
 
-    def _at_border(self, value: Value, source: Layouts, target: Layouts, gather: bool) -> bool:
+    def _may_change(self, value: Value, source: Layouts, target: Layouts, gather: bool) -> bool:
+        """Whether the rules let a value go from one layout to another."""
+        pairs = list(zip(source, target, strict=True))
+        if value.of_parameter:
+            return self.rules.gather_parameters or all(s.forward == t.forward for s, t in pairs)
+        if any(isinstance(t.forward, Partial) and not isinstance(s.forward, Partial) for s, t in pairs):
+            return False
+        if self.rules.local_modules and not self._at_border(source, target, gather):
+            return False
+        return not self._must_scatter(value, source, target)
+
+    def _at_border(self, source: Layouts, target: Layouts, gather: bool) -> bool:
         """Whether a run of styled modules makes this change: sums, and gathers behind a split nn.Linear."""
         for s, t in zip(source, target, strict=True):
             if s.forward == t.forward or isinstance(s.forward, Partial):

@@ -48,6 +48,8 @@ class LocalParameter:
     size_bytes: int
     local_bytes: int
     axis: str = "tp"
+    tied: bool = False
+    """Owned by another segment; this one only uses it."""
 
     @property
     def is_sharded(self) -> bool:
@@ -77,8 +79,8 @@ class ShardedSegment:
 
     @property
     def parameter_bytes(self) -> int:
-        """Parameters of one instance on the rank, as stored."""
-        return sum(p.local_bytes for p in self.parameters)
+        """Parameters of one instance on the rank, as stored (tied ones where they are owned)."""
+        return sum(p.local_bytes for p in self.parameters if not p.tied)
 
     @property
     def saved_bytes(self) -> int:
@@ -152,6 +154,7 @@ def unsharded_segment(segment: Segment) -> ShardedSegment:
                 placement=Replicate(),
                 size_bytes=t.size_bytes,
                 local_bytes=t.size_bytes,
+                tied=t.tied,
             )
             for t in segment.tensors
             if t.role is TensorRole.PARAMETER

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,11 +41,22 @@ def runs_locally(
             if not _cut(layer, style, n, mode):
                 return False
         try:
-            with mode:
+            with mode, _quiet():
                 after = _shapes(local(*_fake(list(args)), **_fake(dict(kwargs))))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return False
     return before == after
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A refused shape is an answer here, not an error to log."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def _empty(tensor: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:

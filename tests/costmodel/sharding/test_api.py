@@ -1,0 +1,158 @@
+"""`shard` on traced models: sizes, collectives, errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from costmodel.errors import PlanError
+from costmodel.graph import ModelGraph, Phase, trace_module
+from costmodel.sharding import Routing, Shard, shard
+from costmodel.sharding.expert import dispatch_bytes, expert_tensors
+from costmodel.sharding.tp_plan import assignment_from_tp_plan
+from tests.costmodel.sharding.gloo_worker import build
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> ModelGraph:
+    module, args, kwargs = build("gpt2")
+    return trace_module(module, args, kwargs, micro_batch_size=2, seq_len=16)
+
+
+def test_degree_one_changes_nothing(gpt2: ModelGraph) -> None:
+    sharded = shard(gpt2, tp=1)
+    assert tuple(s.local for s in sharded.segments) == gpt2.segments
+    assert all(not s.collectives for s in sharded.segments)
+    assert sharded.parameter_bytes == 4 * gpt2.n_parameters
+
+
+def test_block_of_two_ranks(gpt2: ModelGraph) -> None:
+    sharded = shard(gpt2, tp=2)
+    part = next(s for s in sharded.segments if s.count == 2)
+    whole = gpt2.segments[sharded.segments.index(part)]
+    hidden = 2 * 16 * 64 * 4
+    calls = [(c.op, c.size_bytes, c.phase) for c in part.collectives]
+    assert calls == [("all_reduce", hidden, p) for p in (Phase.FORWARD,) * 2 + (Phase.BACKWARD,) * 2]
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        products = ("gemm", "bmm", "attention")
+        local = sum(op.flop for op in part.local.phase(phase) if op.kind in products)
+        total = sum(op.flop for op in whole.phase(phase) if op.kind in products)
+        assert 2 * local == total
+    names = {p.name.split(".h.")[1][2:]: p for p in part.parameters}
+    assert names["attn.c_attn.weight"].placement == Shard(1, 3)  # query, key, value split alike
+    assert names["attn.c_attn.weight"].local_shape == (64, 96)
+    assert names["mlp.c_proj.weight"].placement == Shard(0)
+    whole_bytes = sum(t.size_bytes for t in whole.parameters)
+    replicated = sum(p.size_bytes for p in part.parameters if not p.is_sharded)
+    assert part.parameter_bytes == (whole_bytes - replicated) // 2 + replicated
+    assert part.output_bytes == whole.output_bytes
+    assert part.saved_bytes < whole.saved_bytes
+
+
+def test_backward_products_have_the_local_sizes(gpt2: ModelGraph) -> None:
+    part = next(s for s in shard(gpt2, tp=2).segments if s.count == 2)
+    sizes = sorted(
+        tuple(op.dims[d] for d in "mnk")
+        for op in part.local.phase(Phase.BACKWARD)
+        if op.kind == "gemm" and op.module.endswith("c_fc")
+    )
+    assert sizes == sorted([(32, 64, 128), (64, 128, 32)])  # dx [m, k] over n / 2; dW [k, n / 2] over m
+
+
+def test_sequence_parallel(gpt2: ModelGraph) -> None:
+    plain = next(s for s in shard(gpt2, tp=2).segments if s.count == 2)
+    part = next(s for s in shard(gpt2, tp=2, sequence_parallel=True).segments if s.count == 2)
+    hidden = 2 * 16 * 64 * 4
+    moved = [(c.op, c.phase) for c in part.collectives if c.what == "activation" or c.what == "boundary"]
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        assert sorted(op for op, p in moved if p is phase) == ["all_gather"] * 2 + ["reduce_scatter"] * 2
+    assert {c.size_bytes for c in part.collectives if c.what == "activation"} == {hidden}
+    assert {(c.op, c.size_bytes) for c in part.collectives if c.what == "gradient"} == {("all_reduce", 256)}
+    assert part.output_bytes == plain.output_bytes // 2
+    assert part.saved_bytes < plain.saved_bytes
+
+
+def test_context_parallel_splits_all_products_and_passes_keys_and_values(gpt2: ModelGraph) -> None:
+    sharded = shard(gpt2, tp=1, cp=2)
+    part = next(s for s in sharded.segments if s.count == 2)
+    whole = gpt2.segments[sharded.segments.index(part)]
+    kinds = ("gemm", "bmm", "attention")
+    local = sum(op.flop for op in part.local.phase(Phase.FORWARD) if op.kind in kinds)
+    assert 2 * local == sum(op.flop for op in whole.phase(Phase.FORWARD) if op.kind in kinds)
+    assert sharded.parameter_bytes == shard(gpt2, tp=1).parameter_bytes
+    one = 2 * 16 * 64 * 4 // 2
+    forward = [c for c in part.phase(Phase.FORWARD) if c.axis == "cp"]
+    assert [(c.op, c.size_bytes) for c in forward] == [("p2p", one)] * 2
+    assert sum(c.size_bytes for c in part.phase(Phase.BACKWARD)) == 4 * one  # keys, values, their gradients
+    ulysses = next(s for s in shard(gpt2, tp=1, cp=2, cp_exchange="all_to_all").segments if s.count == 2)
+    assert [c.op for c in ulysses.phase(Phase.FORWARD)] == ["all_to_all"] * 4
+    both = next(s for s in shard(gpt2, tp=2, cp=2).segments if s.count == 2)
+    assert {c.size_bytes for c in both.phase(Phase.FORWARD) if c.axis == "cp"} == {one // 2}
+    assert {c.size_bytes for c in both.phase(Phase.FORWARD) if c.axis == "tp"} == {one}
+
+
+def test_what_cannot_be_split_is_said_with_the_formula(gpt2: ModelGraph) -> None:
+    with pytest.raises(PlanError, match=r"heads\(4\) % tp\(7\) != 0, width\(100\)"):
+        shard(gpt2, tp=7)
+    with pytest.raises(PlanError, match=r"seq_len\(16\)"):
+        shard(gpt2, tp=1, cp=3)
+    with pytest.raises(PlanError, match="sequence parallelism"):
+        shard(gpt2, tp=32, sequence_parallel=True)
+    with pytest.raises(PlanError, match="no expert weights"):
+        shard(gpt2, tp=1, ep=2)
+    with pytest.raises(PlanError, match=r"tp\(0\): must be at least 1"):
+        shard(gpt2, tp=0)
+
+
+def test_tp_plan_is_followed_and_dropped_where_it_does_not_fit() -> None:
+    module, args, kwargs = build("odd")
+    graph = trace_module(module, args, kwargs)
+    plan = {"left": "colwise", "right": "colwise", "join": "rowwise"}
+    placed = assignment_from_tp_plan(graph.segments[0], {"middle": "colwise"})
+    assert placed == {}
+    followed = shard(replace(graph, tp_plan=plan), tp=2)
+    places = {p.name: p.placement for s in followed.segments for p in s.parameters}
+    assert places["left.weight"] == Shard(0)
+    assert places["join.weight"] == Shard(1)
+    wrong = shard(replace(graph, tp_plan={"norm": "colwise"}), tp=2)
+    assert any("does not fit" in note for note in wrong.notes)
+
+
+class Experts(nn.Module):
+    """Four experts, one batched product each way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(4, 8, 32))
+        self.down = nn.Parameter(torch.zeros(4, 32, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(torch.bmm(x, self.up).relu(), self.down).sum()
+
+
+def test_experts_are_divided_and_tokens_exchanged() -> None:
+    graph = trace_module(Experts(), (torch.zeros(4, 16, 8, requires_grad=True),))
+    segment = next(s for s in graph.segments if expert_tensors(s))
+    assert sorted(expert_tensors(segment).values()) == [4, 4]
+    sharded = shard(graph, tp=1, ep=2, routing=Routing(imbalance=1.5))
+    part = next(s for s in sharded.segments if s.name == segment.name)
+    assert part.parameter_bytes == 2 * 4 * 8 * 32 * 4 // 2
+    rows = 4 * 16
+    assert [(c.op, c.size_bytes, c.axis) for c in part.phase(Phase.FORWARD)] == [
+        ("all_to_all", rows * 8 * 4, "ep")
+    ] * 2
+    with pytest.raises(PlanError, match=r"experts\(4\) % ep\(3\) != 0"):
+        shard(graph, tp=1, ep=3)
+
+
+def test_dispatch_volume_is_the_papers() -> None:
+    assert (
+        dispatch_bytes(tokens=100, top_k=2, width=64, element_bytes=2, routing=Routing()) == 100 * 2 * 64 * 2
+    )
+    full = Routing(capacity_factor=1.25)
+    assert dispatch_bytes(tokens=100, top_k=2, width=64, element_bytes=2, routing=full) == 250 * 64 * 2
+    with pytest.raises(PlanError, match="imbalance"):
+        Routing(imbalance=0.5)
