@@ -1,7 +1,7 @@
 """Repeated blocks: found from structure, traced twice, counted.
 
 A unit is an element of a module list (or a group of elements, where they alternate): a decoder layer, a
-residual block. Lists nested in an element are descended into where they are nearly all of it (the stages
+residual block. Lists nested in an element may be descended into where they are nearly all of it (the stages
 of a ResNet). Two elements are equal when their module trees have the same classes, parameter shapes,
 types and flags and the same plain attributes, their place in the list aside.
 """
@@ -31,15 +31,14 @@ class Unit:
     instances: tuple[str, ...]
 
 
-def signature(module: nn.Module, position: int) -> tuple[Any, ...]:
-    """Structure of a module tree; integers equal to `position` (the place in the list) are left out."""
+def signature(module: nn.Module) -> tuple[Any, ...]:
+    """Structure of a module tree: classes, plain attributes, tensors, children."""
     own = tuple(
         sorted(
             (key, value)
             for key, value in vars(module).items()
             if not key.startswith("_")
             and isinstance(value, (bool, int, float, str, tuple))
-            and not (type(value) is int and value == position)
             and _is_plain(value)
         )
     )
@@ -49,8 +48,40 @@ def signature(module: nn.Module, position: int) -> tuple[Any, ...]:
         for name, t in store.items()
         if t is not None
     )
-    children = tuple((name, signature(child, position)) for name, child in module.named_children())
+    children = tuple((name, signature(child)) for name, child in module.named_children())
     return (type(module).__qualname__, own, tensors, children)
+
+
+def _integers(tree: tuple[Any, ...], path: str = "") -> dict[str, int]:
+    """Every integer attribute of a signature, by its place."""
+    _, own, _, children = tree
+    found = {f"{path}/{key}": value for key, value in own if type(value) is int}
+    for name, child in children:
+        found |= _integers(child, f"{path}/{name}")
+    return found
+
+
+def _without(tree: tuple[Any, ...], keys: set[str], path: str = "") -> tuple[Any, ...]:
+    kind, own, tensors, children = tree
+    return (
+        kind,
+        tuple((key, value) for key, value in own if f"{path}/{key}" not in keys),
+        tensors,
+        tuple((name, _without(child, keys, f"{path}/{name}")) for name, child in children),
+    )
+
+
+def _signatures(elements: Sequence[nn.Module]) -> list[tuple[Any, ...]]:
+    """Signatures of a list's elements; attributes that are the element's place in every element are left
+    out (a layer index)."""
+    trees = [signature(element) for element in elements]
+    integers = [_integers(tree) for tree in trees]
+    places = {
+        key
+        for key in integers[0]
+        if all(found.get(key, i) == i for i, found in enumerate(integers)) and len(elements) > 1
+    }
+    return [_without(tree, places) for tree in trees]
 
 
 def _is_plain(value: Any) -> bool:
@@ -81,18 +112,16 @@ def _inner(element: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     return found if total and sum(_numel(m) for _, m in found) >= _DOMINANT_FRACTION * total else []
 
 
-def _unit_lists(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The lists whose elements are units, outermost first unless nested ones dominate."""
+def _unit_lists(module: nn.Module, depth: int) -> list[tuple[str, nn.Module]]:
+    """The lists whose elements are units: outermost ones, or nested ones that dominate, `depth` levels down."""
     result: list[tuple[str, nn.Module]] = []
-    pending = list(_lists(module, ""))
+    pending = [(path, found, 0) for path, found in _lists(module, "")]
     while pending:
-        path, found = pending.pop(0)
+        path, found, level = pending.pop(0)
         elements = [(f"{path}.{name}" if path else name, child) for name, child in found.named_children()]
-        inner = [_inner(child, name) for name, child in elements]
-        if all(inner) and len({signature(child, i) for i, (_, child) in enumerate(elements)}) == len(
-            elements
-        ):
-            pending = [item for lists in inner for item in lists] + pending
+        inner = [_inner(child, name) for name, child in elements] if level < depth else [[]]
+        if all(inner) and len(set(_signatures([child for _, child in elements]))) == len(elements):
+            pending = [(*item, level + 1) for lists in inner for item in lists] + pending
         else:
             result.append((path, found))
     return result
@@ -116,15 +145,20 @@ def _runs(signatures: Sequence[Any]) -> list[tuple[int, int, int]]:
     return runs
 
 
-def find_units(module: nn.Module, *, reduce: bool = True) -> tuple[list[Unit], dict[str, list[int]]]:
-    """Units in list order, and for each reduced list (by path) the element positions that are kept."""
+def find_units(
+    module: nn.Module, *, reduce: bool = True, depth: int = 0
+) -> tuple[list[Unit], dict[str, list[int]]]:
+    """Units in list order, and for each reduced list (by path) the element positions that are kept.
+
+    `depth`: how many times lists nested in an element are descended into.
+    """
     units: list[Unit] = []
     kept: dict[str, list[int]] = {}
-    for path, found in _unit_lists(module):
+    for path, found in _unit_lists(module, depth):
         children = list(found.named_children())
         names = [f"{path}.{name}" if path else name for name, _ in children]
         runs = (
-            _runs([signature(child, i) for i, (_, child) in enumerate(children)])
+            _runs(_signatures([child for _, child in children]))
             if reduce
             else [(i, 1, 1) for i in range(len(children))]
         )

@@ -22,6 +22,15 @@ __all__ = ["Capture", "capture_step", "storage_key"]
 _INVISIBLE = ("prim.device", "prim.layout", "aten.detach", "aten.alias", "aten.is_pinned", "aten.lift_fresh")
 
 
+_HALF_ONLY = (torch.ops.aten._grouped_mm.default,)
+
+
+def _grouped_mm(a: torch.Tensor, b: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+    """torch's shape function admits bf16 only, its CPU and GPU kernels other types: shapes from bf16."""
+    made = torch.ops.aten._grouped_mm.default(a.to(torch.bfloat16), b.to(torch.bfloat16), *rest, **named)
+    return made if made.dtype == a.dtype else made.to(a.dtype)
+
+
 class Capture(TorchDispatchMode):
     """The recorder. After `capture_step`, `graph` holds call_function nodes with these meta keys:
 
@@ -55,7 +64,7 @@ class Capture(TorchDispatchMode):
     ) -> Any:
         """Run the call and record it."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else func(*args, **kwargs)
         packet = str(func.overloadpacket)
         if packet in _INVISIBLE:
             self._alias(args, out)

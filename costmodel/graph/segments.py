@@ -8,7 +8,7 @@ from dataclasses import replace
 from costmodel.graph.blocks import Unit
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
 
-__all__ = ["cut_segments"]
+__all__ = ["boundaries_are_clean", "cut_segments"]
 
 
 def cut_segments(
@@ -22,6 +22,28 @@ def cut_segments(
     Forward operators are cut where the unit changes; a backward operator belongs to its forward
     operator's segment. Equal neighbours are merged into one segment with their counts added.
     """
+    groups, group_unit, group_of = _grouped(operators, units)
+    last = len(groups) - 1
+    for op in operators:
+        if op.phase is Phase.BACKWARD:
+            last = group_of.get(op.forward_index, last) if op.forward_index is not None else last
+            groups[last].append(op)
+            group_of[op.index] = last
+    owner = _owners(operators, tensors, group_of, len(groups), unused)
+    crossing = [
+        sum(tensors[index].size_bytes for index in alive)
+        for alive in _crossing(operators, tensors, group_of, len(groups))
+    ]
+    segments = [
+        _segment(groups[i], group_unit[i], tensors, owner, i, crossing[i]) for i in range(len(groups))
+    ]
+    return _merged(segments)
+
+
+def _grouped(
+    operators: Sequence[Operator], units: Sequence[Unit]
+) -> tuple[list[list[Operator]], list[Unit | None], dict[int, int]]:
+    """Runs of forward operators of one unit (or of none), the unit of each, and each operator's run."""
     unit_of = {path: unit for unit in units for path in unit.elements}
     groups: list[list[Operator]] = []
     group_unit: list[Unit | None] = []
@@ -35,18 +57,20 @@ def cut_segments(
             group_unit.append(unit)
         groups[-1].append(op)
         group_of[op.index] = len(groups) - 1
-    last = len(groups) - 1
-    for op in operators:
-        if op.phase is Phase.BACKWARD:
-            last = group_of.get(op.forward_index, last) if op.forward_index is not None else last
-            groups[last].append(op)
-            group_of[op.index] = last
-    owner = _owners(operators, tensors, group_of, len(groups), unused)
-    crossing = _crossing_bytes(operators, tensors, group_of, len(groups))
-    segments = [
-        _segment(groups[i], group_unit[i], tensors, owner, i, crossing[i]) for i in range(len(groups))
-    ]
-    return _merged(segments)
+    return groups, group_unit, group_of
+
+
+def boundaries_are_clean(
+    operators: Sequence[Operator], tensors: Mapping[int, TensorInfo], units: Sequence[Unit]
+) -> bool:
+    """Whether one differentiable tensor crosses between neighbouring units: a pipeline can be cut there."""
+    groups, group_unit, group_of = _grouped(operators, units)
+    crossing = _crossing(operators, tensors, group_of, len(groups))
+    return all(
+        len(crossing[i]) <= 1
+        for i in range(len(groups) - 1)
+        if group_unit[i] is not None and group_unit[i + 1] is not None
+    )
 
 
 def _unit(module: str, unit_of: Mapping[str, Unit]) -> Unit | None:
@@ -82,13 +106,13 @@ def _owners(
     return owner
 
 
-def _crossing_bytes(
+def _crossing(
     operators: Sequence[Operator],
     tensors: Mapping[int, TensorInfo],
     group_of: Mapping[int, int],
     n_groups: int,
-) -> list[int]:
-    """Bytes alive across the boundary after each segment: differentiable activations used later on.
+) -> list[list[int]]:
+    """Tensors alive across the boundary after each segment: differentiable activations used later on.
 
     A forward without gradients counts every floating-point activation.
     """
@@ -104,7 +128,7 @@ def _crossing_bytes(
         for index in op.inputs:
             base = _base(tensors, index)
             used[base] = max(used.get(base, 0), group)
-    sizes = [0] * n_groups
+    found: list[list[int]] = [[] for _ in range(n_groups)]
     for index, start in made.items():
         t = tensors[index]
         if t.role is not TensorRole.ACTIVATION or (any_grad and not t.requires_grad):
@@ -112,8 +136,8 @@ def _crossing_bytes(
         if t.dtype.startswith(("int", "bool")):
             continue
         for boundary in range(start, used.get(index, start)):
-            sizes[boundary] += t.size_bytes
-    return sizes
+            found[boundary].append(index)
+    return found
 
 
 def _base(tensors: Mapping[int, TensorInfo], index: int) -> int:

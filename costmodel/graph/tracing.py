@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,17 +15,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from costmodel.errors import ForeshardError, TraceError
-from costmodel.graph.blocks import find_units, reduced
+from costmodel.graph.blocks import Unit, find_units, reduced
 from costmodel.graph.capture import Capture, capture_step
 from costmodel.graph.model_graph import ModelGraph
 from costmodel.graph.nodes import Reader
-from costmodel.graph.segments import cut_segments
+from costmodel.graph.segments import boundaries_are_clean, cut_segments
 
 if TYPE_CHECKING:
     from costmodel.models import ModelSource
 
 __all__ = ["ATTENTION", "default_loss", "trace", "trace_module"]
 
+_DEEPEST = 2
+"""How far nested lists are tried as units."""
 ATTENTION = ("as_run", "flash", "unfused")
 """as_run: what torch's dispatcher takes on this CPU; flash: one fused call; unfused: two products and a
 softmax."""
@@ -123,39 +126,78 @@ def trace_module(
     real = fake is None
     mode = _fake_mode() if fake is None else fake
     paths = {id(m): path for path, m in module.named_modules()}
-    units, kept = find_units(module, reduce=reduce)
     was_training = module.training
     module.train(training)
     try:
-        with mode if real else nullcontext(), reduced(module, kept), _attention(attention):
-            stand_ins = _Swapped(module, mode) if real else nullcontext()
-            with stand_ins:
-                names = {id(t): n for n, t in (*module.named_parameters(), *module.named_buffers())}
-                names = _original_names(module, paths) or names
+        with mode if real else nullcontext(), _attention(attention):
+            with _Swapped(module, mode) if real else nullcontext():
                 if real:
                     args, named = pytree.tree_map(
                         lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
                         (tuple(args), named),
                     )
-                capture = _captured(module, args, named, loss_of, training, paths, names)
-                gradients = [p.grad for p in module.parameters() if p.grad is not None]
-                reader = Reader(capture, gradients)
-                for p in module.parameters():
-                    p.grad = None
+                step = _Traced(module, args, named, loss_of, training, paths)
+                units, reader = _finest(step, reduce)
     finally:
         module.train(was_training)
     read = {index for op in reader.operators for index in op.inputs}
     unused = [i for i, t in reader.tensors.items() if t.role == "parameter" and i not in read]
-    segments = cut_segments(reader.operators, reader.tensors, units, unused)
     return ModelGraph(
         name=name,
         micro_batch_size=micro_batch_size,
         seq_len=seq_len,
-        segments=segments,
+        segments=cut_segments(reader.operators, reader.tensors, units, unused),
         traced_by="torch.fx graph of the eager step on fake tensors",
         trace_time_s=time.perf_counter() - start,
         tp_plan=dict(getattr(module, "_tp_plan", None) or {}),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    """A step that can be recorded with its repeated blocks reduced in different ways."""
+
+    module: nn.Module
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    loss_of: Callable[[Any], torch.Tensor]
+    training: bool
+    paths: Mapping[int, str]
+
+    def record(self, kept: dict[str, list[int]]) -> Reader:
+        names = _original_names(self.module, self.paths)
+        with reduced(self.module, kept):
+            capture = _captured(
+                self.module, self.args, self.kwargs, self.loss_of, self.training, self.paths, names
+            )
+            reader = Reader(capture, [p.grad for p in self.module.parameters() if p.grad is not None])
+            for p in self.module.parameters():
+                p.grad = None
+        return reader
+
+
+def _finest(step: _Traced, reduce: bool) -> tuple[list[Unit], Reader]:
+    """The smallest units between which one tensor passes; the outermost lists' elements where none do."""
+    for depth in range(_DEEPEST, -1, -1):
+        units, kept = find_units(step.module, reduce=reduce, depth=depth)
+        elements = [unit.elements for unit in units]
+        if depth and elements == [
+            u.elements for u in find_units(step.module, reduce=reduce, depth=depth - 1)[0]
+        ]:
+            continue
+        try:
+            reader = step.record(kept)
+        except TraceError:
+            if not kept:
+                raise
+            if depth:
+                continue
+            # the model counts on the full length of its lists
+            units, kept = find_units(step.module, reduce=False)
+            reader = step.record(kept)
+        if depth == 0 or boundaries_are_clean(reader.operators, reader.tensors, units):
+            return units, reader
+    raise AssertionError("depth 0 always returns")
 
 
 def _original_names(module: nn.Module, paths: Mapping[int, str]) -> dict[int, str]:

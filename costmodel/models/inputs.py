@@ -27,7 +27,9 @@ def _signature(module: Any) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
 
 
-def transformers_inputs(module: Any, config: Any, batch: int, seq_len: int, *, training: bool) -> dict[str, Any]:
+def transformers_inputs(
+    module: Any, config: Any, batch: int, seq_len: int, *, training: bool
+) -> dict[str, Any]:
     """Keyword inputs by the module's main input and the parameters of its forward."""
     import torch
 
@@ -58,7 +60,11 @@ def transformers_inputs(module: Any, config: Any, batch: int, seq_len: int, *, t
         )
     if "use_cache" in names:
         inputs["use_cache"] = False
-    if getattr(config, "is_encoder_decoder", False) and "labels" not in names and "decoder_input_ids" in names:
+    if (
+        getattr(config, "is_encoder_decoder", False)
+        and "labels" not in names
+        and "decoder_input_ids" in names
+    ):
         inputs["decoder_input_ids"] = ids()
     if training:
         inputs.update(_labels(module, config, names, batch, seq_len, vocab))

@@ -135,7 +135,9 @@ def _library(library: str, name: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as error:
-        raise ModelArgumentError(f"model {name!r} needs {library}: pip install 'foreshard[hf]' ({error})") from None
+        raise ModelArgumentError(
+            f"model {name!r} needs {library}: pip install 'foreshard[hf]' ({error})"
+        ) from None
 
 
 def _from_transformers(
@@ -173,9 +175,7 @@ def _from_transformers(
         inputs = transformers_inputs(module, made, batch, seq_len, training=task == "train")
         return BuiltModel(module=module, args=(), kwargs=inputs)
 
-    return ModelSource(
-        name=name, micro_batch_size=batch, seq_len=length if has_text else 0, builder=builder
-    )
+    return ModelSource(name=name, micro_batch_size=batch, seq_len=length if has_text else 0, builder=builder)
 
 
 def _module(transformers: Any, config: Any, architectures: list[str], name: str, remote: bool) -> Any:
@@ -241,8 +241,14 @@ def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int) ->
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:
             frame = frame.tb_next
-        where = "" if frame is None else f" (line {frame.tb_lineno} of {Path(frame.tb_frame.f_code.co_filename).name})"
-        raise ModelArgumentError(f"model {argument!r} raised {type(error).__name__}: {error}{where}") from None
+        where = (
+            ""
+            if frame is None
+            else f" (line {frame.tb_lineno} of {Path(frame.tb_frame.f_code.co_filename).name})"
+        )
+        raise ModelArgumentError(
+            f"model {argument!r} raised {type(error).__name__}: {error}{where}"
+        ) from None
     if isinstance(made, nn.Module) and hasattr(made, "config"):
         config = made.config
         return BuiltModel(
@@ -273,7 +279,11 @@ def _with_batch(args: Any, kwargs: Any, batch: int) -> tuple[Any, Any]:
     def scale(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == own:
             index = torch.arange(batch * own) % own if not own == 1 else None
-            return value.expand(batch, *value.shape[1:]).contiguous() if index is None else value[index][: batch * own]
+            return (
+                value.expand(batch, *value.shape[1:]).contiguous()
+                if index is None
+                else value[index][: batch * own]
+            )
         return value
 
     return pytree.tree_map(scale, (args, kwargs))  # type: ignore[no-any-return]

@@ -103,9 +103,7 @@ def chosen_models(models: Sequence[str] | None, global_batch_size: int | None) -
                 "to run another model"
             )
         else:
-            chosen.append(
-                StandardModel(model=ModelSpec(model=name), global_batch_size=global_batch_size)
-            )
+            chosen.append(StandardModel(model=ModelSpec(model=name), global_batch_size=global_batch_size))
     return tuple(chosen)
 
 
