@@ -201,6 +201,11 @@ def fit_paths(
     rng = np.random.default_rng(seed)
     for attempt in range(1 if near is not None else 3):
         x0 = np.zeros(len(slots)) if attempt == 0 else rng.normal(0.0, 0.5, len(slots)) * np.minimum(slots, 1)
+        if attempt == 1:
+            # All of the shortest time may be start-up that no step explains (proxies, sockets).
+            shortest = 0.8 * float(np.exp(table.log_time.min()))
+            bases = index[:, 0]
+            x0[bases[bases >= 0]] = np.log(shortest / start[bases >= 0, 0])
         if near is not None:
             x0 = _position_of(near, prior, start, index, len(slots))
         solution = least_squares(residuals, x0, max_nfev=25 if near is not None else 60)

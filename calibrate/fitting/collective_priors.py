@@ -47,10 +47,10 @@ def hypotheses(
         return [_node_priors(op, intra, constants)]
     held = {s.algorithm for s in samples} - {""}
     if op != "all_reduce":
-        return [_between_priors(allowed_algorithms(op, n_nodes=2, multicast=False), intra, inter, constants)]
+        return [_between_priors(allowed_algorithms(op, n_nodes=2, multicast=False), samples, intra, inter)]
     every = allowed_algorithms(op, n_nodes=2, multicast=intra.multicast)
     sets = [every] if held else [("ring",), ("ring", "tree"), every]
-    return [_between_priors(algorithms, intra, inter, constants) for algorithms in dict.fromkeys(sets)]
+    return [_between_priors(algorithms, samples, intra, inter) for algorithms in dict.fromkeys(sets)]
 
 
 def _path(
@@ -108,7 +108,7 @@ def _multicast_prior(
         algorithm=algorithm,
         protocol="simple",
         base_s=constants.multicast_base_s,
-        node_step_s=constants.priors[-1].node_step_s if inter else 0.0,
+        node_step_s=constants.priors[-1].node_step_s + inter.latency_s if inter else 0.0,
         intra_bytes_per_s=(intra.multicast_efficiency or 1.0) * intra.bytes_per_s,
         inter_bytes_per_s=_line_rate(inter) if inter else None,
         ramp_s=constants.ramp_s,
@@ -116,7 +116,7 @@ def _multicast_prior(
     )
     sigma = {"intra_bytes_per_s": 0.06, "base_s": 0.2, "ramp_s": 0.5}
     if inter:
-        sigma["inter_bytes_per_s"] = inter_log_sigma(inter)
+        sigma |= {"inter_bytes_per_s": inter_log_sigma(inter), "base_s": 1.2, "node_step_s": 0.6}
     return PathPrior(path=path, log_sigma=sigma, shared="between" if inter else "")
 
 
@@ -130,8 +130,14 @@ def inter_log_sigma(inter: Link) -> float:
 
 
 def _between_priors(
-    algorithms: Sequence[str], intra: Link, inter: Link, constants: NetworkConstants
+    algorithms: Sequence[str], samples: Sequence[CollectiveSample], intra: Link, inter: Link
 ) -> list[PathPrior]:
+    """Paths between nodes. One rank per node has fewer channels than several: its paths are its own."""
+    constants = network_constants()
+    local = {s.n_ranks // s.n_nodes for s in samples}
+    ranges: list[tuple[int, int | None]] = [(1, None)]
+    if 1 in local and len(local) > 1:
+        ranges = [(1, 1), (2, None)]
     priors = []
     for algorithm in algorithms:
         if algorithm == "nvls_tree":
@@ -139,20 +145,25 @@ def _between_priors(
             # NVLS inside has its own port rate; only the line between nodes is shared.
             priors.append(PathPrior(path=prior.path, log_sigma=prior.log_sigma, shared="nvls"))
             continue
-        for protocol in constants.priors:
-            simple = protocol.protocol == "simple"
-            path = _path(protocol, algorithm, intra).model_copy(
-                update={
-                    "min_ranks": 1,
-                    "node_step_s": protocol.node_step_s,
-                    "inter_bytes_per_s": _line_rate(inter) * (1.0 if simple else protocol.bandwidth_fraction),
+        for ranks in ranges:
+            for protocol in constants.priors:
+                simple = protocol.protocol == "simple"
+                share = 1.0 if simple else protocol.bandwidth_fraction
+                path = _path(protocol, algorithm, intra, ranks=ranks).model_copy(
+                    update={
+                        "node_step_s": protocol.node_step_s + inter.latency_s,
+                        "inter_bytes_per_s": _line_rate(inter) * share,
+                    }
+                )
+                alone = ranks == (1, 1)
+                sigma = {
+                    "base_s": 1.2,
+                    "node_step_s": 0.6,
+                    "intra_bytes_per_s": 0.1 if simple else 0.5,
+                    "inter_bytes_per_s": inter_log_sigma(inter) if simple and not alone else 0.7,
                 }
-            )
-            sigma = {
-                "intra_bytes_per_s": 0.1 if simple else 0.5,
-                "inter_bytes_per_s": inter_log_sigma(inter) if simple else 0.7,
-            }
-            priors.append(PathPrior(path=path, log_sigma=sigma, shared="between" if simple else ""))
+                shared = f"between {ranks[0]}" if simple else ""
+                priors.append(PathPrior(path=path, log_sigma=sigma, shared=shared))
     return priors
 
 
