@@ -17,9 +17,9 @@ def attention_cases(bench: Bench) -> list[Case]:
     """`scaled_dot_product_attention` over sequence, heads and batch; causal and not in turn."""
     cases = []
     for dtype in bench.dtypes:
-        wanted, found = bench.points(14), 0
-        for number, size in enumerate(log_points(20 * wanted, _SIZES)):
-            width, length = _HEAD_WIDTHS[number % len(_HEAD_WIDTHS)], size["length"]
+        wanted, found = bench.points(24), 0
+        for size in log_points(20 * wanted, _SIZES, picks={"width": len(_HEAD_WIDTHS), "causal": 2}):
+            width, length = _HEAD_WIDTHS[size["width"]], size["length"]
             rows = size["batch"] * size["heads"] * length
             tensor_bytes = rows * width * _ITEM_BYTES[dtype]
             flop = 10.0 * rows * length * width  # backward: five products
@@ -36,7 +36,7 @@ def attention_cases(bench: Bench) -> list[Case]:
                 "qk_dim": width,
                 "v_dim": width,
                 "window": 0,
-                "causal": found % 2,
+                "causal": size["causal"],
             }
             cases += [_case(variant, dtype, dims, tensor_bytes) for variant in ("fwd", "bwd")]
             found += 1

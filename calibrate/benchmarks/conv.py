@@ -27,9 +27,9 @@ def conv_cases(bench: Bench) -> list[Case]:
     """NCHW convolutions of random sizes; every size in all three directions."""
     cases = []
     for dtype in bench.dtypes:
-        wanted, found = bench.points(24), 0
-        for number, size in enumerate(log_points(20 * wanted, _SIZES)):
-            kernel, stride, depthwise = _SHAPES[number % len(_SHAPES)]
+        wanted, found = bench.points(36), 0
+        for size in log_points(20 * wanted, _SIZES, picks={"shape": len(_SHAPES)}):
+            kernel, stride, depthwise = _SHAPES[size.pop("shape")]
             if kernel == 7:
                 size = {**size, "c_in": 3, "c_out": min(size["c_out"], 128)}
             if depthwise:

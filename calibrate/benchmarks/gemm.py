@@ -10,39 +10,46 @@ from calibrate.benchmarks.points import log_points
 __all__ = ["bmm_cases", "gemm_cases"]
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-_GEMM = {"m": (1, 8192), "n": (16, 8192), "k": (16, 8192)}
-_BMM = {"batch": (2, 256), "m": (16, 1024), "n": (16, 1024), "k": (16, 512)}
+_WHOLE = {"m": (1, 8192), "n": (16, 8192), "k": (16, 8192)}
+_LAYERS = {"m": (64, 4096), "n": (64, 8192), "k": (64, 4096)}
+_BATCHED = {"batch": (2, 256), "m": (16, 1024), "n": (16, 1024), "k": (16, 512)}
+_APART = 1009
+"""Layouts begin this far apart in the sequence of sizes."""
 
 
 @register_benchmark("gemm")
 def gemm_cases(bench: Bench) -> list[Case]:
-    """C[m,n] = A[m,k] B[k,n] over m 1..8192, n and k 16..8192, as far as one call stays short.
+    """C[m,n] = A[m,k] B[k,n]: half the sizes out of the whole range, half out of the one layers have.
 
     nt and nn meet cold weights and warm activations, tn a cold saved activation and a warm gradient.
     """
-    cases = []
-    for dtype in bench.dtypes:
-        for number, size in enumerate(_sizes(bench, dtype, bench.points(105), _GEMM)):
-            cases.append(_gemm(("nt", "nn", "tn")[number % 3], dtype, **size))
-    return cases
+    wanted = bench.points(27)
+    return [
+        _gemm(layout, dtype, m=size["m"], n=size["n"], k=size["k"])
+        for dtype in bench.dtypes
+        for number, layout in enumerate(("nt", "nn", "tn"))
+        for ranges in (_LAYERS, _WHOLE)
+        for size in _sizes(bench, dtype, wanted, ranges, start=number * _APART)
+    ]
 
 
 @register_benchmark("bmm")
 def bmm_cases(bench: Bench) -> list[Case]:
     """C[b,m,n] = A[b,m,k] B[b,k,n]: the products of attention written out, forward and backward."""
-    cases = []
-    for dtype in bench.dtypes:
-        for number, size in enumerate(_sizes(bench, dtype, bench.points(30), _BMM)):
-            cases.append(_bmm(("nn", "nt", "tn")[number % 3], dtype, **size))
-    return cases
+    return [
+        _bmm(layout, dtype, batch=size["batch"], m=size["m"], n=size["n"], k=size["k"])
+        for dtype in bench.dtypes
+        for number, layout in enumerate(("nn", "nt", "tn"))
+        for size in _sizes(bench, dtype, bench.points(14), _BATCHED, start=number * _APART)
+    ]
 
 
 def _sizes(
-    bench: Bench, dtype: str, wanted: int, ranges: Mapping[str, tuple[int, int]]
+    bench: Bench, dtype: str, wanted: int, ranges: Mapping[str, tuple[int, int]], *, start: int
 ) -> list[dict[str, int]]:
     item = _ITEM_BYTES[dtype]
     found: list[dict[str, int]] = []
-    for size in log_points(20 * wanted, ranges):
+    for size in log_points(40 * wanted, ranges, start=start):
         batch, m, n, k = size.get("batch", 1), size["m"], size["n"], size["k"]
         operands = (batch * m * k * item, batch * n * k * item, batch * m * n * item)
         if max(operands) > bench.largest_tensor_bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def test_cold_buffers_outgrow_the_cache_and_do_not_overlap() -> None:
     rotation = a_bench().rotate((256, 256))  # 256 KiB each, cache 1 MiB
     starts = sorted(t.data_ptr() for t in rotation.buffers)
     assert sum(t.numel() * 4 for t in rotation.buffers) >= 2 << 20
-    assert all(b - a >= 256 * 256 * 4 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a >= 256 * 256 * 4 for a, b in itertools.pairwise(starts))
     first = [rotation().data_ptr() for _ in rotation.buffers]
     assert len(set(first)) == len(rotation.buffers)
     assert rotation().data_ptr() == first[0]

@@ -31,7 +31,7 @@ def test_one_row(tmp_path: Path) -> None:
     assert (sample.op, sample.n_ranks, sample.size_bytes) == ("all_to_all", 4, 1024.0)
     assert sample.time_s == pytest.approx(1.25e-5)
     assert (sample.impl, sample.version, sample.quality) == ("nccl", "2.26", "rank_skew")
-    assert table.link_text[sample.row_id] == "NVLink4 (NVSwitch)"
+    assert sample.link == "NVLink4 (NVSwitch)"
     assert sample.row_id == "1"
 
 
