@@ -69,6 +69,9 @@ class Block:
     """The value that the segment after continues with."""
     exits: tuple[int, ...]
     """All values with a gradient that later segments use, `exit` last."""
+    asides: frozenset[int]
+    """Incoming values that only meet others element by element (attention biases, masks): whoever makes
+    them can make the part that is wanted."""
     backward: dict[int, tuple[Operator, ...]]
     """Backward operators of each forward position."""
 
@@ -155,6 +158,7 @@ def read_block(segment: Segment, *, is_first: bool = False) -> Block:
         entry=entry,
         exit=exits[-1] if exits else None,
         exits=tuple(exits),
+        asides=_asides(values, entry, forward),
         backward={position: tuple(ops) for position, ops in backward.items()},
     )
 
@@ -178,6 +182,17 @@ def _entry(values: list[Value], finish: tuple[int, ...] | None) -> int | None:
             -v,
         ),
         default=None,
+    )
+
+
+def _asides(values: list[Value], entry: int | None, forward: tuple[Operator, ...]) -> frozenset[int]:
+    return frozenset(
+        v
+        for v, value in enumerate(values)
+        if value.producer is None
+        and v != entry
+        and value.info.role is not TensorRole.PARAMETER
+        and all(forward[position].kind == "elementwise" for position, _ in value.users)
     )
 
 

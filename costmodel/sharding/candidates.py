@@ -139,6 +139,8 @@ def _reachable(block: Block, axis: Axis, rules: Rules, found: list[list[Strategy
             return isinstance(placement, Replicate)
         if rules.context and not value.has_gradient and isinstance(placement, Shard):
             return True  # masks and positions are cut for nothing
+        if v in block.asides and isinstance(placement, Shard) and not rules.local_modules:
+            return True
         if value.is_parameter or (value.producer is None and value.info.role is TensorRole.BUFFER):
             return not isinstance(placement, Partial)
         return placement in at(v)

@@ -74,6 +74,9 @@ def transfers(
 
 
 _INSIST = 2.0
+_MINOR = 0.05
+"""Weight of memory-bound work where splitting the products is insisted on: it breaks ties, no more, as tensor
+parallelism keeps what lies between two split products whole."""
 
 
 class Problem:
@@ -164,6 +167,8 @@ class Problem:
             for axis, strategy in zip(self.axes, choice, strict=True):
                 local = local_backward(local, block.forward[position], strategy, axis.n)
             total += self.cost.operator_s(local)
+        if self.rules.insist and block.forward[position].kind not in (*PRODUCT_KINDS, "conv", "attention"):
+            total *= _MINOR
         return total
 
     def collective_s(self, op: str, size_bytes: int, axis: Axis) -> float:
@@ -189,7 +194,9 @@ class Problem:
         elif v == self.block.entry:
             source = self.entry = self._boundary_port(value, targets)
         elif value.has_gradient:
-            source = self._node({(REPLICATED,) * len(self.axes)})
+            wanted = {x for t in targets for x in t.layouts if v in self.block.asides}
+            plain = {x for x in wanted if all(isinstance(y.forward, Shard) for y in x)}
+            source = self._node(plain | {(REPLICATED,) * len(self.axes)})
         if source is None:
             return
         after = value.producer
@@ -302,6 +309,11 @@ class Problem:
             return self.rules.gather_parameters or all(s.forward == t.forward for s, t in pairs)
         if any(isinstance(t.forward, Partial) and not isinstance(s.forward, Partial) for s, t in pairs):
             return False
+        plain = self.rules.insist and self.rules.sequence is None
+        if plain and any(isinstance(s.forward, Partial) and isinstance(t.forward, Shard) for s, t in pairs):
+            return (
+                False  # tensor parallelism without sequence parallelism sums where it meets a partial result
+            )
         if self.rules.local_modules and not self._at_border(source, target, gather):
             return False
         return not self._must_scatter(value, source, target)
