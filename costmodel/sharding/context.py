@@ -88,12 +88,14 @@ def _ring(call: CollectiveCall, cp: int) -> list[CollectiveCall]:
 
 def _ulysses(calls: list[CollectiveCall], local: ShardedSegment, cp: int) -> list[CollectiveCall]:
     """Gathers of keys and values replaced by all-to-alls of queries, keys, values and the result."""
-    attention = [op for op in local.local.phase(Phase.FORWARD) if op.kind in ("attention", "bmm")]
+    attention = [op for op in local.local.phase(Phase.FORWARD) if op.kind == "attention"]
+    if (
+        not attention
+    ):  # attention written out: a pair of exchanges stands for each gather (k: q, k; v: v, result)
+        return [part for call in calls for part in _exchange_pair(call, cp)]
     tensors = {t.index: t for t in local.local.tensors}
     kept = [c for c in calls if not (c.op in ("all_gather", "reduce_scatter") and c.what == "activation")]
     for op in attention:
-        if op.kind != "attention":
-            continue
         heads = op.dims.get("heads", 0)
         if heads % cp:
             raise PlanError(
@@ -114,3 +116,9 @@ def _ulysses(calls: list[CollectiveCall], local: ShardedSegment, cp: int) -> lis
             back = [b.index for b in local.local.phase(Phase.BACKWARD) if b.forward_index == op.index]
             kept += [call, replace(call, phase=Phase.BACKWARD, after_operator=back[-1] if back else -1)]
     return kept
+
+
+def _exchange_pair(call: CollectiveCall, cp: int) -> list[CollectiveCall]:
+    if call.op not in ("all_gather", "reduce_scatter") or call.what != "activation":
+        return [call]
+    return [replace(call, op="all_to_all", size_bytes=call.size_bytes // cp)] * 2
