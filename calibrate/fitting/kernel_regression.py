@@ -137,7 +137,7 @@ def solve_weights(
 
     design = kernel(features / shape.length, centres)
     prior = kernel(centres, centres) * (shape.noise / shape.signal) ** 2
-    prior += 1e-6 * np.eye(len(centres))
+    prior += 1e-4 * np.eye(len(centres))  # keeps weights small enough to be stored rounded
     weight: NDArray[np.float64] = np.ones(len(target))
     solution = np.zeros(len(centres))
     for _ in range(_HUBER_STEPS):

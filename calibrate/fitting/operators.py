@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ _MOST_CENTRES = 420
 _MOST_FRAMEWORK_CENTRES = 180
 _MIN_FRAMEWORK_ROWS = 24
 _MIN_REGION_ROWS = 8
+_CENTRE_DECIMALS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,18 +233,20 @@ def _regress(
     features: FloatArray, target: FloatArray, most_centres: int, seed: int, start: Weighted | None
 ) -> Weighted:
     shape = tune_shape(features, target, seed=seed, start=None if start is None else start.shape)
+    shape = replace(shape, length=np.array([float(f"{v:.5g}") for v in shape.length]))
     n_shapes = len(np.unique(features, axis=0))
     count = max(4, min(most_centres, int(n_shapes / _SHAPES_PER_CENTRE)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster keeps its centre: harmless here
         centres = choose_centres(features / shape.length, count, seed=seed)
+    centres = np.round(centres, _CENTRE_DECIMALS)  # as stored: the weights are those of these very centres
     return solve_weights(shape, centres, features, target)
 
 
 def _correction(weighted: Weighted, spread: Spread, limit: float) -> Correction:
     return Correction(
-        length=tuple(float(f"{v:.5g}") for v in weighted.shape.length),
-        centres=tuple(tuple(round(float(v), 3) for v in row) for row in weighted.centres),
+        length=tuple(map(float, weighted.shape.length)),
+        centres=tuple(tuple(round(float(v), _CENTRE_DECIMALS) for v in row) for row in weighted.centres),
         weights=tuple(float(f"{v:.4g}") for v in weighted.weights),
         sigmas=tuple(float(f"{v:.3g}") for v in spread.sigmas),
         far_sigma=float(f"{spread.far_sigma:.4g}"),

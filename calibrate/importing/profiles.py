@@ -16,7 +16,7 @@ from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.network_schema import NetworkModel
 from costmodel.hardware.schema import HardwareProfile, OperatorFit
 from costmodel.hardware.store import profile_file_name, save_profile
-from costmodel.hardware.transfer import transferred_fits
+from costmodel.hardware.transfer import borrowed_fits
 
 __all__ = ["fit_tables", "import_profiles"]
 
@@ -32,8 +32,8 @@ def import_profiles(
 ) -> list[Path]:
     """Fit tables and write one profile per device into `out_dir`; returns the files written.
 
-    `gpus`: only these. `transfer`: also write every device of the datasheet file, and give each device fits
-    from its nearest measured one for the kinds it was not measured on. Raises InputFileError on a table
+    `gpus`: only these. `transfer`: also write every device of the datasheet file, and let each device borrow
+    fits of its nearest measured one for the kinds it was not measured on. Raises InputFileError on a table
     that is none and on devices without a datasheet, ProfileError where a file is there without `force`.
     """
     fits = fit_tables(operators, gpus)
@@ -110,8 +110,8 @@ def _canonical(name: str) -> str:
 
 
 def _with_transfer(profile: HardwareProfile, donors: Sequence[HardwareProfile]) -> HardwareProfile:
-    more = transferred_fits(profile.device, profile.operators, donors)
-    return profile.model_copy(update={"operators": (*profile.operators, *more)})
+    more = borrowed_fits(profile.device, profile.operators, donors)
+    return profile.model_copy(update={"borrowed": tuple(more)})
 
 
 def _nominal_network(name: str, paths: Sequence[Path]) -> NetworkModel | None:

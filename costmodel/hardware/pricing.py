@@ -9,6 +9,8 @@ Order of fall-back, each step widening the interval:
 4. another kind of the same form (bmm from gemm, one memory-bound kind from another);
 5. the form's start parameters on the datasheet.
 
+At each step what was measured on the device itself comes before what was transferred to it.
+
 Ways of timing never mix: with `timing`, fits of that timing come first and another one is used only in its
 absence. Without, what is asked for is the kernel's own time: captured graphs first, then profiler times,
 and from fits that hold the host's dispatch the kernel's part.
@@ -110,6 +112,7 @@ def choose_fit(
             int(timing is not None and fit.timing != timing),
             0 if near else 1 + others.index(fit.dtype),
             int(fit.kind != kind),
+            int(fit.transferred_from is not None),
             int(fit.variant != variant),
             _TIMINGS.index(fit.timing) if fit.timing in _TIMINGS else len(_TIMINGS),
             int(fit.dtype != dtype),

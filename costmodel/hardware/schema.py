@@ -20,6 +20,7 @@ __all__ = [
     "FORMAT_VERSION",
     "HOST_KEYS",
     "Adjustment",
+    "BorrowedFit",
     "Correction",
     "DeviceSpec",
     "Environment",
@@ -158,6 +159,20 @@ class OperatorFit(_Frozen):
     """Added (in quadrature) to the spread, for what transfer leaves unknown."""
 
 
+class BorrowedFit(_Frozen):
+    """A fit that another device's profile, in the same folder, holds; loading transfers it.
+
+    Keeps files small: one architecture's corrections are stored once.
+    """
+
+    kind: str
+    variant: str
+    dtype: str
+    timing: str
+    donor: str
+    """Name of the profile that was measured."""
+
+
 class HostValue(_Frozen):
     """One measured host cost."""
 
@@ -199,6 +214,8 @@ class HardwareProfile(_Frozen):
     source: str
     device: DeviceSpec
     operators: tuple[OperatorFit, ...] = ()
+    borrowed: tuple[BorrowedFit, ...] = ()
+    """Only in files: a loaded profile has them among its operators."""
     host: dict[str, HostValue] = {}
     network: NetworkModel | None = None
     overlap: Overlap = Overlap()

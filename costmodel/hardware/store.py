@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from costmodel.errors import ProfileError, UsageError
 from costmodel.hardware.schema import FORMAT_VERSION, HardwareProfile
+from costmodel.hardware.transfer import transfer_fit
 
 __all__ = ["SHIPPED", "list_profiles", "load_profile", "profile_file_name", "save_profile"]
 
@@ -74,6 +75,7 @@ def save_profile(profile: HardwareProfile, path: Path, *, force: bool = True) ->
         _shipped.cache_clear()
         _aliases.cache_clear()
         _parsed.cache_clear()
+        _resolved.cache_clear()
     return path
 
 
@@ -114,10 +116,16 @@ def _read(path: Path) -> HardwareProfile:
         ) from None
     except OSError as error:
         raise ProfileError(f"profile {path}: {error.strerror}; check the path and its permissions") from error
-    return _parsed(path.resolve(), stat.st_mtime_ns, stat.st_size)
+    return _resolved(path.resolve(), stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=16)
+def _resolved(path: Path, modified_ns: int, size_bytes: int) -> HardwareProfile:
+    profile = _parsed(path, modified_ns, size_bytes)
+    return _with_borrowed(profile, path) if profile.borrowed else profile
+
+
+@lru_cache(maxsize=64)
 def _parsed(path: Path, _modified_ns: int, _size_bytes: int) -> HardwareProfile:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -142,3 +150,32 @@ def _parsed(path: Path, _modified_ns: int, _size_bytes: int) -> HardwareProfile:
             f"profile {path}: {error.error_count()} fields break the format, "
             f"first {place!r}: {first['msg']}; {_REMEDY}"
         ) from error
+
+
+def _with_borrowed(profile: HardwareProfile, path: Path) -> HardwareProfile:
+    """The profile with the fits of its donors, transferred; donors lie beside it or are shipped."""
+    fits = list(profile.operators)
+    for name in dict.fromkeys(entry.donor for entry in profile.borrowed):
+        places = [folder / profile_file_name(name) for folder in (path.parent, SHIPPED)]
+        place = next((p for p in places if p.is_file()), None)
+        if place is None:
+            raise ProfileError(
+                f"profile {path}: borrows fits of {name}, whose profile is not at {places[0]}; "
+                "keep the files of one import together, or import the tables anew"
+            )
+        stat = place.stat()
+        donor = _parsed(place.resolve(), stat.st_mtime_ns, stat.st_size)
+        own = {
+            (f.kind, f.variant, f.dtype, f.timing): f for f in donor.operators if f.transferred_from is None
+        }
+        for entry in profile.borrowed:
+            if entry.donor != name:
+                continue
+            fit = own.get((entry.kind, entry.variant, entry.dtype, entry.timing))
+            if fit is None:
+                raise ProfileError(
+                    f"profile {path}: borrows {entry.kind} {entry.variant} {entry.dtype} {entry.timing} "
+                    f"of {name}, which {place} does not hold; import the tables anew"
+                )
+            fits.append(transfer_fit(fit, donor.device, profile.device))
+    return profile.model_copy(update={"operators": tuple(fits), "borrowed": ()})

@@ -5,8 +5,8 @@ board can spend only its power. The rate that its watts buy,
 
     power_w * FLOP per joule * (process_nm of the source / process_nm of the target) ^ exponent
 
-caps the compute efficiency, where the FLOP per joule are those the source reached, or those known of the
-dtype from a device that is limited by power (`costmodel/data/energy.json`).
+sets the sustained fraction of its burst rate, where the FLOP per joule are those the source sustained, or
+those known of the dtype from a device that is limited by power (`costmodel/data/energy.json`).
 
 The correction stays within one architecture (it speaks of tiles and waves of the same kernels); across
 architectures only the form carries over.
@@ -23,12 +23,13 @@ from pydantic import BaseModel, ConfigDict
 
 from costmodel.hardware.device import math_dtype, peak_flop_per_s
 from costmodel.hardware.fallback import fallback_spread
-from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit
+from costmodel.hardware.schema import BorrowedFit, DeviceSpec, HardwareProfile, OperatorFit
 
-__all__ = ["device_distance", "power_capped_efficiency", "transfer_fit", "transferred_fits"]
+__all__ = ["borrowed_fits", "device_distance", "sustained_fraction", "transfer_fit"]
 
 _FILE = Path(__file__).resolve().parent.parent / "data" / "energy.json"
-_COMPUTE = "compute_efficiency"
+_COMPUTE, _SUSTAINED, _BURST = "compute_efficiency", "sustained_fraction", "burst_s"
+_LEAST_SUSTAINED = 0.1
 _GENERATIONS = ("Pascal", "Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell")
 _AMD = ("CDNA1", "CDNA2", "CDNA3")
 
@@ -44,6 +45,7 @@ class _Energy(BaseModel):
     model_config = ConfigDict(frozen=True)
     source: str
     process_exponent: float
+    burst_s: float
     flop_per_joule: dict[str, _Reference]
 
 
@@ -68,21 +70,31 @@ def device_distance(source: DeviceSpec, target: DeviceSpec) -> float:
         source.multiprocessors / target.multiprocessors,
         peak_flop_per_s(source, "fp16") / peak_flop_per_s(target, "fp16"),
     )
-    return apart + 0.1 * sum(abs(math.log(ratio)) for ratio in ratios)
+    # bandwidth per multiprocessor tells server boards with stacked memory from the others
+    per_multiprocessor = abs(math.log(ratios[0] / ratios[1]))
+    return apart + 0.1 * sum(abs(math.log(ratio)) for ratio in ratios) + 0.4 * per_multiprocessor
 
 
-def power_capped_efficiency(source: DeviceSpec, target: DeviceSpec, dtype: str, efficiency: float) -> float:
-    """Compute efficiency on `target` of a kernel that reaches `efficiency` on `source`."""
+def sustained_fraction(
+    source: DeviceSpec, target: DeviceSpec, dtype: str, burst: float, held: float
+) -> float:
+    """Share of its burst rate that `target` sustains, where `source` holds `held` of its own.
+
+    `burst`: compute efficiency of both in a burst, relative to the datasheet peak.
+    """
     if not (source.power_w and target.power_w and source.process_nm and target.process_nm):
-        return efficiency
+        return held
     exponent = _energy().process_exponent
-    reached = efficiency * peak_flop_per_s(source, dtype) / source.power_w
+    reached = burst * held * peak_flop_per_s(source, dtype) / source.power_w
     flop_per_joule = reached * (source.process_nm / target.process_nm) ** exponent
     reference = _energy().flop_per_joule.get(math_dtype(dtype))
     if reference is not None:
         known = reference.value * (reference.process_nm / target.process_nm) ** exponent
         flop_per_joule = max(flop_per_joule, known)
-    return float(min(efficiency, flop_per_joule * target.power_w / peak_flop_per_s(target, dtype)))
+    bought = flop_per_joule * target.power_w / (burst * peak_flop_per_s(target, dtype))
+    if source.architecture == target.architecture:
+        bought = max(bought, held) if target.power_w >= source.power_w else bought
+    return float(min(max(bought, _LEAST_SUSTAINED), 1.0))
 
 
 def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> OperatorFit:
@@ -93,9 +105,12 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
         spread.transfer_same_architecture_log_sigma if same else spread.transfer_other_architecture_log_sigma
     )
     parameters = dict(fit.parameters)
-    if _COMPUTE in parameters:
-        capped = power_capped_efficiency(source, target, fit.dtype, parameters[_COMPUTE])
-        parameters[_COMPUTE] = float(f"{capped:.6g}")
+    if {_COMPUTE, _SUSTAINED, _BURST} <= set(parameters):
+        held = parameters[_SUSTAINED]
+        share = sustained_fraction(source, target, fit.dtype, parameters[_COMPUTE], held)
+        parameters[_SUSTAINED] = float(f"{share:.6g}")
+        if share < held:  # the source's burst is that of a board with more power to spend
+            parameters[_BURST] = min(parameters[_BURST], _energy().burst_s)
     return fit.model_copy(
         update={
             "parameters": parameters,
@@ -107,16 +122,16 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
     )
 
 
-def transferred_fits(
+def borrowed_fits(
     target: DeviceSpec, have: Iterable[OperatorFit], donors: Sequence[HardwareProfile]
-) -> list[OperatorFit]:
-    """Fits for every (kind, variant, dtype) that donors measured and `target` did not.
+) -> list[BorrowedFit]:
+    """What to borrow: every (kind, variant, dtype) that donors measured and `target` did not.
 
     Each from the nearest donor; all its timings come along. dtypes that the target has no units for are
     left out (they are priced from a wider one).
     """
     present = {(fit.kind, fit.variant, fit.dtype) for fit in have}
-    found: list[OperatorFit] = []
+    found: list[BorrowedFit] = []
     taken: dict[tuple[str, str, str], str] = {}
     for donor in sorted(donors, key=lambda p: (device_distance(p.device, target), p.name)):
         if donor.device.name == target.name:
@@ -127,5 +142,13 @@ def transferred_fits(
             if fit.transferred_from or key in present or not native:
                 continue
             if taken.setdefault(key, donor.name) == donor.name:
-                found.append(transfer_fit(fit, donor.device, target))
+                found.append(
+                    BorrowedFit(
+                        kind=fit.kind,
+                        variant=fit.variant,
+                        dtype=fit.dtype,
+                        timing=fit.timing,
+                        donor=donor.name,
+                    )
+                )
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from costmodel.errors import ProfileError, UsageError
-from costmodel.hardware.schema import FORMAT_VERSION, HostValue
+from costmodel.hardware.schema import FORMAT_VERSION, BorrowedFit, HostValue
 from costmodel.hardware.store import SHIPPED, list_profiles, load_profile, profile_file_name, save_profile
 from tests.costmodel.hardware.devices import plain_fit, profile
 
@@ -70,4 +70,21 @@ def test_shipped_fits_say_where_they_come_from() -> None:
             assert fit.transferred_from != name
             assert 0.0 < fit.residual.log_sigma < 3.0
     data = json.loads((SHIPPED / profile_file_name("L4")).read_text())
-    assert all(fit["transferred_from"] for fit in data["operators"] if fit["kind"] == "gemm")
+    assert data["borrowed"]
+    assert "operators" not in data
+    assert all(fit.transferred_from for fit in load_profile("L4").operators)
+
+
+def test_borrowed_fits_come_from_the_donor_beside_the_file(tmp_path: Path) -> None:
+    donor = profile(plain_fit(on="H100-SXM5-80GB"), on="H100-SXM5-80GB")
+    entry = BorrowedFit(kind="gemm", variant="nt", dtype="bf16", timing="cuda_graph", donor=donor.name)
+    borrower = profile(on="H200-SXM").model_copy(update={"borrowed": (entry,)})
+    path = save_profile(borrower, tmp_path / "h200-sxm.json")
+    save_profile(donor, tmp_path / profile_file_name(donor.name))
+    loaded = load_profile(path)
+    assert [f.transferred_from for f in loaded.operators] == ["H100-SXM5-80GB"]
+    assert loaded.operators[0].parameters == donor.operators[0].parameters
+    unknown = entry.model_copy(update={"donor": "Z9000"})
+    save_profile(borrower.model_copy(update={"borrowed": (unknown,)}), path)
+    with pytest.raises(ProfileError, match="borrows fits of Z9000"):
+        load_profile(path)

@@ -7,10 +7,10 @@ import pytest
 from costmodel.hardware.pricing import operator_times
 from costmodel.hardware.schema import Correction
 from costmodel.hardware.transfer import (
+    borrowed_fits,
     device_distance,
-    power_capped_efficiency,
+    sustained_fraction,
     transfer_fit,
-    transferred_fits,
 )
 from tests.costmodel.hardware.devices import device, plain_fit, profile
 
@@ -30,12 +30,15 @@ def test_nearest_is_of_the_same_generation() -> None:
     assert device_distance(device("MI210"), device("T4")) > 10
 
 
-def test_power_caps_what_a_low_power_board_sustains() -> None:
-    l4 = power_capped_efficiency(device("A100-PCIe-40GB"), device("L4"), "fp32", 0.87)
-    sustained = l4 * device("L4").peak_flop_per_s["fp32"]
+def test_power_limits_what_a_low_power_board_sustains() -> None:
+    burst = 0.87
+    share = sustained_fraction(device("A100-PCIe-40GB"), device("L4"), "fp32", burst, 0.97)
+    sustained = share * burst * device("L4").peak_flop_per_s["fp32"]
     assert 5.5e12 < sustained < 8.4e12  # what its long fp32 GEMM are known to run at
-    same = power_capped_efficiency(device("H100-SXM5-80GB"), device("H200-SXM"), "bf16", 0.75)
-    assert same == pytest.approx(0.75)
+    same = sustained_fraction(device("H100-SXM5-80GB"), device("H200-SXM"), "bf16", 0.75, 0.9)
+    assert same == pytest.approx(0.9)
+    # a throttled donor does not throttle a board with power to spend
+    assert sustained_fraction(device("T4"), device("V100-PCIe-32GB"), "fp32", 0.9, 0.43) > 0.8
 
 
 def test_memory_bound_gemm_gains_from_the_faster_memory() -> None:
@@ -76,12 +79,12 @@ def test_every_missing_kind_comes_from_one_donor_once() -> None:
         profile(plain_fit(dtype="bf16"), plain_fit("bmm", "nn", "fp32"), on="A100-SXM4-80GB"),
     ]
     own = plain_fit(dtype="bf16")
-    fits = transferred_fits(device("H200-SXM"), [own], donors)
-    assert {(f.kind, f.dtype, f.transferred_from) for f in fits} == {
+    fits = borrowed_fits(device("H200-SXM"), [own], donors)
+    assert {(f.kind, f.dtype, f.donor) for f in fits} == {
         ("gemm", "fp8", "H100-SXM5-80GB"),
         ("bmm", "fp32", "A100-SXM4-80GB"),
     }
-    no_units = transferred_fits(device("V100-SXM2-32GB"), [], donors)
+    no_units = borrowed_fits(device("V100-SXM2-32GB"), [], donors)
     assert {f.dtype for f in no_units} == {"fp32"}  # Volta has neither bf16 nor fp8
 
 
