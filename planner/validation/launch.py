@@ -15,10 +15,15 @@ from costmodel.errors import WorkerError
 from planner.validation.files import write_text_atomic
 from planner.validation.run_spec import Job
 
-__all__ = ["run_job"]
+__all__ = ["FAILED", "run_job"]
+
+FAILED = "failed:"
+"""Begins the phase of a rank that met an error and waits for the others to say theirs."""
 
 _LOG_LINES = 25
 _POLL_S = 0.2
+_FAILED_S = 10.0
+"""Patience with the other ranks once one has failed: they may be waiting for it for ever."""
 _DUMP_S = 0.5
 _START_S = 60.0
 """Allowed beside the timeout until every rank has given its first sign: imports on a busy machine."""
@@ -71,10 +76,18 @@ def _watch(
             if progress is not None and now != phase:
                 phase = now
                 progress(phase)
-        elif time.monotonic() - last_sign > job.timeout_s + (_START_S if len(beats) < job.world_size else 0):
+        elif time.monotonic() - last_sign > _patience_s(job, beats):
             raise WorkerError(_hung(job, folder, beats))
     if process.returncode:
         raise WorkerError(_died(process.returncode, folder))
+
+
+def _patience_s(job: Job, beats: dict[int, tuple[float, int, str]]) -> float:
+    if len(beats) < job.world_size:
+        return job.timeout_s + _START_S
+    if any(phase.startswith(FAILED) for _, _, phase in beats.values()):
+        return min(job.timeout_s, _FAILED_S)
+    return job.timeout_s
 
 
 def _beats(folder: Path) -> dict[int, tuple[float, int, str]]:
@@ -95,7 +108,7 @@ def _hung(job: Job, folder: Path, beats: dict[int, tuple[float, int, str]]) -> s
     time.sleep(_DUMP_S)
     order = sorted(beats, key=lambda rank: beats[rank][0])
     parts = [
-        f"no rank made progress for {job.timeout_s:g} s (the limit); the run was ended. "
+        f"no rank made progress for {_patience_s(job, beats):g} s (the limit); the run was ended. "
         "Where each rank stood, the longest silent first:"
     ]
     for rank in order or range(job.world_size):

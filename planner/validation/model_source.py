@@ -49,7 +49,13 @@ def load_model(spec: ModelSpec, *, batch: int, device: str = "cpu", seed: int = 
     from costmodel.models import resolve
 
     torch.manual_seed(seed)
-    source = resolve(spec.model, micro_batch_size=batch, seq_len=spec.seq_len, overrides=dict(spec.overrides))
+    as_given = ":" in spec.model  # a callable's example inputs have a batch of their own
+    source = resolve(
+        spec.model,
+        micro_batch_size=1 if as_given else batch,
+        seq_len=spec.seq_len,
+        overrides=dict(spec.overrides),
+    )
     built = source.build(device=device)
     module = built.module.train()
     inputs = named_inputs(module, built.args, built.kwargs)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner.validation.launch import FAILED
 from planner.validation.run_spec import Job, RankResult, RunResult, RunSpec
 
 if TYPE_CHECKING:
@@ -184,7 +185,10 @@ class _Worker:
 
     def _describe(self, problem: Exception) -> str:
         traceback.print_exc()
-        return f"rank {self.rank}: {type(problem).__name__}: {problem}"
+        cause = problem.__cause__ or problem
+        text = f"{type(cause).__name__}: {cause}"
+        self.heartbeat.beat(f"{FAILED} {' '.join(text.split())}")
+        return f"rank {self.rank}: {text}"
 
     def _settle(self, slot: _Slot, error: str | None) -> bool:
         """Whether any rank failed; all ranks drop the plan then."""

@@ -19,6 +19,7 @@ from planner.validation.strategies.blocks import (
 )
 from planner.validation.strategies.pipeline import make_schedule, stages_of_rank
 from planner.validation.strategies.replicas import build_optimizer, gradient_sync, replicate
+from planner.validation.strategies.tied import TiedParameter, shared_parameters, tied_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
 
+    from costmodel.plan import Plan
     from planner.validation.run_spec import RunSpec
 
-__all__ = ["Runner", "build_mesh", "build_runner"]
+__all__ = ["Runner", "build_mesh", "build_runner", "check_runnable"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class Runner:
     optimizer: Optimizer
     forward_backward: Callable[[], torch.Tensor | None]
     mesh: DeviceMesh | None
-    tied_groups: list[tuple[torch.nn.Parameter, Any]]
+    tied: list[TiedParameter]
 
     def step(self) -> torch.Tensor | None:
         """One training step: gradients cleared, all micro-batches, gradients reduced, optimizer."""
@@ -53,11 +55,8 @@ class Runner:
             self.optimizer.zero_grad(set_to_none=True)
         with record_function("foreshard::forward_backward"):
             loss = self.forward_backward()
-        if self.tied_groups:
-            import torch.distributed as dist
-
-            for parameter, group in self.tied_groups:
-                dist.all_reduce(parameter.grad, group=group)
+        for parameter in self.tied:
+            parameter.add_gradients()
         with record_function("foreshard::optimizer"):
             self.optimizer.step()
         return loss
@@ -72,8 +71,7 @@ def build_mesh(spec: RunSpec, device: str) -> DeviceMesh | None:
     from torch.distributed.device_mesh import DeviceMesh
 
     plan = spec.plan
-    if plan.cp > 1 or plan.ep > 1:
-        raise PlanError(f"plan {plan}: context and expert parallelism have no real run; use cp1, ep1")
+    check_runnable(plan)
     if plan.world_size == 1:
         return None
     names = ["pp", "dp", "tp"]
@@ -123,7 +121,7 @@ def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -
         optimizer=build_optimizer(spec, [module], mesh),
         forward_backward=lambda: _accumulate(module, micro_batches),
         mesh=mesh,
-        tied_groups=[],
+        tied=[],
     )
 
 
@@ -156,8 +154,6 @@ def _distribute(
     here = present(module, blocks, prefix)
     if plan.recompute == "full":
         checkpoint_blocks(here)
-    elif plan.recompute != "none":
-        raise PlanError(f"recompute={plan.recompute!r} cannot be run for real yet; use none or full")
     if mesh is None:
         return module
     return replicate(module, plan, mesh, here, spec.bucket_cap_mb)
@@ -191,13 +187,12 @@ def _pipeline_runner(
     mine = stages_of_rank(plan, mesh.get_local_rank("pp"))
     modules: list[nn.Module] = []
     pipeline_stages = []
-    tied = _tied_parameters(model, tape, plans)
-    names: dict[str, torch.nn.Parameter] = {}
+    shared = shared_parameters(model, tape, plans)
+    local: dict[int, dict[str, torch.nn.Parameter]] = {}
     for number, index in enumerate(mine):
         own = model if number == len(mine) - 1 else copy.deepcopy(model)
         last = index == n_stages - 1
         stage = StageModule(own, tape, plans[index], is_last=last)
-        names.update(own.named_parameters(remove_duplicate=False))
         first = (one[stage.first_input],) if index == 0 else ()
         received = first or tuple(_example(tape.samples[v], device) for v in plans[index].receives)
         sent = tuple(_example(tape.samples[v], device) for v in plans[index].sends)
@@ -205,6 +200,7 @@ def _pipeline_runner(
             sent = (torch.zeros((), device=device),)
         module = _distribute(spec, stage, mesh, blocks, prefix="model.")
         modules.append(module)
+        local[index] = dict(stage.model.named_parameters(remove_duplicate=False))
         pipeline_stages.append(
             PipelineStage(
                 module,
@@ -217,11 +213,10 @@ def _pipeline_runner(
             )
         )
     schedule = make_schedule(plan, pipeline_stages)
-    needed = {name for index in mine for name in plans[index].inputs}
     is_first, is_last = 0 in mine, n_stages - 1 in mine
-    first_input = plans[0].inputs[0] if is_first else ""
-    args = (inputs[first_input],) if is_first else ()
-    kwargs = {k: inputs[k] for k in needed if k != first_input or not is_first}
+    args = (inputs[plans[0].inputs[0]],) if is_first else ()
+    needed = {name for index in mine for name in plans[index].inputs[0 if index else 1 :]}
+    kwargs = {name: inputs[name] for name in sorted(needed)}
     target = torch.zeros(batch, device=device) if is_last else None
 
     def forward_backward() -> torch.Tensor | None:
@@ -235,7 +230,7 @@ def _pipeline_runner(
         optimizer=build_optimizer(spec, modules, mesh),
         forward_backward=forward_backward,
         mesh=mesh,
-        tied_groups=_tied_groups(tied, names, mesh),
+        tied=tied_parameters(shared, local, plan, mesh.get_group("pp")),
     )
 
 
@@ -245,30 +240,15 @@ def _example(sample: torch.Tensor, device: torch.device) -> torch.Tensor:
     return torch.empty(sample.shape, dtype=sample.dtype, device=device, requires_grad=True)
 
 
-def _tied_parameters(model: nn.Module, tape: Any, plans: Any) -> list[tuple[list[str], set[int]]]:
-    """Parameters that modules of several stages share: their paths, and the stages."""
-    where: dict[str, int] = {}
-    for plan in plans:
-        for i in plan.steps:
-            if tape.steps[i].module:
-                where[tape.steps[i].module] = plan.index
-    by_id: dict[int, list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        by_id.setdefault(id(parameter), []).append(path)
-    tied = []
-    for paths in by_id.values():
-        stages = {stage for path in paths for module, stage in where.items() if path.startswith(module + ".")}
-        if len(stages) > 1:
-            tied.append((paths, stages))
-    return tied
-
-
-def _tied_groups(
-    tied: list[tuple[list[str], set[int]]], names: Mapping[str, Any], mesh: DeviceMesh
-) -> list[tuple[Any, Any]]:
-    if not tied:
-        return []
-    raise PlanError(
-        f"parameters {tied[0][0]} are shared by stages {sorted(tied[0][1])}; untie them to run a pipeline "
-        "for real (for transformers: tie_word_embeddings=false)"
-    )
+def check_runnable(plan: Plan) -> None:
+    """Raise PlanError for what no real run follows, so that nothing is left out silently."""
+    for name, present_, instead in (
+        ("context parallelism", plan.cp > 1, "cp1"),
+        ("expert parallelism", plan.ep > 1, "ep1"),
+        ("sequence parallelism", plan.sequence_parallel, "a plan without sp"),
+        ("selective recomputation", plan.recompute == "selective", "none or full"),
+        (f"the choice {' '.join(plan.flags)!r}", bool(plan.flags), "a plan without it"),
+        ("ZeRO under a pipeline's own optimizer", plan.zero_stage == 1 and plan.pp > 1, "zero0 or zero3"),
+    ):
+        if present_:
+            raise PlanError(f"plan {plan}: {name} has no real run here; use {instead}")

@@ -9,7 +9,7 @@ import time
 import torch
 from torch import nn
 
-__all__ = ["conv_net", "dies_on_rank_1", "hangs_on_rank_1", "perceptron", "raises"]
+__all__ = ["conv_net", "dies_on_rank_1", "hangs_on_rank_1", "mixed", "perceptron", "raises", "tied"]
 
 
 def perceptron() -> tuple[nn.Module, tuple[torch.Tensor]]:
@@ -70,6 +70,28 @@ class _Mixed(nn.Module):
 def mixed() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     """Attention blocks with a long skip and a mask, batch 4."""
     return _Mixed(), (torch.randn(4, 6, 16), torch.tensor([6, 3, 5, 1]))
+
+
+class _Tied(nn.Module):
+    """A head that shares the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return nn.functional.cross_entropy(self.head(x).flatten(0, 1), tokens.flatten())
+
+
+def tied() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """A tiny language model with tied embeddings, batch 4."""
+    return _Tied(), (torch.randint(0, 11, (4, 5)),)
 
 
 def conv_net() -> tuple[nn.Module, tuple[torch.Tensor]]:

@@ -19,9 +19,10 @@ from planner.validation.harness import (
     validate_runs,
 )
 from planner.validation.run_spec import ModelSpec, RankResult, RunResult, RunSpec
+from planner.validation.strategies.compose import check_runnable
 
 SAMPLES = "tests.planner.validation.sample_models"
-FAST = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=False, memory=False)
+FAST = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=False, memory=False, timeout_s=30.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def test_layers_that_dtensor_does_not_split_and_skips_over_stages(tmp_path: Path
         spec("conv_net", pipeline),
         spec("mixed", Plan(tp=2, micro_batch_size=4), **attention),
         spec("mixed", pipeline),
+        spec("tied", pipeline),
+        spec("tied", pipeline.with_(vpp=2, schedule="zbv", micro_batch_size=1)),
     ]
     measured = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=True, memory=True)
     for result in run_specs(specs, measured, directory=tmp_path):
@@ -180,6 +183,21 @@ def test_what_cannot_be_predicted_is_run_and_listed(tmp_path: Path) -> None:
 )
 def test_strategy_names(plan: Plan, name: str) -> None:
     assert strategy_of(spec("perceptron", plan)) == name
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(cp=2),
+        Plan(dp=2, ep=2),
+        Plan(tp=2, sequence_parallel=True),
+        Plan(recompute="selective"),
+        Plan(flags=("offload",)),
+    ],
+)
+def test_nothing_of_a_plan_is_left_out_silently(plan: Plan) -> None:
+    with pytest.raises(PlanError, match="no real run"):
+        check_runnable(plan)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 99, "runs": []}', '{"format": 1, "runs": [{}]}'])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,3 +63,29 @@ def test_a_hung_rank_ends_the_run_within_its_timeout(tmp_path: Path) -> None:
     assert "about to misbehave" in message
     assert "sample_models.py" in message, "the stack of the hung rank shows where it stands"
     assert alive(tmp_path) == []
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text(job("hangs_on_rank_1", tmp_path / "run", timeout_s=60.0).to_json())
+    code = (
+        "from pathlib import Path; from planner.validation.launch import run_job; "
+        f"from planner.validation.run_spec import Job; run_job(Job.load(Path({str(file)!r})))"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
+    try:
+        _until(lambda: len(list((tmp_path / "run").glob("heartbeat.*"))) == 2, 60.0)
+        launcher.kill()
+        launcher.wait()
+        _until(lambda: alive(tmp_path / "run") == [], 20.0)
+    finally:
+        launcher.kill()
+
+
+def _until(condition: Callable[[], bool], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "still waiting"
+        time.sleep(0.1)
