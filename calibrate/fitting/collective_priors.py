@@ -116,7 +116,7 @@ def _multicast_prior(
     )
     sigma = {"intra_bytes_per_s": 0.06, "base_s": 0.2, "ramp_s": 0.5}
     if inter:
-        sigma |= {"inter_bytes_per_s": inter_log_sigma(inter), "base_s": 1.2, "node_step_s": 0.6}
+        sigma |= {"inter_bytes_per_s": _inter_log_sigma(inter), "base_s": 1.2, "node_step_s": 0.6}
     return PathPrior(path=path, log_sigma=sigma, shared="between" if inter else "")
 
 
@@ -124,7 +124,7 @@ def _line_rate(inter: Link) -> float:
     return inter.bytes_per_s * inter.nics_per_node * inter.efficiency
 
 
-def inter_log_sigma(inter: Link) -> float:
+def _inter_log_sigma(inter: Link) -> float:
     """How far large transfers stray from the usual efficiency: half of what is left to the line rate."""
     return max(0.03, 0.5 * (1.0 - inter.efficiency))
 
@@ -160,7 +160,7 @@ def _between_priors(
                     "base_s": 1.2,
                     "node_step_s": 0.6,
                     "intra_bytes_per_s": 0.1 if simple else 0.5,
-                    "inter_bytes_per_s": inter_log_sigma(inter) if simple and not alone else 0.7,
+                    "inter_bytes_per_s": _inter_log_sigma(inter) if simple and not alone else 0.7,
                 }
                 shared = f"between {ranks[0]}" if simple else ""
                 priors.append(PathPrior(path=path, log_sigma=sigma, shared=shared))

@@ -53,12 +53,13 @@ _FIRST_TOUCH_RATIO = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveTable:
-    """Samples in file order, and what was wrong with the lines that are missing ("file:line: reason")."""
+    """Samples in file order, and what was wrong with the lines that are missing ("file:line: reason").
+
+    A sample's `link` is what the table says of it, not yet the name of a link (`networks.linked_samples`).
+    """
 
     samples: tuple[CollectiveSample, ...]
     problems: tuple[str, ...]
-    link_text: Mapping[str, str]
-    """Row id -> the link as the table words it."""
 
 
 def op_name(text: str) -> str:
@@ -108,7 +109,6 @@ def read_collective_table(path: Path) -> CollectiveTable:
         )
     samples: list[CollectiveSample] = []
     problems: list[str] = []
-    links: dict[str, str] = {}
     for number, row in _rows(reader):
         try:
             sample = _sample(row, str(number))
@@ -116,10 +116,9 @@ def read_collective_table(path: Path) -> CollectiveTable:
             problems.append(f"{path}:{reader.line_num}: {error}")
             continue
         samples.append(sample)
-        links[sample.row_id] = (row.get("link") or "").strip()
     if not samples:
         raise InputFileError(f"{path}: no usable line; {'; '.join(problems[:3]) or 'the table is empty'}")
-    return CollectiveTable(samples=tuple(samples), problems=tuple(problems), link_text=links)
+    return CollectiveTable(samples=tuple(samples), problems=tuple(problems))
 
 
 def _rows(reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -146,6 +145,7 @@ def _sample(row: Mapping[str, str | None], number: str) -> CollectiveSample:
         timing=text("timing", "nccl-tests"),
         impl=impl,
         version=version,
+        link=text("link"),
         device=text("gpu"),
         source=text("source"),
         quality=text("quality"),
@@ -169,5 +169,4 @@ def read_collective_tables(paths: Sequence[Path]) -> CollectiveTable:
     return CollectiveTable(
         samples=tuple(sample for table in tables for sample in table.samples),
         problems=tuple(problem for table in tables for problem in table.problems),
-        link_text={key: value for table in tables for key, value in table.link_text.items()},
     )

@@ -35,31 +35,29 @@ _FABRICS = (
 def import_network(gpu_name: str, collective_paths: Sequence[Path]) -> NetworkModel:
     """Network of `gpu_name` fitted on its rows of the tables, with every variant of its node.
 
-    The tables are fitted once for all devices, whichever is asked for first. InputFileError where a table
-    cannot be read. Lines that cannot be used are in `read_collective_tables(...).problems`.
+    InputFileError where a table cannot be read. Lines that cannot be used are in
+    `read_collective_tables(...).problems`.
     """
     if not collective_paths:
         return device_network(gpu_name)
-    fitted = _fitted_tables(tuple((path, path.stat().st_mtime_ns) for path in collective_paths))
-    return _completed(gpu_name, fitted)
+    return fit_network(gpu_name, read_collective_tables(collective_paths))
 
 
 def fit_network(gpu_name: str, table: CollectiveTable) -> NetworkModel:
-    """Network of one device out of a table of several: own rows fitted, other devices' fits transferred."""
-    return _completed(gpu_name, _fit_devices(table))
+    """Network of one device out of a table of several: own rows fitted, other devices' fits transferred.
+
+    All devices of a table are fitted together once, whichever is asked for first.
+    """
+    return _completed(gpu_name, _fit_devices(table.samples))
 
 
 @lru_cache(maxsize=4)
-def _fitted_tables(paths: tuple[tuple[Path, int], ...]) -> dict[str, NetworkModel]:
-    return _fit_devices(read_collective_tables([path for path, _ in paths]))
-
-
-def _fit_devices(table: CollectiveTable) -> dict[str, NetworkModel]:
+def _fit_devices(samples: tuple[CollectiveSample, ...]) -> dict[str, NetworkModel]:
     """Device name as the table words it -> its network with fits of its own rows."""
     networks = {}
-    for name in sorted({sample.device for sample in table.samples}):
+    for name in sorted({sample.device for sample in samples}):
         base = device_network(name)
-        own = linked_samples(table, name, base)
+        own = _linked(samples, name, base)
         networks[name] = fit_collectives(own, with_links(base, own))
     return networks
 
@@ -83,16 +81,16 @@ def _by_distance(names: Sequence[str], network: NetworkModel) -> list[str]:
 
 def linked_samples(table: CollectiveTable, gpu_name: str, base: NetworkModel) -> list[CollectiveSample]:
     """The device's samples, each with the name of its link in the network."""
-    return [
-        replace(sample, link=_link_name(table.link_text.get(sample.row_id, ""), sample, base))
-        for sample in table.samples
-        if sample.device == gpu_name
-    ]
+    return _linked(table.samples, gpu_name, base)
 
 
-def _link_name(text: str, sample: CollectiveSample, base: NetworkModel) -> str:
+def _linked(samples: Sequence[CollectiveSample], gpu_name: str, base: NetworkModel) -> list[CollectiveSample]:
+    return [replace(sample, link=_link_name(sample, base)) for sample in samples if sample.device == gpu_name]
+
+
+def _link_name(sample: CollectiveSample, base: NetworkModel) -> str:
     """Name of the link that the table's words mean for this sample."""
-    words = text.lower()
+    words = sample.link.lower()
     if sample.n_nodes == 1:
         if "nvlink" not in words and "pcie" in words:
             return next((link.name for link in base.intra if link.kind == "pcie"), base.intra[0].name)
@@ -125,15 +123,25 @@ def transfer_fits(network: NetworkModel, donors: Sequence[NetworkModel]) -> Netw
                 for fit in donor.fits:
                     source = _link_of(donor, fit, between)
                     key = fit.op, link.name
-                    if source is None or source.kind != link.kind or key in have or key in extra:
+                    if source is None or not _alike(source, link) or key in have or key in extra:
                         continue
                     if bool(source.mesh) != bool(link.mesh) or fit.impl != "nccl" or fit.residual is None:
                         continue
                     if fit.timing != "nccl-tests":
                         continue
-                    extra[key] = _scaled(fit, source, link, donor.intra[0], network.intra[0], donor.name)
+                    inside = network.intra[0].bytes_per_s / donor.intra[0].bytes_per_s
+                    port = inside if between else link.bytes_per_s / source.bytes_per_s
+                    extra[key] = _scaled(fit, source, link, port, donor.name)
     fits = (*network.fits, *(extra[key] for key in sorted(extra)))
     return network.model_copy(update={"fits": fits})
+
+
+def _alike(source: Link, link: Link) -> bool:
+    """Whether fits carry over: one kind of link, and TCPX is no plain Ethernet."""
+    families = [name.partition("-")[0] for name in (source.name, link.name)]
+    return source.kind == link.kind and (
+        not {"ethernet", "tcpx", "tcpxo"} & set(families) or families[0] == families[1]
+    )
 
 
 def _link_of(network: NetworkModel, fit: CollectiveFit, between: bool) -> Link | None:
@@ -141,14 +149,9 @@ def _link_of(network: NetworkModel, fit: CollectiveFit, between: bool) -> Link |
     return next((link for link in links if link.name == fit.link), None)
 
 
-def _scaled(
-    fit: CollectiveFit, source: Link, link: Link, source_intra: Link, intra: Link, donor: str
-) -> CollectiveFit:
-    """A fit moved to another link: bandwidths by the ratio of nominal ones."""
-    between = source_intra is not source and source.nics_per_node * link.nics_per_node > 0
-    inside = intra.bytes_per_s / source_intra.bytes_per_s
+def _scaled(fit: CollectiveFit, source: Link, link: Link, port: float, donor: str) -> CollectiveFit:
+    """A fit moved to another link; `port`: ratio of the nominal rates inside the node."""
     line = (link.bytes_per_s * link.nics_per_node) / (source.bytes_per_s * source.nics_per_node)
-    port = inside if between and fit.link != source_intra.name else link.bytes_per_s / source.bytes_per_s
     paths = tuple(
         path.model_copy(
             update={

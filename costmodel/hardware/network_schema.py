@@ -21,7 +21,6 @@ from costmodel.errors import UsageError
 
 __all__ = [
     "CollectiveFit",
-    "ExpertExchangeFit",
     "Link",
     "LinkKind",
     "MeshEdge",
@@ -172,22 +171,6 @@ class CollectiveFit(_Frozen):
     """Added in quadrature for what transfer from another device or link leaves unknown."""
 
 
-class ExpertExchangeFit(_Frozen):
-    """Expert dispatch or combine: t = base + tokens x copies x hidden x element bytes / bytes_per_s."""
-
-    op: Literal["moe_dispatch", "moe_combine"]
-    impl: str
-    n_ranks: int = Field(ge=1)
-    n_nodes: int = Field(default=1, ge=1)
-    base_s: float = Field(ge=0)
-    bytes_per_s: float = Field(gt=0)
-    """Of the bytes one rank sends."""
-    element_bytes: float = Field(gt=0)
-    log_sigma: float = Field(ge=0)
-    n_samples: int = 0
-    source: str
-
-
 class NetworkModel(_Frozen):
     """A node's links, the links between nodes, and the fitted collectives of each."""
 
@@ -198,7 +181,6 @@ class NetworkModel(_Frozen):
     inter: tuple[Link, ...] = ()
     """Ways of joining nodes; the first is the default."""
     fits: tuple[CollectiveFit, ...] = ()
-    expert_exchange: tuple[ExpertExchangeFit, ...] = ()
     concurrent_slowdown: float = Field(default=1.0, ge=1.0)
     """Factor on a transfer while another one uses the same rank's links, beyond sharing bandwidth."""
     source: str

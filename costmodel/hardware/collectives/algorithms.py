@@ -31,7 +31,7 @@ from costmodel.errors import UsageError
 from costmodel.hardware.collectives.trees import double_tree_load
 from costmodel.registry import Registry
 
-__all__ = ["ALGORITHMS", "PathShape", "allowed_algorithms", "bus_factor", "path_shape"]
+__all__ = ["ALGORITHMS", "PathShape", "ShapeOf", "allowed_algorithms", "bus_factor", "path_shape"]
 
 
 class PathShape(NamedTuple):

@@ -64,10 +64,15 @@ def choose_fit(
             f"implementation {impl!r} of {op} was not measured over {link.name!r} of network "
             f"{network.name!r}; there are: {', '.join(known) or 'none'}"
         )
+    pcie = next((other for other in network.intra if other.kind == "pcie"), None)
+    beyond = intra.group_ranks is not None and group.ranks_per_node > intra.group_ranks
+    if link is intra and beyond and pcie is not None:
+        # A bridge joins a pair; a larger group's traffic crosses the host's bus.
+        return choose_fit(network, op, group, pcie, inter, impl=impl, timing=timing)
     for other in _STAND_INS[op]:
         if found := _best(network, other, link, group, impl, timing):
             return FitChoice(
-                fit=_as_op(found, op, link, group), op=op, extra_log_sigma=constants.other_op_log_sigma
+                fit=_as_op(found, op, intra, group), op=op, extra_log_sigma=constants.other_op_log_sigma
             )
     return FitChoice(fit=nominal_fit(op, link, intra, group), op=op)
 
@@ -107,9 +112,9 @@ def _held_to(fit: CollectiveFit, algorithm: str) -> CollectiveFit:
     return fit.model_copy(update={"paths": paths, "curves": () if others else fit.curves})
 
 
-def _as_op(fit: CollectiveFit, op: str, link: Link, group: CollectiveGroup) -> CollectiveFit:
+def _as_op(fit: CollectiveFit, op: str, intra: Link, group: CollectiveGroup) -> CollectiveFit:
     """The same paths under the algorithms of another op; its curves do not carry over."""
-    allowed = allowed_algorithms(op, n_nodes=group.n_nodes, multicast=link.multicast)
+    allowed = allowed_algorithms(op, n_nodes=group.n_nodes, multicast=intra.multicast)
     same = [path for path in fit.paths if path.algorithm in allowed]
     paths = tuple(same) or tuple(p.model_copy(update={"algorithm": allowed[0]}) for p in fit.paths)
     return fit.model_copy(update={"op": op, "paths": paths, "curves": ()})

@@ -142,6 +142,8 @@ def _grid_times(
     for path in fit.paths:
         if not path.min_ranks <= group.ranks_per_node <= (path.max_ranks or group.ranks_per_node):
             continue
+        if path.algorithm in ("nvls", "nvls_tree") and not intra.multicast:
+            continue
         shape = path_shape(path.algorithm, choice.op, group.n_ranks, group.n_nodes)
         times = path_times(
             path,

@@ -161,6 +161,34 @@ def test_slower_variants_are_slower() -> None:
     )
 
 
+def test_a_bridge_serves_a_pair_and_the_bus_the_rest() -> None:
+    network = device_network("A100-PCIe")
+    size = np.array([1e9])
+    pair, four = (
+        collective_times(network, "all_reduce", size, CollectiveGroup(n_ranks=n)).median_s[0] for n in (2, 4)
+    )
+    bus = collective_times(network, "all_reduce", size, CollectiveGroup(n_ranks=4), "pcie4").median_s[0]
+    assert four == bus
+    assert four > 5 * pair
+
+
+def test_without_a_multicasting_switch_there_is_no_nvls_between_nodes() -> None:
+    network = device_network("H100-SXM5")
+    group = CollectiveGroup(n_ranks=32, n_nodes=4)
+    path = PathFit(
+        algorithm="ring", protocol="simple", base_s=1e-5, intra_bytes_per_s=3.6e11, inter_bytes_per_s=3.8e11
+    )
+    paths = (path, path.model_copy(update={"algorithm": "nvls_tree"}))
+    fit = CollectiveFit(
+        op="all_reduce", link="infiniband-8x400g", timing="t", paths=paths, log_sigma=0.1, source="t"
+    )
+    network = network.model_copy(update={"fits": (fit,)})
+    size = np.array([8e9])
+    bus = collective_times(network, "all_reduce", size, group, "pcie5").median_s[0]
+    limit = network.intra[1].bytes_per_s * network.intra[1].efficiency
+    assert bus == pytest.approx(1e-5 + 2 * 31 / 32 * 8e9 / limit, rel=1e-3)
+
+
 def test_errors_say_what_there_is() -> None:
     network = NETWORKS["fitted"]
     with pytest.raises(UsageError, match="unknown collective 'gossip'"):
