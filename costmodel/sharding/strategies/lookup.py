@@ -8,7 +8,7 @@ from math import prod
 from costmodel.sharding.placements import BROADCAST, PARTIAL, REPLICATED, sharded
 from costmodel.sharding.strategies.call import SHARDING_RULES, Call, InnerCollective, Strategy
 
-__all__ = ["cross_entropy", "embedding"]
+__all__ = ["cross_entropy", "embedding", "row_selection"]
 
 _STATISTIC_BYTES = 4
 
@@ -55,3 +55,18 @@ def cross_entropy(call: Call) -> Iterator[Strategy]:
                 inputs=(sharded(0, c), sharded(0, c), *rest),
                 outputs=(PARTIAL,) * len(call.outputs),
             )
+
+
+@SHARDING_RULES.register("aten.index", "aten.index_select")
+def row_selection(call: Call) -> Iterator[Strategy]:
+    """Rows of the first dimension by a list of indices: the others pass, and so do summands."""
+    if len(call.inputs) != 2 or len(call.inputs[1]) != 1:
+        return
+    x, index, out = call.inputs[0], call.inputs[1], call.outputs[0]
+    if out != (*index, *x[1:]):
+        return
+    for dim in range(1, len(x)):
+        for c in call.both_options(0, dim, 0, dim):
+            yield Strategy(name=f"dim{dim}", inputs=(sharded(dim, c), REPLICATED), outputs=(sharded(dim, c),))
+    yield Strategy(name="sum", inputs=(PARTIAL, REPLICATED), outputs=(PARTIAL,), parallel=False)
+    yield Strategy(name="gradient_sum", inputs=(BROADCAST, REPLICATED), outputs=(BROADCAST,), parallel=False)

@@ -115,6 +115,9 @@ def reduction(call: Call) -> Iterator[Strategy]:
         return
     kept = len(out) == len(x)
     name = call.op.target.removeprefix("aten.").split(".")[0]
+    if name in ("sum", "mean"):
+        yield Strategy(name="sum", inputs=(PARTIAL,), outputs=(PARTIAL,), parallel=False)
+        yield Strategy(name="gradient_sum", inputs=(BROADCAST,), outputs=(BROADCAST,), parallel=False)
     for dim in range(len(x)):
         if dim in gone:
             if name in ("sum", "mean"):

@@ -71,3 +71,6 @@ def pointwise(call: Call) -> Iterator[Strategy]:
         k, m = len(call.inputs), len(call.outputs)
         yield Strategy(name="sum", inputs=(PARTIAL,) * k, outputs=(PARTIAL,) * m, parallel=False)
         yield Strategy(name="gradient_sum", inputs=(BROADCAST,) * k, outputs=(BROADCAST,) * m, parallel=False)
+    if name in SCALING and len(call.inputs) == 2 and len(call.outputs) == 1 and call.inputs[0] == out:
+        # a summand times a whole factor is a summand; the factor's gradient is a sum over the ranks
+        yield Strategy(name="sum", inputs=(PARTIAL, BROADCAST), outputs=(PARTIAL,), parallel=False)

@@ -164,6 +164,8 @@ def test_norms_reductions_and_look_ups() -> None:
         "batch_norm", lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), norm, skip=("batch",)
     )
     assert {"batch", "channels"} <= seen
+    rows = torch.tensor([3, 0, 1, 1])
+    assert {"dim1", "sum"} <= check("index", lambda x, i: x[i], [r(4, 6), rows])
     index = torch.tensor([[0, 3, 5], [7, 1, 2]])
     seen = check("embedding", lambda w, i: F.embedding(i, w), [r(8, 4), index], skip=("vocabulary",))
     assert {"vocabulary", "width", "tokens"} <= seen
