@@ -16,9 +16,9 @@ from costmodel.hardware.forms.correction import kernel
 
 __all__ = ["KernelShape", "Weighted", "choose_centres", "solve_weights", "tune_shape"]
 
-_SUBSET = 400
+_SUBSET = 360
 _TUNE_STEPS = 40
-_WARM_STEPS = 5
+_WARM_STEPS = 3
 _LENGTH_BOUNDS = (1.0, 150.0)
 _SIGNAL_BOUNDS = (1e-3, 1.0)
 _NOISE_BOUNDS = (5e-3, 0.5)
@@ -54,7 +54,7 @@ class Weighted:
 def tune_shape(
     features: FloatArray, target: FloatArray, *, seed: int = 0, start: KernelShape | None = None
 ) -> KernelShape:
-    """Lengths and variances by marginal likelihood on at most 400 rows (L-BFGS, exact gradient).
+    """Lengths and variances by marginal likelihood on at most 360 rows (L-BFGS, exact gradient).
 
     With `start` (say from nearly the same rows) only a few steps are made from there.
     """

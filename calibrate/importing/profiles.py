@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 from calibrate.fitting.operators import fit_operator
 from calibrate.importing.collective_tables import read_collective_tables
 from calibrate.importing.networks import fit_network, import_network
 from calibrate.importing.operator_tables import read_operator_tables
+from calibrate.samples import SampleTable
 from costmodel.errors import InputFileError, UsageError
 from costmodel.hardware.datasheets import Datasheet, datasheets, find_datasheet
 from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.network_schema import NetworkModel
-from costmodel.hardware.schema import HardwareProfile, OperatorFit
+from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit
 from costmodel.hardware.store import profile_file_name, save_profile
 from costmodel.hardware.transfer import borrowed_fits
 
 __all__ = ["fit_tables", "import_profiles"]
+
+_MOST_WORKERS = 8
+_ROWS_WORTH_WORKERS = 5000
 
 
 def import_profiles(
@@ -72,6 +79,7 @@ def fit_tables(paths: Sequence[Path], gpus: Sequence[str] | None = None) -> dict
     """Device name (of its datasheet, where known) -> fits of every group of its rows."""
     load_forms()
     fits: dict[str, list[OperatorFit]] = {}
+    jobs: list[tuple[SampleTable, DeviceSpec]] = []
     if not paths:
         return fits
     wanted = None if gpus is None else {_canonical(name) for name in gpus}
@@ -83,8 +91,20 @@ def fit_tables(paths: Sequence[Path], gpus: Sequence[str] | None = None) -> dict
             if sheet is None:
                 raise _no_datasheet(group.device)
             if wanted is None or sheet.device.name in wanted:
-                fits.setdefault(sheet.device.name, []).append(fit_operator(rows, sheet.device))
+                jobs.append((rows, sheet.device))
+    for (_, device), fit in zip(jobs, _fit_all(jobs), strict=True):
+        fits.setdefault(device.name, []).append(fit)
     return fits
+
+
+def _fit_all(jobs: Sequence[tuple[SampleTable, DeviceSpec]]) -> list[OperatorFit]:
+    """The fit of each job, in order; on several processes where there is enough work to pay for them."""
+    tables, devices = [table for table, _ in jobs], [device for _, device in jobs]
+    workers = min(os.cpu_count() or 1, len(jobs), _MOST_WORKERS)
+    if workers < 2 or sum(map(len, tables)) < _ROWS_WORTH_WORKERS:
+        return [fit_operator(table, device) for table, device in jobs]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(fit_operator, tables, devices))
 
 
 def _no_datasheet(name: str) -> InputFileError:
