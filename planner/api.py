@@ -100,6 +100,7 @@ def trace(
     seq_len: int | None = None,
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     training: bool = True,
+    attention: str = "as_run",
     trust_remote_code: bool = False,
 ) -> ModelGraph:
     """The model's graph. Raises ModelArgumentError, TraceError."""
@@ -113,7 +114,7 @@ def trace(
         training=training,
         trust_remote_code=trust_remote_code,
     )
-    return trace_graph(source, training=training)
+    return trace_graph(source, training=training, attention=attention)
 
 
 def graph_summary(graph: ModelGraph) -> dict[str, Any]:

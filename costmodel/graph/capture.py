@@ -15,13 +15,14 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 __all__ = ["Capture", "capture_step", "storage_key"]
 
 _INVISIBLE = ("prim.device", "prim.layout", "aten.detach", "aten.alias", "aten.is_pinned", "aten.lift_fresh")
 
 
+_CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
 _HALF_ONLY = (torch.ops.aten._grouped_mm.default,)
 
 
@@ -41,8 +42,9 @@ class Capture(TorchDispatchMode):
     flop        FLOP by torch's formula
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fused_attention: bool = False) -> None:
         super().__init__()
+        self.fused_attention = fused_attention
         self.graph = fx.Graph()
         self.saved_storages: set[int] = set()
         self.keep: list[Any] = []
@@ -103,8 +105,7 @@ class Capture(TorchDispatchMode):
             forward = self._by_sequence.get(grad_node._sequence_nr())
             module = forward.meta["module"] if forward is not None else self._last_backward_module
             self._last_backward_module = module
-        formula = flop_registry.get(func.overloadpacket)
-        flop = int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
+        flop = self._flop(func, args, kwargs, out)
         node.meta.update(val=out, module=module, backward=grad_node is not None, forward=forward, flop=flop)
         self.keep.append((args, kwargs, out))
         flat = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
@@ -115,6 +116,19 @@ class Capture(TorchDispatchMode):
                 item = self.graph.create_node("call_function", _item, (node, position))
                 item.meta.update(val=tensor, module=module, backward=grad_node is not None, item_of=node)
                 self._nodes[id(tensor)] = item
+
+    def _flop(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
+        """FLOP by torch's registry; with `fused_attention`, CPU attention counts as a GPU's does."""
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            return int(formula(*args, **kwargs, out_val=out))
+        name = str(func.overloadpacket)
+        if self.fused_attention and name.startswith(_CPU_ATTENTION):
+            tensors = [a for a in args if isinstance(a, torch.Tensor)]
+            if name.endswith("backward"):
+                return int(sdpa_backward_flop_count(*(t.shape for t in tensors[:4])))
+            return int(sdpa_flop_count(*(t.shape for t in tensors[:3])))
+        return 0
 
     def _constant(self, value: torch.Tensor) -> fx.Node:
         node = self.graph.placeholder(f"constant_{len(self._nodes)}")
@@ -166,12 +180,13 @@ def capture_step(
     training: bool,
     paths: Mapping[int, str],
     names: Mapping[int, str],
+    fused_attention: bool = False,
 ) -> Capture:
     """Record forward, loss and backward (or the forward alone). Call it inside a FakeTensorMode.
 
     `paths`: id(module) -> path and `names`: id(parameter or buffer) -> qualified name, of the whole model.
     """
-    capture = Capture()
+    capture = Capture(fused_attention=fused_attention)
     seen: set[int] = set()
     for role, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, tensor in named:

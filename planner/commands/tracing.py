@@ -18,6 +18,9 @@ def command(
     seq: Seq = None,
     set_: Overrides = None,
     inference: Annotated[bool, typer.Option("--inference", help="Forward only.")] = False,
+    attention: Annotated[
+        str, typer.Option("--attention", help="as_run (as torch dispatches here), flash or unfused.")
+    ] = "as_run",
     hardware: Annotated[
         str | None, typer.Option("--hardware", "-H", help="Show intensity against this device's ridge.")
     ] = None,
@@ -35,6 +38,7 @@ def command(
         seq_len=seq,
         overrides=set_,
         training=not inference,
+        attention=attention,
         trust_remote_code=trust_remote_code,
     )
     summary = api.graph_summary(graph)
