@@ -144,6 +144,7 @@ def read_block(segment: Segment, *, is_first: bool = False) -> Block:
             for v in outputs[position]:
                 values[v].has_gradient = is_float(values[v].info)
     exits = _exits(values)
+    exits = [v for v in exits[:-1] if not _in_place(forward[values[v].producer or 0])] + exits[-1:]
     where = {op.index: position for position, op in enumerate(forward)}
     backward: dict[int, list[Operator]] = {}
     for op in segment.phase(Phase.BACKWARD):
@@ -183,6 +184,11 @@ def _entry(values: list[Value], finish: tuple[int, ...] | None) -> int | None:
         ),
         default=None,
     )
+
+
+def _in_place(op: Operator) -> bool:
+    """Whether an operator writes into another tensor or shows a part of it: nothing goes out by that name."""
+    return rule_name(op.target).endswith("_") or op.kind == "host"
 
 
 def _asides(values: list[Value], entry: int | None, forward: tuple[Operator, ...]) -> frozenset[int]:

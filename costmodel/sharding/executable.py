@@ -85,6 +85,8 @@ def _runs(block: Block, position: int, op: Operator, strategy: Strategy) -> bool
         return True
     if strategy.collectives or strategy.name.startswith("new"):
         return False
+    if strategy.name == "made" and not any(isinstance(x.forward, Shard) for x in strategy.inputs):
+        return False
     values = block.inputs[position]
     view = op.kind == "host" and len(values) == 1
     weights = [v for v in values if block.values[v].of_parameter]

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import permutations
 from math import gcd
 
-from costmodel.sharding.placements import BROADCAST, PARTIAL, Layout, Shard, sharded, view_shard
+from costmodel.sharding.placements import BROADCAST, PARTIAL, REPLICATED, Layout, Shard, sharded, view_shard
 from costmodel.sharding.strategies.call import SHARDING_RULES, Call, Strategy
 
-__all__ = ["concatenation", "expansion", "permutation", "reshape", "selection", "splitting"]
+__all__ = ["concatenation", "expansion", "factory", "permutation", "reshape", "selection", "splitting"]
 
 
 def _passing(call: Call) -> Iterator[Strategy]:
@@ -187,3 +187,17 @@ def selection(call: Call) -> Iterator[Strategy]:
                 name=f"dim{dim}", inputs=(sharded(dim, c),), outputs=(sharded(image, c),) * len(call.outputs)
             )
     yield from _passing(call)
+
+
+@SHARDING_RULES.register(
+    "aten.new_empty", "aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.new_empty_strided",
+    "aten.empty", "aten.zeros", "aten.ones", "aten.full", "aten.empty_strided", "aten.arange",
+)  # fmt: skip
+def factory(call: Call) -> Iterator[Strategy]:
+    """A new tensor: each rank makes its part; one given for its type or device may be in any layout."""
+    out = call.outputs[0]
+    for dim in range(len(out)):
+        for c in call.options(o=0, dim=dim):
+            alike = all(len(x) == len(out) and x[dim] == out[dim] for x in call.inputs)
+            given = sharded(dim, c) if alike else REPLICATED
+            yield Strategy(name="made", inputs=(given,) * len(call.inputs), outputs=(sharded(dim, c),))
