@@ -17,7 +17,7 @@ __all__ = ["calibrate", "fit_profile"]
 
 _START_S = 8.0
 """Set aside for starting the ranks and importing torch in them."""
-_FIT_FRACTION = 0.15
+_FIT_FRACTION = 0.2
 """Share of the budget set aside for fitting."""
 _LEAST_S = 1.0
 _GRACE_S = 90.0

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from itertools import repeat
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +31,8 @@ __all__ = ["assemble_profile", "collective_samples", "operator_tables"]
 
 _SOURCE = "own measurement"
 _FEWEST_ROWS = 4
+_GROUPS_PER_PROCESS = 6
+"""A process costs about as much to start as this many fits save."""
 _OPS_PER_BLOCK = 7
 """Aten operators of a block of the training chain, both directions; see `benchmarks.host`."""
 _DIFFERENTIATED_PER_BLOCK = 2
@@ -125,17 +131,26 @@ def _fit_operators(
     from costmodel.hardware.forms.base import load_forms
 
     forms = load_forms()
-    fits = []
-    for kind, table in operator_tables(samples, device.name).items():
-        if kind not in forms:
-            continue
-        for group, rows in table.groups():
-            if len(rows) < _FEWEST_ROWS:
-                continue
-            if progress is not None:
-                progress(f"fit {kind} {group.variant} {group.dtype}")
-            fits.append(fit_operator(rows, device))
-    return fits
+    groups = [
+        rows
+        for kind, table in operator_tables(samples, device.name).items()
+        if kind in forms
+        for _, rows in table.groups()
+        if len(rows) >= _FEWEST_ROWS
+    ]
+    if progress is not None:
+        progress(f"fitting {len(groups)} groups of operators")
+    workers = min(len(os.sched_getaffinity(0)), len(groups) // _GROUPS_PER_PROCESS)
+    if workers < 2:
+        return [fit_operator(rows, device) for rows in groups]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        return list(pool.map(fit_operator, groups, repeat(device)))
+
+
+def _one_thread() -> None:
+    """Processes side by side: a thread each is all there is."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
 
 
 def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
@@ -145,12 +160,7 @@ def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
     known = find_datasheet(machine.device)
     if known is not None:
         return known.device
-    rates: dict[str, float] = {}
-    for s in samples:
-        if s.setting == TOGETHER and s.kind in ("gemm", "bmm"):
-            d = s.dims
-            rate = 2.0 * d.get("batch", 1) * d["m"] * d["n"] * d["k"] / s.time_s
-            rates[s.dtype] = max(rates.get(s.dtype, 0.0), rate)
+    rates = _best_rates(samples)
     flow = [
         s.dims["bytes"] / s.time_s for s in samples if s.kind == "memory" and s.variant in ("copy", "read")
     ]
@@ -178,6 +188,21 @@ def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
     )
 
 
+def _best_rates(samples: Sequence[Sample]) -> dict[str, float]:
+    """dtype -> highest FLOP/s of any kind: a library's convolution may outrun its GEMM."""
+    from costmodel.hardware.forms.base import load_forms
+
+    forms = load_forms()
+    rates: dict[str, float] = {}
+    for kind, table in operator_tables(samples, "").items():
+        if kind not in forms:
+            continue
+        for group, rows in table.groups():
+            best = float(np.max(forms[kind].flop(rows.dims, group.variant) / rows.time_s))
+            rates[group.dtype] = max(rates.get(group.dtype, 0.0), best)
+    return {dtype: rate for dtype, rate in rates.items() if rate > 0.0}
+
+
 def _host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
     """Differences of the raw timings of `benchmarks.host`; a difference below zero is noise and counts 0."""
     raw = {s.variant: s for s in samples if s.kind == "host"}
@@ -186,8 +211,8 @@ def _host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
         return raw[name].time_s if name in raw else math.nan
 
     def transfer_s(kind: str) -> float:
-        small = [s for s in samples if s.kind == kind]
-        return min(small, key=lambda s: s.dims["size_bytes"]).time_s if small else 0.0
+        # the shortest of all sizes: small ones are latency alone, and a busy moment may spoil any of them
+        return min((s.time_s for s in samples if s.kind == kind), default=0.0)
 
     few, many = PIECES
     extra = many - few

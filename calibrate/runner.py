@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from calibrate.benchmarks.base import BENCHMARKS, Bench, Case, load_benchmarks
+from calibrate.benchmarks.base import Bench, Case, load_benchmarks
 from calibrate.journal import Journal, Visit
 from calibrate.timing import Agree, Timed, time_case, time_together
 
@@ -110,7 +110,7 @@ class Runner:
     def _pairs(self, names: Sequence[str]) -> list[_Pair]:
         pairs = []
         for name in names:
-            cases = BENCHMARKS[name](self.bench)
+            cases = load_benchmarks()[name](self.bench)
             pairs += [_Pair(case=case, setting=TOGETHER) for case in cases]
             if max(self.bench.groups, default=1) > 1 and name not in ("host", "memory"):
                 local = [case for case in cases if not case.n_ranks]

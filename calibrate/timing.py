@@ -111,8 +111,7 @@ def time_together(case: Case, bench: Bench, *, slice_s: float, agree: Agree) -> 
         call = case.prepare(bench)
         agree([0.0])
         call()
-        first_s = min(_one_block(call, 1, case, bench) for _ in range(2))
-        first_s = max(row[0] for row in agree([first_s]))
+        first_s = max(row[0] for row in agree([_one_block(call, 1, case, bench)]))
         inner = 1 if case.self_timed else max(1, min(50, math.ceil(3 * _BLOCK_S / first_s)))
         count = max(2, min(20, int(slice_s / (inner * first_s))))
         blocks = [_one_block(call, inner, case, bench) for _ in range(count)]

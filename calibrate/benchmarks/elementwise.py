@@ -52,7 +52,7 @@ def elementwise_cases(bench: Bench) -> list[Case]:
             make=_unary(lambda x: aten.native_dropout(x, 0.1, True)),
         ),
     )
-    return cases_of(bench, "elementwise", functions, bench.points(7))
+    return cases_of(bench, "elementwise", functions, bench.points(12))
 
 
 def _unary(function: Callable[[torch.Tensor], object]) -> Maker:

@@ -43,7 +43,7 @@ def embedding_cases(bench: Bench) -> list[Case]:
                     )
                 )
             found += 1
-            if found == bench.points(9):
+            if found == bench.points(12):
                 break
     return cases
 

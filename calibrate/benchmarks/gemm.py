@@ -40,7 +40,7 @@ def bmm_cases(bench: Bench) -> list[Case]:
         _bmm(layout, dtype, batch=size["batch"], m=size["m"], n=size["n"], k=size["k"])
         for dtype in bench.dtypes
         for number, layout in enumerate(("nn", "nt", "tn"))
-        for size in _sizes(bench, dtype, bench.points(14), _BATCHED, start=number * _APART)
+        for size in _sizes(bench, dtype, bench.points(20), _BATCHED, start=number * _APART)
     ]
 
 

@@ -21,7 +21,7 @@ _CHANNELS_OF_A_SAMPLE = 64
 @register_benchmark("norm")
 def norm_cases(bench: Bench) -> list[Case]:
     """Token normalisations over the usual sizes, image normalisations over few rows and many columns."""
-    wanted = bench.points(9)
+    wanted = bench.points(12)
     tokens = (
         Function(variant="layernorm", tensors=2, make=_layer),
         Function(variant="bwd", tensors=3, make=_layer_backward, saved=False),
@@ -35,7 +35,7 @@ def norm_cases(bench: Bench) -> list[Case]:
         *cases_of(bench, "norm", tokens, wanted),
         *cases_of(bench, "norm", images, wanted, _CHANNELS),
         *cases_of(
-            bench, "norm", (Function(variant="groupnorm", tensors=2, make=_group),), bench.points(6), _GROUPS
+            bench, "norm", (Function(variant="groupnorm", tensors=2, make=_group),), bench.points(10), _GROUPS
         ),
     ]
 

@@ -24,7 +24,7 @@ def optimizer_cases(bench: Bench) -> list[Case]:
             if 4 * s["rows"] * s["cols"] <= bench.arena_bytes // 8
             and bench.fits(moved_bytes=4.0 * moved * s["rows"] * s["cols"])
         ]
-        for size in fitting[: bench.points(8)]:
+        for size in fitting[: bench.points(12)]:
             cases.append(_case(variant, size["rows"], size["cols"], moved))
     return cases
 

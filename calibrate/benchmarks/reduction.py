@@ -27,7 +27,7 @@ def reduction_cases(bench: Bench) -> list[Case]:
             bench,
             "reduction",
             (Function(variant="sum", tensors=1, make=_bias_gradient, saved=False),),
-            bench.points(9),
+            bench.points(12),
             _BIAS,
         ),
         *cases_of(
@@ -37,13 +37,13 @@ def reduction_cases(bench: Bench) -> list[Case]:
                 Function(variant="sum", tensors=1, make=_mean),
                 Function(variant="other", tensors=1, make=_largest),
             ),
-            bench.points(5),
+            bench.points(10),
         ),
         *cases_of(
             bench,
             "reduction",
             (Function(variant="loss", tensors=1, make=_loss),),
-            bench.points(5),
+            bench.points(10),
             _CLASSES,
             dims=lambda rows, cols: (1, rows * cols),
         ),
@@ -51,7 +51,7 @@ def reduction_cases(bench: Bench) -> list[Case]:
             bench,
             "reduction",
             (Function(variant="loss", tensors=2, make=_loss_backward, saved=False),),
-            bench.points(5),
+            bench.points(10),
             _CLASSES,
             dims=lambda rows, cols: (rows * cols, 1),
         ),
@@ -94,7 +94,7 @@ def _loss_backward(bench: Bench, dtype: str, rows: int, cols: int) -> Call:
 def _pooling(bench: Bench) -> list[Case]:
     """Max-pooling 3 x 3, stride 2, both directions; the mean over all positions."""
     cases = []
-    wanted = bench.points(9)
+    wanted = bench.points(24)
     for dtype in bench.dtypes:
         item, found = ITEM_BYTES[dtype], 0
         for size in log_points(20 * wanted, _IMAGES, picks={"which": 3}):

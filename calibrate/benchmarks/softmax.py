@@ -22,8 +22,8 @@ def softmax_cases(bench: Bench) -> list[Case]:
         Function(variant="bwd", tensors=3, make=_log_softmax_backward, saved=False),
     )
     return [
-        *cases_of(bench, "softmax", rows, bench.points(9)),
-        *cases_of(bench, "softmax", classes, bench.points(9), _CLASSES),
+        *cases_of(bench, "softmax", rows, bench.points(12)),
+        *cases_of(bench, "softmax", classes, bench.points(12), _CLASSES),
     ]
 
 

@@ -1,0 +1,182 @@
+"""Profiles from made-up samples whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from calibrate.assemble import assemble_profile, collective_samples, operator_tables
+from calibrate.benchmarks.host import BLOCKS, PIECES
+from calibrate.journal import Sample
+from costmodel.hardware.collectives.pricing import collective_times
+from costmodel.hardware.kinds import CollectiveGroup
+from costmodel.hardware.pricing import operator_times
+from tests.calibrate.machines import a_machine
+
+_RATE = 1e11
+_FLOW = 2e10
+
+
+def a_sample(
+    kind: str,
+    variant: str,
+    time_s: float,
+    dims: Mapping[str, int] | None = None,
+    setting: str = "together",
+    timing: str = "eager_loop",
+) -> Sample:
+    return Sample(
+        kind=kind,
+        variant=variant,
+        dtype="fp32",
+        dims=dims or {},
+        timing=timing,
+        setting=setting,
+        time_s=time_s,
+        spread=0.02,
+        n=30,
+        n_visits=3,
+    )
+
+
+def gemm_samples() -> list[Sample]:
+    """A machine with one rate: time = flop / rate + 2 us."""
+    sizes = [(m, n, k) for m in (32, 128, 512, 2048) for n in (64, 512) for k in (64, 256, 1024)]
+    return [
+        a_sample("gemm", "nt", 2.0 * m * n * k / _RATE + 2e-6, {"m": m, "n": n, "k": k}) for m, n, k in sizes
+    ]
+
+
+def transfers(latency_s: float = 1e-4) -> list[Sample]:
+    return [
+        a_sample(op, "", latency_s + 2**p / 1e9, {"size_bytes": 2**p, "n_ranks": 2}, timing="torch_loop")
+        for op in ("all_reduce", "all_gather", "reduce_scatter")
+        for p in range(10, 27, 2)
+    ]
+
+
+def host_samples() -> list[Sample]:
+    few, many = PIECES
+    block = 70e-6
+    times = {
+        "op": 1e-6,
+        "view": 0.5e-6,
+        "plain_chain": BLOCKS * 30e-6,
+        "training_chain": BLOCKS * block,
+        "backward_step": 43e-6,
+        "dtensor_chain": BLOCKS * (block + 7 * 20e-6),
+        f"ddp_{few}": 1e-3,
+        f"ddp_{many}": 1e-3 + (many - few) * (block + 1e-4 + 2**10 / 1e9 + 50e-6),
+        f"fsdp_{few}": 2e-3,
+        f"fsdp_{many}": 2e-3 + (many - few) * (block + 3 * (1e-4 + 2**10 / 1e9) + 400e-6),
+        f"pipeline_{few}": 3e-3,
+        f"pipeline_{many}": 3e-3 + (many - few) * (block + 2 * 150e-6),
+    }
+    return [a_sample("host", name, seconds) for name, seconds in times.items()]
+
+
+def test_host_costs_are_the_differences_they_say() -> None:
+    profile = assemble_profile("x", a_machine(), [*gemm_samples(), *transfers(), *host_samples()])
+    expected = {
+        "dispatch_s": 1e-6,
+        "host_view_s": 0.5e-6,
+        "autograd_s": 20e-6,  # (70 - 30) us over the two differentiated operators of a block
+        "dtensor_dispatch_s": 20e-6,
+        "ddp_bucket_s": 50e-6,
+        "fsdp_unit_s": 400e-6,
+        "pipeline_action_s": 150e-6,
+        "step_s": 20e-6,  # 43 us less three products and one node
+    }
+    assert {name: value.value_s for name, value in profile.host.items()} == pytest.approx(expected)
+
+
+def test_a_negative_difference_counts_nothing() -> None:
+    samples = [a_sample("host", "training_chain", 1e-6), a_sample("host", "plain_chain", 2e-6)]
+    profile = assemble_profile("x", a_machine(), samples)
+    assert profile.host["autograd_s"].value_s == 0.0
+    assert "dispatch_s" not in profile.host  # not measured is not zero
+
+
+def test_the_fit_gives_back_the_machine_it_was_fed() -> None:
+    profile = assemble_profile("x", a_machine(), gemm_samples())
+    assert profile.device.peak_flop_per_s["fp32"] == pytest.approx(_RATE, rel=0.05)
+    dims = {"m": np.array([256.0, 1024.0]), "n": np.array([256.0, 512.0]), "k": np.array([512.0, 512.0])}
+    times = operator_times(profile, "gemm", "nt", "fp32", dims, timing="eager_loop").median_s
+    truth = 2.0 * dims["m"] * dims["n"] * dims["k"] / _RATE + 2e-6
+    assert times == pytest.approx(truth, rel=0.08)
+
+
+def test_peak_is_the_best_of_any_kind() -> None:
+    conv = {
+        "batch": 8,
+        "c_in": 64,
+        "c_out": 64,
+        "h": 32,
+        "w": 32,
+        "kh": 3,
+        "kw": 3,
+        "stride": 1,
+        "padding": 1,
+        "groups": 1,
+        "transposed": 0,
+    }
+    flop = 2.0 * 8 * 64 * 32 * 32 * 64 * 9
+    fast = a_sample("conv", "fwd", flop / (3 * _RATE), conv)
+    profile = assemble_profile("x", a_machine(), [*gemm_samples(), fast])
+    assert profile.device.peak_flop_per_s["fp32"] == pytest.approx(3 * _RATE, rel=1e-6)
+
+
+def test_a_known_device_keeps_its_datasheet() -> None:
+    machine = a_machine(device="NVIDIA H200", device_kind="cuda", backend="nccl")
+    profile = assemble_profile("x", machine, gemm_samples())
+    assert profile.device.kind == "cuda"
+    assert profile.device.peak_flop_per_s["bf16"] == pytest.approx(9.9e14, rel=0.02)
+    assert profile.environment.device == "NVIDIA H200"
+
+
+def test_overlap_and_contention_are_ratios_of_at_least_one() -> None:
+    times = {"compute_alone": 1e-3, "compute_beside": 1.3e-3, "comm_alone": 2e-3, "comm_beside": 1.9e-3}
+    samples = [a_sample("overlap", name, seconds) for name, seconds in times.items()]
+    for rows, ratio in ((8, 1.5), (16, 1.7), (32, 1.6)):
+        dims = {"rows": rows, "cols": 64, "bytes": 512 * rows}
+        samples += [
+            a_sample("softmax", "fwd", ratio * 1e-5, dims),
+            a_sample("softmax", "fwd", 1e-5, dims, setting="alone"),
+        ]
+    dims = {"rows": 4, "cols": 64, "bytes": 2048}
+    samples += [a_sample("norm", "bwd", 1e-5, dims), a_sample("norm", "bwd", 2e-5, dims, setting="alone")]
+    profile = assemble_profile("x", a_machine(), samples)
+    assert profile.overlap.compute_slowdown == pytest.approx(1.3)
+    assert profile.overlap.comm_slowdown == 1.0
+    assert profile.contention == pytest.approx({"softmax": 1.6, "norm": 1.0})
+
+
+def test_samples_taken_alone_are_not_fitted() -> None:
+    dims = {"rows": 4, "cols": 64, "bytes": 2048}
+    tables = operator_tables(
+        [
+            a_sample("softmax", "fwd", 1e-5, dims),
+            a_sample("softmax", "fwd", 9e-5, dims, setting="alone"),
+            a_sample("host", "op", 1e-6),
+            a_sample("memory", "copy", 1e-3, {"bytes": 1 << 24}),
+        ],
+        "cpu",
+    )
+    assert list(tables) == ["softmax"]
+    assert tables["softmax"].time_s.tolist() == [1e-5]
+
+
+def test_collectives_are_fitted_over_the_link_that_was_measured() -> None:
+    profile = assemble_profile("x", a_machine(), transfers())
+    assert profile.network is not None
+    assert profile.network.intra[0].kind == "loopback"
+    sizes = np.array([2.0**14, 2.0**21])
+    times = collective_times(profile.network, "all_reduce", sizes, CollectiveGroup(n_ranks=2))
+    assert times.median_s == pytest.approx(1e-4 + sizes / 1e9, rel=0.15)
+    assert {s.impl for s in collective_samples(transfers(), a_machine())} == {"gloo"}
+
+
+def test_one_rank_has_no_network() -> None:
+    assert assemble_profile("x", a_machine(world_size=1), gemm_samples()).network is None
