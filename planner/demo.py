@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from costmodel.hardware.schema import HardwareProfile
+    from costmodel.predict import Forecast
     from planner.checkup import Finding
     from planner.validation.scoring import Report
 
 __all__ = ["Choice", "DemoResult", "choices", "run_demo"]
 
-_MODELS = ("gpt2-shaped", "resnet")
+_MODELS = ("gpt2-small-validation", "resnet-small-validation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class DemoResult:
         """Plain fields."""
         return {
             "findings": [f.to_dict() for f in self.findings],
-            "report": self.report.to_json(),
+            "report": json.loads(self.report.to_json()),
             "choices": [
                 {
                     "model": c.model,
@@ -82,6 +85,16 @@ def choices(report: Report) -> list[Choice]:
     return found
 
 
+def _pipeline_forecast(profile: HardwareProfile) -> Forecast:
+    """The first model as a two-stage 1F1B pipeline."""
+    from planner.validation.local import LocalForecaster
+    from planner.validation.standard import standard_models, standard_plans
+
+    entry = standard_models(_MODELS[:1])[0]
+    pipeline = standard_plans(entry.global_batch_size)[-1]
+    return LocalForecaster(entry.model, profile).forecaster.forecast(pipeline)
+
+
 def run_demo(*, out: Path, budget_s: float = 60.0) -> DemoResult:
     """Run everything and write the files. Takes under three minutes on two cores."""
     from planner import api
@@ -113,7 +126,7 @@ def run_demo(*, out: Path, budget_s: float = 60.0) -> DemoResult:
         *write_profile_plots(profile, out),
     ]
     gantt = out / "pipeline-gantt.png"
-    api.validation_forecast(_MODELS[0], "pp2.gbs8", hardware=str(profile_path)).write_gantt(gantt)
+    _pipeline_forecast(profile).write_gantt(gantt)
     files.append(gantt)
     chosen = choices(report)
     page = Page(

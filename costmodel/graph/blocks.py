@@ -113,7 +113,7 @@ def _inner(element: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
 
 
 def _unit_lists(module: nn.Module, depth: int) -> list[tuple[str, nn.Module]]:
-    """The lists whose elements are units: outermost ones, or nested ones that dominate, `depth` levels down."""
+    """The lists whose elements are units: outermost, or dominant nested ones up to `depth` levels down."""
     result: list[tuple[str, nn.Module]] = []
     pending = [(path, found, 0) for path, found in _lists(module, "")]
     while pending:

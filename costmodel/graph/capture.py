@@ -28,7 +28,9 @@ _HALF_ONLY = (torch.ops.aten._grouped_mm.default,)
 
 def _grouped_mm(a: torch.Tensor, b: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
     """torch's shape function admits bf16 only, its CPU and GPU kernels other types: shapes from bf16."""
-    made = torch.ops.aten._grouped_mm.default(a.to(torch.bfloat16), b.to(torch.bfloat16), *rest, **named)
+    made: torch.Tensor = torch.ops.aten._grouped_mm.default(
+        a.to(torch.bfloat16), b.to(torch.bfloat16), *rest, **named
+    )
     return made if made.dtype == a.dtype else made.to(a.dtype)
 
 

@@ -86,7 +86,7 @@ def trace(
     start = time.perf_counter()
     with _fake_mode():
         built = source.build(device="cpu")
-        graph = trace_module(
+        return trace_module(
             built.module,
             built.args,
             built.kwargs,
@@ -98,7 +98,6 @@ def trace(
             reduce=reduce,
             started_s=start,
         )
-    return graph
 
 
 def _fake_mode() -> FakeTensorMode:
@@ -131,15 +130,18 @@ def trace_module(
     was_training = module.training
     module.train(training)
     try:
-        with mode if real else nullcontext(), _attention(attention):
-            with _Swapped(module, mode) if real else nullcontext():
-                if real:
-                    args, named = pytree.tree_map(
-                        lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
-                        (tuple(args), named),
-                    )
-                step = _Traced(module, args, named, loss_of, training, paths, attention == "flash")
-                units, reader = _finest(step, reduce)
+        with (
+            mode if real else nullcontext(),
+            _attention(attention),
+            _Swapped(module, mode) if real else nullcontext(),
+        ):
+            if real:
+                args, named = pytree.tree_map(
+                    lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
+                    (tuple(args), named),
+                )
+            step = _Traced(module, args, named, loss_of, training, paths, attention == "flash")
+            units, reader = _finest(step, reduce)
     finally:
         module.train(was_training)
     read = {index for op in reader.operators for index in op.inputs}

@@ -80,7 +80,19 @@ OPERATOR_KINDS: dict[str, OperatorKind] = {
         OperatorKind(
             name="elementwise",
             dims=("rows", "cols", "bytes"),
-            variants=("add", "mul", "div", "pow", "relu", "gelu", "tanh", "silu_and_mul", "rope", "copy", "other"),
+            variants=(
+                "add",
+                "mul",
+                "div",
+                "pow",
+                "relu",
+                "gelu",
+                "tanh",
+                "silu_and_mul",
+                "rope",
+                "copy",
+                "other",
+            ),
             doc="rows x cols output elements; bytes = least traffic (read + written)",
         ),
         OperatorKind(
@@ -105,7 +117,10 @@ OPERATOR_KINDS: dict[str, OperatorKind] = {
             doc="gather of rows of width cols; bwd: scatter-add into the table",
         ),
         OperatorKind(
-            name="quantise", dims=("rows", "cols", "bytes"), variants=("static",), doc="to fp8 with given scale"
+            name="quantise",
+            dims=("rows", "cols", "bytes"),
+            variants=("static",),
+            doc="to fp8 with given scale",
         ),
         OperatorKind(
             name="optimizer",
@@ -120,7 +135,9 @@ OPERATOR_KINDS: dict[str, OperatorKind] = {
             doc="routed-expert layer of the busiest rank, no communication",
         ),
         OperatorKind(name="host", dims=(), variants=(), doc="runs no kernel: views, shape bookkeeping"),
-        OperatorKind(name="unmodelled", dims=("bytes",), variants=(), doc="no rule known; priced by its bytes"),
+        OperatorKind(
+            name="unmodelled", dims=("bytes",), variants=(), doc="no rule known; priced by its bytes"
+        ),
     )
 }
 
@@ -152,7 +169,9 @@ class CollectiveGroup:
 
     def __post_init__(self) -> None:
         if self.n_ranks < 1 or self.n_nodes < 1 or self.n_ranks % self.n_nodes:
-            raise ValueError(f"n_ranks({self.n_ranks}) must be a positive multiple of n_nodes({self.n_nodes})")
+            raise ValueError(
+                f"n_ranks({self.n_ranks}) must be a positive multiple of n_nodes({self.n_nodes})"
+            )
 
     @property
     def ranks_per_node(self) -> int:

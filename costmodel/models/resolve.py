@@ -191,7 +191,7 @@ def _module(transformers: Any, config: Any, architectures: list[str], name: str,
             return module
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, AttributeError) as error:
         raise ModelArgumentError(
-            f"model {name!r}: building it fails: {str(error).splitlines()[0]}; check the configuration's sizes"
+            f"model {name!r}: building it fails: {str(error).splitlines()[0]}; check its sizes"
         ) from None
 
 
@@ -278,7 +278,7 @@ def _with_batch(args: Any, kwargs: Any, batch: int) -> tuple[Any, Any]:
 
     def scale(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == own:
-            index = torch.arange(batch * own) % own if not own == 1 else None
+            index = torch.arange(batch * own) % own if own != 1 else None
             return (
                 value.expand(batch, *value.shape[1:]).contiguous()
                 if index is None

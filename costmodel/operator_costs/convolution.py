@@ -17,7 +17,13 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def _dims(
-    x: TensorMeta, weight: TensorMeta, stride: Sequence[int], padding: Sequence[int], *, transposed: bool, groups: int
+    x: TensorMeta,
+    weight: TensorMeta,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    *,
+    transposed: bool,
+    groups: int,
 ) -> dict[str, int]:
     spatial = x.shape[2:]
     kernel = weight.shape[2:]

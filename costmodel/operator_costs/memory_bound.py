@@ -129,7 +129,9 @@ def layer_norm(variant: str, weight_at: int = 0) -> Callable[[Call], list[Piece]
 
     def rule(call: Call) -> list[Piece]:
         x = call.tensors[weight_at]
-        shapes = [a for a in call.args if isinstance(a, (list, tuple)) and a and all(isinstance(v, int) for v in a)]
+        shapes = [
+            a for a in call.args if isinstance(a, (list, tuple)) and a and all(isinstance(v, int) for v in a)
+        ]
         cols = prod(shapes[0]) if shapes else (x.shape[-1] if x.shape else 1)
         return [_piece(call, "norm", variant, x.numel // max(1, cols), cols)]
 
@@ -145,7 +147,7 @@ register_cost("aten.native_layer_norm_backward", "aten._fused_rms_norm_backward"
 def group_norm(call: Call) -> list[Piece]:
     """Normalisation over each group of channels of a sample."""
     x = call.tensors[0]
-    groups = int(call.args[-2]) if call.target.endswith("norm") else int(call.args[-2])
+    groups = int(call.args[-2])
     rows = max(1, x.shape[0] * groups)
     variant = "bwd" if call.target.endswith("backward") else "groupnorm"
     return [_piece(call, "norm", variant, rows, x.numel // rows)]

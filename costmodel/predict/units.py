@@ -160,6 +160,6 @@ def _data_parallel(
             copies_s[i] += 2.0 * copy_s(forecaster, size)
     if plan.zero_stage:
         for i, unit in enumerate(units):
-            size = sum(unit.elements) * framework.parameter_comm_bytes
-            gather_s[i] = collective("all_gather", size, "dp") if size else 0.0
+            whole = sum(unit.elements) * framework.parameter_comm_bytes
+            gather_s[i] = collective("all_gather", whole, "dp") if whole else 0.0
     return reduce_s, gather_s, copies_s

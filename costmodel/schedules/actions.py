@@ -61,7 +61,7 @@ def schedule(name: str, n_ranks: int, n_chunks: int, num_microbatches: int) -> O
     """The actions of a named schedule. Raises PlanError where it cannot take these numbers."""
     if min(n_ranks, n_chunks, num_microbatches) < 1:
         raise PlanError(
-            f"schedule {name}: pp={n_ranks}, vpp={n_chunks}, micro-batches={num_microbatches} must be positive"
+            f"schedule {name}: pp={n_ranks}, vpp={n_chunks}, micro-batches={num_microbatches}: not positive"
         )
     return SCHEDULES[name](n_ranks, n_chunks, num_microbatches)
 

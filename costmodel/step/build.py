@@ -58,9 +58,7 @@ class _Builder:
         """A data-parallel collective; gathers and reductions have a stream each, as FSDP2 gives them."""
         overlaps = self.options.overlap_dp and (kind != "reduce" or self.options.overlap_reduce)
         stream = f"data {kind}" if overlaps else "compute"
-        index = self.add(
-            Action(rank, stream, duration_s, name, tuple(after), kind, {"dp_comm": duration_s})
-        )
+        index = self.add(Action(rank, stream, duration_s, name, tuple(after), kind, {"dp_comm": duration_s}))
         if stream == "compute":
             self.last_compute[rank] = index
         return index
@@ -253,7 +251,10 @@ def _finish(builder: _Builder, n_ranks: int) -> None:
         if options.tied_embedding_s and any(s.index in (0, len(builder.stages) - 1) for s in mine):
             data.append(
                 builder.data(
-                    rank, "nccl:all_reduce tied embedding", "reduce", options.tied_embedding_s,
+                    rank,
+                    "nccl:all_reduce tied embedding",
+                    "reduce",
+                    options.tied_embedding_s,
                     [builder.last_compute[rank]],
                 )
             )

@@ -94,9 +94,7 @@ def _ranks(order: Order, n_stages: int, n_ranks: int) -> dict[int, int]:
     return {stage: found.get(stage, stage_rank(stage, n_ranks)) for stage in range(n_stages)}
 
 
-def _breakdown(
-    timeline: Run, n_ranks: int, makespan_s: float
-) -> tuple[dict[str, float], tuple[float, ...]]:
+def _breakdown(timeline: Run, n_ranks: int, makespan_s: float) -> tuple[dict[str, float], tuple[float, ...]]:
     """Per part the mean over ranks. A wait of the compute stream belongs to the dependency that ended last:
     the time that this dependency itself was running is its communication, the rest is bubble."""
     totals = dict.fromkeys(BREAKDOWN_PARTS, 0.0)

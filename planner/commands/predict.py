@@ -92,6 +92,7 @@ def show(prediction: Prediction) -> None:
         ],
         title="where a step goes (exposed time, mean over ranks)",
     )
+    verdict = "fits" if p.fits else "DOES NOT FIT"
     parts = ("parameters", "gradients", "optimizer", "activations", "temporary", "communication", "framework")
     print_table(
         ["stage", "peak", *parts],
@@ -99,7 +100,7 @@ def show(prediction: Prediction) -> None:
             [str(m.stage), bytes_text(m.peak_memory_bytes), *(bytes_text(getattr(m, k)) for k in parts)]
             for m in p.memory
         ],
-        title=f"memory per rank: {'fits' if p.fits else 'DOES NOT FIT'} in {bytes_text(p.device_memory_bytes)}",
+        title=f"memory per rank: {verdict} in {bytes_text(p.device_memory_bytes)}",
         caption=legend(),
     )
     rate = f"{p.samples_per_s:.4g} samples/s"

@@ -1,4 +1,4 @@
-"""`foreshard validate ...`: predictions against measured operators, collectives, runs and traces."""
+"""`foreshard validate ...`: predictions against measured operators, collectives and runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from planner.commands.options import Json
 if TYPE_CHECKING:
     from planner.validation.scoring import Report
 
-__all__ = ["CrossValidate", "Plot", "Table", "app", "collectives", "operators", "published", "run", "trace"]
+__all__ = ["CrossValidate", "Plot", "Table", "app", "collectives", "operators", "published", "run"]
 
 app = typer.Typer(help="Hold predictions against what was measured.", no_args_is_help=True)
 Table = Annotated[Path, typer.Argument(help="A CSV file, plain or gzipped.")]
@@ -97,24 +97,9 @@ def run(
     _finish(report, plot, json)
 
 
-@app.command("trace")
-def trace(
-    files: Annotated[list[Path], typer.Argument(help="Kineto traces, one per rank (.json or .json.gz).")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Compare with this model's graph.")
-    ] = None,
-    plot: Plot = None,
-    json: Json = False,
-) -> None:
-    """Read PyTorch profiler traces: operators, collectives, overlap, idle; beside the forecast."""
-    from planner.validation.kineto import validate_trace
-
-    _finish(validate_trace(files, model=model), plot, json)
-
-
 def _finish(report: Report, plot: Path | None, json: bool) -> None:
     from planner.commands.reports import show_report
-    from planner.render import print_json, progress
+    from planner.render import progress
 
     if plot is not None:
         from planner.plots import scatter
@@ -122,6 +107,6 @@ def _finish(report: Report, plot: Path | None, json: bool) -> None:
         scatter(report, plot)
         progress(f"wrote {plot}")
     if json:
-        print_json(report.to_json())
+        print(report.to_json())
     else:
         show_report(report)

@@ -67,8 +67,8 @@ class AttentionForm(Form):
         compute = self.flop(dims, variant) * idle * padded / rate
         traffic = self.least_bytes(dims, dtype, variant)
         cached = 1.0 / (1.0 + (traffic / device.l2_bytes) ** 2)
-        bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
-        bandwidth = bandwidth * (1.0 + (theta["cache_speedup"] - 1.0) * cached)
+        nominal = device.memory_bytes_per_s * theta["memory_efficiency"]
+        bandwidth = nominal * (1.0 + (theta["cache_speedup"] - 1.0) * cached)
         starved = np.maximum(theta["fill_fraction"] * sms / blocks, 1.0)
         memory = traffic / bandwidth * starved
         p = theta["overlap_power"]

@@ -22,9 +22,7 @@ MIXED = FrameworkProfile(
     [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)],
 )
 def test_figure_1(zero_stage: int, expected_gb: float) -> None:
-    state = model_state(
-        7_500_000_000, framework=MIXED, optimizer_bytes=12, zero_stage=zero_stage, dp=64
-    )
+    state = model_state(7_500_000_000, framework=MIXED, optimizer_bytes=12, zero_stage=zero_stage, dp=64)
     assert state.total / 1e9 == pytest.approx(expected_gb, abs=0.05)
 
 

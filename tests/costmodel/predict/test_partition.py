@@ -16,9 +16,7 @@ from costmodel.predict.partition import balanced_partition, bottleneck_s
 def test_equals_brute_force(unit_s: list[float], n_stages: int) -> None:
     n_stages = min(n_stages, len(unit_s))
     found = bottleneck_s(unit_s, balanced_partition(unit_s, n_stages))
-    best = min(
-        bottleneck_s(unit_s, (0, *cuts)) for cuts in combinations(range(1, len(unit_s)), n_stages - 1)
-    )
+    best = min(bottleneck_s(unit_s, (0, *cuts)) for cuts in combinations(range(1, len(unit_s)), n_stages - 1))
     assert found == pytest.approx(best)
 
 

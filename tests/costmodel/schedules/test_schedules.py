@@ -9,7 +9,6 @@ from torch.distributed.pipelining import schedules as theirs
 from costmodel.errors import PlanError
 from costmodel.schedules import Order, Step, parse_csv, schedule
 
-
 KINDS = {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}
 
 

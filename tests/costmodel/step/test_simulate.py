@@ -57,7 +57,7 @@ def test_bubble_of_flushing_schedules(name: str, p: int, m: int) -> None:
 
 @pytest.mark.parametrize(("p", "v", "m"), [(2, 2, 4), (4, 2, 8), (4, 4, 16)])
 def test_bubble_of_interleaved(p: int, v: int, m: int) -> None:
-    """Idle over ideal time (p - 1) / (v m), so (p - 1) / (v m + p - 1) of the step (arXiv 2104.04473, 2.2)."""
+    """Idle over ideal time (p - 1) / (v m): (p - 1) / (v m + p - 1) of the step (2104.04473, 2.2)."""
     stages = [stage(i) for i in range(p * v)]
     result = simulate_step(stages, schedule="interleaved", num_microbatches=m, vpp=v)
     assert result.bubble_fraction == pytest.approx((p - 1) / (v * m + p - 1))
@@ -95,7 +95,9 @@ def test_gradient_accumulation_reduces_once() -> None:
 
 def test_zero3_gathers_for_forward_and_backward() -> None:
     """Three times a half all-reduce's volume: two gathers, one reduce-scatter (arXiv 1910.02054, 7.2.2)."""
-    result = simulate_step([stage(0, units=4, reduce_s=0.3, gather_s=0.2)], dp=2, zero_stage=3, overlap_dp=False)
+    result = simulate_step(
+        [stage(0, units=4, reduce_s=0.3, gather_s=0.2)], dp=2, zero_stage=3, overlap_dp=False
+    )
     assert result.breakdown_s["dp_comm"] == pytest.approx(4 * (0.2 + 0.2 + 0.3))
 
 
