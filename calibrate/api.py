@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "fit_profile"]
 
-_START_S = 8.0
+_START_S = 6.0
 """Set aside for starting the ranks and importing torch in them."""
-_FIT_FRACTION = 0.2
+_FIT_FRACTION = 0.15
 """Share of the budget set aside for fitting."""
 _LEAST_S = 1.0
 _GRACE_S = 90.0

@@ -164,7 +164,7 @@ def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
     flow = [
         s.dims["bytes"] / s.time_s for s in samples if s.kind == "memory" and s.variant in ("copy", "read")
     ]
-    probe = [2.0 * 512**3 / s.time_s for s in samples if s.kind == "probe" and s.variant == "gemm"]
+    probe = [s.dims["flop"] / s.time_s for s in samples if s.kind == "probe" and s.variant == "gemm"]
     to_host = [s.dims["bytes"] / s.time_s for s in samples if s.variant == "device_to_host"]
     large = [
         s.dims["bytes"] / s.time_s

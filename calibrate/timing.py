@@ -152,13 +152,16 @@ def _time_graph(case: Case, bench: Bench, *, slice_s: float) -> Timed:
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    grad = torch.no_grad()
-    with torch.cuda.stream(stream), grad:
+    with torch.cuda.stream(stream), torch.no_grad():
         call = case.prepare(bench)
-        for _ in range(3):
+        for _ in range(2):
             call()
         stream.synchronize()
-        calls = max(1, min(_GRAPH_CALLS, _ring_length(case) if case.saved_output else _GRAPH_CALLS))
+        start = time.perf_counter()
+        call()
+        stream.synchronize()
+        fitting = int(slice_s / (time.perf_counter() - start))
+        calls = max(1, min(_GRAPH_CALLS, fitting, _ring_length(case) if case.saved_output else _GRAPH_CALLS))
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
@@ -166,8 +169,7 @@ def _time_graph(case: Case, bench: Bench, *, slice_s: float) -> Timed:
         except RuntimeError:
             torch.cuda.synchronize()
             return _time_queued(call, slice_s=slice_s)
-        replay = graph.replay
-        timed = _time_events(replay, calls, slice_s=slice_s, timing="cuda_graph")
+        timed = _time_events(graph.replay, calls, slice_s=slice_s, timing="cuda_graph")
         del results, graph
     torch.cuda.current_stream().wait_stream(stream)
     return timed

@@ -24,8 +24,11 @@ __all__ = ["Settings", "main", "measure"]
 _DEFAULT_BUDGET_S = 60.0
 _SLICE_S = 0.012
 _LONGEST_CALL_FRACTION = 1e-3
-_PROBE_SIDE = 512
-_PROBE_ELEMENTS = 4 << 20
+_PROBE_SIDE = {"cpu": 512, "cuda": 4096}
+_PROBE_ELEMENTS = {"cpu": 4 << 20, "cuda": 64 << 20}
+_FEWER_POINTS = {"cpu": 1.0, "cuda": 0.5}
+"""A GPU has twice the dtypes, and a captured graph takes longer to make than a call to time."""
+_SHORTER_CALLS = {"cpu": 1.0, "cuda": 0.25}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +126,8 @@ def _bench(
         for visit in journal.visits:
             times.setdefault(visit.key, []).append(visit.time_s if visit.time_s > 0 else -1.0)
         rates = (
-            2.0 * _PROBE_SIDE**3 / known["gemm"].time_s,
-            8.0 * _PROBE_ELEMENTS / known["copy"].time_s,
+            known["gemm"].dims["flop"] / known["gemm"].time_s,
+            known["copy"].dims["bytes"] / known["copy"].time_s,
         )
         found = [_Known(*rates, times)]
     if ranks.world_size > 1:
@@ -137,8 +140,10 @@ def _bench(
         cache_bytes=machine.cache_bytes,
         flop_per_s=known_rates.flop_per_s,
         bytes_per_s=known_rates.bytes_per_s,
-        largest_s=_LONGEST_CALL_FRACTION * min(4 * _DEFAULT_BUDGET_S, max(10.0, settings.budget_s)),
-        n_points=min(2.0, max(0.25, share)) ** 0.7,
+        largest_s=_SHORTER_CALLS[ranks.device.type]
+        * _LONGEST_CALL_FRACTION
+        * min(4 * _DEFAULT_BUDGET_S, max(10.0, settings.budget_s)),
+        n_points=_FEWER_POINTS[ranks.device.type] * min(2.0, max(0.25, share)) ** 0.7,
         rank=ranks.rank,
         groups=ranks.groups,
     )
@@ -149,8 +154,9 @@ def _probe(ranks: Ranks) -> list[Visit]:
     """Rough rates of the device, by which cases are chosen; kept, so that a resumed run chooses the same."""
     import torch
 
-    a = torch.rand(_PROBE_SIDE, _PROBE_SIDE, device=ranks.device)
-    x = torch.rand(_PROBE_ELEMENTS, device=ranks.device)
+    side, elements = _PROBE_SIDE[ranks.device.type], _PROBE_ELEMENTS[ranks.device.type]
+    a = torch.rand(side, side, device=ranks.device)
+    x = torch.rand(elements, device=ranks.device)
     y = torch.empty_like(x)
     cuda = ranks.device.type == "cuda"
 
@@ -160,6 +166,7 @@ def _probe(ranks: Ranks) -> list[Visit]:
         return call
 
     calls = {"gemm": lambda: settled(torch.mm(a, a)), "copy": lambda: settled(y.copy_(x))}
+    sizes = {"gemm": {"flop": 2 * side**3}, "copy": {"bytes": 8 * elements}}
     visits = []
     for variant, call in calls.items():
         timed = time_call(call, slice_s=0.03)
@@ -168,7 +175,7 @@ def _probe(ranks: Ranks) -> list[Visit]:
                 kind="probe",
                 variant=variant,
                 dtype="fp32",
-                dims={},
+                dims=sizes[variant],
                 timing="eager_loop",
                 setting=TOGETHER,
                 time_s=timed.time_s,

@@ -102,7 +102,7 @@ class Bench:
         self.bytes_per_s = bytes_per_s
         self.largest_s = largest_s
         self.n_points = n_points
-        self.arena_bytes = 4 * cache_bytes if device.type != "cpu" else max(4 * cache_bytes, 128 << 20)
+        self.arena_bytes = max(4 * cache_bytes, _arena_bytes(device))
         self._arenas: dict[str, torch.Tensor] = {}
         self._cursor: dict[str, int] = {}
 
@@ -114,7 +114,12 @@ class Bench:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Dtypes to measure, the main one first."""
-        return ("fp32", "bf16", "fp16") if self.cuda else ("fp32",)
+        return ("fp32", "bf16") if self.cuda else ("fp32",)
+
+    @property
+    def minor_dtypes(self) -> tuple[str, ...]:
+        """Dtypes of which a few products are measured."""
+        return ("fp16",) if self.cuda else ("bf16",)
 
     @property
     def largest_tensor_bytes(self) -> int:
@@ -174,6 +179,16 @@ class Bench:
             self._arenas[dtype] = block.to(kind).repeat(math.ceil(n / block.numel()))[:n]
             self._cursor[dtype] = 0
         return self._arenas[dtype]
+
+
+def _arena_bytes(device: torch.device) -> int:
+    """Enough for the largest operands: 128 MiB on a CPU, up to 2 GiB of what is free on a GPU."""
+    if device.type == "cpu":
+        return 128 << 20
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(2 << 30, free // 16)
 
 
 class Rotation:

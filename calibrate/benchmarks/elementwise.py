@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
-from calibrate.benchmarks.memory_bound import Function, Maker, cases_of
+from calibrate.benchmarks.memory_bound import ANY_SIZES, Function, Maker, cases_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def elementwise_cases(bench: Bench) -> list[Case]:
             make=_unary(lambda x: aten.native_dropout(x, 0.1, True)),
         ),
     )
-    return cases_of(bench, "elementwise", functions, bench.points(12))
+    return cases_of(bench, "elementwise", functions, bench.points(13), ANY_SIZES)
 
 
 def _unary(function: Callable[[torch.Tensor], object]) -> Maker:
@@ -73,8 +73,10 @@ def _binary(function: Callable[[torch.Tensor, torch.Tensor], object]) -> Maker:
 
 def _heads_together(bench: Bench, dtype: str, rows: int, cols: int) -> Call:
     """[heads, rows, width] to contiguous [rows, heads, width], as after attention."""
-    width = next(w for w in (_HEAD, 16, 4, 1) if cols % w == 0)
-    x = bench.rotate((cols // width, rows, width), dtype, cold=False)
+    heads = cols // _HEAD
+    if heads < 2:
+        return _unary(lambda x: x.clone())(bench, dtype, rows, cols)
+    x = bench.rotate((heads, rows, cols // heads), dtype, cold=False)
     return lambda: x().transpose(0, 1).contiguous()
 
 

@@ -24,7 +24,12 @@ def gemm_cases(bench: Bench) -> list[Case]:
     nt and nn meet cold weights and warm activations, tn a cold saved activation and a warm gradient.
     """
     wanted = bench.points(27)
-    return [
+    few = [
+        _gemm("nt", dtype, m=size["m"], n=size["n"], k=size["k"])
+        for dtype in bench.minor_dtypes
+        for size in _sizes(bench, dtype, bench.points(12), _LAYERS, start=0)
+    ]
+    return few + [
         _gemm(layout, dtype, m=size["m"], n=size["n"], k=size["k"])
         for dtype in bench.dtypes
         for number, layout in enumerate(("nt", "nn", "tn"))

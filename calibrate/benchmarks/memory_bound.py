@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from calibrate.benchmarks.base import Bench, Call, Case
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["ITEM_BYTES", "Function", "Maker", "cases_of"]
+__all__ = ["ANY_SIZES", "ITEM_BYTES", "Function", "Maker", "cases_of"]
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SIZES = {"rows": (1, 16384), "cols": (16, 8192)}
+"""Tokens by features."""
+ANY_SIZES = {"rows": (1, 1 << 18), "cols": (2, 8192)}
+"""Also images and kernels, whose last dimension is short."""
 _APART = 1009
 """Functions of one benchmark begin this far apart in the sequence of sizes."""
 
