@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
-from itertools import repeat
-from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +13,7 @@ import numpy as np
 from calibrate.benchmarks.host import BLOCKS, PIECES
 from calibrate.environment import Machine
 from calibrate.journal import Sample
+from calibrate.parallel_fits import fit_groups
 from calibrate.runner import ALONE, TOGETHER
 from calibrate.samples import SampleTable
 from costmodel.hardware.kinds import COLLECTIVE_KINDS, OPERATOR_KINDS
@@ -31,8 +28,6 @@ __all__ = ["assemble_profile", "collective_samples", "operator_tables"]
 
 _SOURCE = "own measurement"
 _FEWEST_ROWS = 4
-_GROUPS_PER_PROCESS = 6
-"""A process costs about as much to start as this many fits save."""
 _OPS_PER_BLOCK = 7
 """Aten operators of a block of the training chain, both directions; see `benchmarks.host`."""
 _DIFFERENTIATED_PER_BLOCK = 2
@@ -127,7 +122,6 @@ def collective_samples(samples: Sequence[Sample], machine: Machine) -> list[Coll
 def _fit_operators(
     samples: Sequence[Sample], device: DeviceSpec, progress: Callable[[str], None] | None
 ) -> list[OperatorFit]:
-    from calibrate.fitting.operators import fit_operator
     from costmodel.hardware.forms.base import load_forms
 
     forms = load_forms()
@@ -140,17 +134,7 @@ def _fit_operators(
     ]
     if progress is not None:
         progress(f"fitting {len(groups)} groups of operators")
-    workers = min(len(os.sched_getaffinity(0)), len(groups) // _GROUPS_PER_PROCESS)
-    if workers < 2:
-        return [fit_operator(rows, device) for rows in groups]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        return list(pool.map(fit_operator, groups, repeat(device)))
-
-
-def _one_thread() -> None:
-    """Processes side by side: a thread each is all there is."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
+    return fit_groups(groups, device)
 
 
 def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:

@@ -83,14 +83,17 @@ def leave() -> None:
 def agree_over(group: ProcessGroup | None, n_ranks: int, *, device: torch.device) -> Agree:
     """An all-gather of a few numbers over the group; with one rank, its own numbers."""
     import torch
-    import torch.distributed as dist
+
+    from calibrate.benchmarks.collectives import current_name
+
+    gather = current_name("all_gather_single", "all_gather_into_tensor")
 
     def agree(values: Sequence[float]) -> list[list[float]]:
         if n_ranks == 1:
             return [list(values)]
         mine = torch.tensor(values, dtype=torch.float64, device=device)
         whole = torch.empty(n_ranks * len(values), dtype=torch.float64, device=device)
-        dist.all_gather_into_tensor(whole, mine, group=group)
+        gather(whole, mine, group=group)
         return whole.view(n_ranks, len(values)).tolist()  # type: ignore[no-any-return]
 
     return agree

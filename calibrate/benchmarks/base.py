@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-__all__ = ["BENCHMARKS", "Bench", "Benchmark", "Case", "Rotation", "load_benchmarks", "register_benchmark"]
+__all__ = [
+    "BENCHMARKS",
+    "Bench",
+    "Benchmark",
+    "Call",
+    "Case",
+    "Rotation",
+    "load_benchmarks",
+    "register_benchmark",
+]
 
 Call = Callable[[], object]
 

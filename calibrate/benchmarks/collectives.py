@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 
-__all__ = ["SIZES_BYTES", "collective_cases"]
+__all__ = ["SIZES_BYTES", "collective_cases", "current_name"]
 
 SIZES_BYTES = tuple(1 << power for power in range(10, 27, 2))
 """1 kiB to 64 MiB."""
@@ -43,6 +43,14 @@ def collective_cases(bench: Bench) -> list[Case]:
     ]
 
 
+def current_name(new: str, old: str) -> Callable[..., object]:
+    """A function of torch.distributed by its new name where torch has it: the old one warns at each call."""
+    import torch.distributed as dist
+
+    found: Callable[..., object] = getattr(dist, new, None) or getattr(dist, old)
+    return found
+
+
 def _preparation(make: _Maker, n_ranks: int, size_bytes: int) -> Callable[[Bench], Call]:
     return lambda bench: make(bench, n_ranks, max(n_ranks, size_bytes // 4 // n_ranks * n_ranks))
 
@@ -56,19 +64,15 @@ def _all_reduce(bench: Bench, n_ranks: int, elements: int) -> Call:
 
 
 def _all_gather(bench: Bench, n_ranks: int, elements: int) -> Call:
-    import torch.distributed as dist
-
     part, whole = bench.rotate((elements // n_ranks,), "zeros"), bench.rotate((elements,), "zeros")
-    group = bench.groups[n_ranks]
-    return lambda: dist.all_gather_into_tensor(whole(), part(), group=group)
+    gather, group = current_name("all_gather_single", "all_gather_into_tensor"), bench.groups[n_ranks]
+    return lambda: gather(whole(), part(), group=group)
 
 
 def _reduce_scatter(bench: Bench, n_ranks: int, elements: int) -> Call:
-    import torch.distributed as dist
-
     part, whole = bench.rotate((elements // n_ranks,), "zeros"), bench.rotate((elements,), "zeros")
-    group = bench.groups[n_ranks]
-    return lambda: dist.reduce_scatter_tensor(part(), whole(), group=group)
+    scatter, group = current_name("reduce_scatter_single", "reduce_scatter_tensor"), bench.groups[n_ranks]
+    return lambda: scatter(part(), whole(), group=group)
 
 
 def _all_to_all(bench: Bench, n_ranks: int, elements: int) -> Call:
