@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.benchmarks.host import BLOCKS, PIECES
+from calibrate.benchmarks.host import BLOCKS, PIECES, UPDATED
 from calibrate.environment import Machine
 from calibrate.journal import Sample
 from calibrate.parallel_fits import fit_groups
@@ -211,6 +211,11 @@ def _host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
         "dtensor_dispatch_s": (
             (time_s("dtensor_chain") - time_s("training_chain")) / (BLOCKS * _OPS_PER_BLOCK),
             "dtensor_chain",
+        ),
+        # the optimizer's operators on DTensors, per parameter tensor
+        "dtensor_update_s": (
+            (time_s("dtensor_update") - time_s("plain_update")) / UPDATED,
+            "dtensor_update",
         ),
         # wrappers: what one more piece adds, less its computation and its smallest transfers
         "ddp_bucket_s": (

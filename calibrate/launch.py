@@ -14,12 +14,12 @@ from pathlib import Path
 
 from costmodel.errors import MeasurementError, WorkerError
 
-__all__ = ["run_ranks"]
+__all__ = ["MALLOC_SETTINGS", "run_ranks"]
 
 _POLL_S = 0.1
 _GRACE_S = 3.0
 _LOG_LINES = 25
-_MALLOC = {
+MALLOC_SETTINGS = {
     # What the allocator of a long-running step settles at: memory once touched is kept, and only blocks
     # above glibc's highest threshold are mapped anew at each allocation.
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -73,7 +73,7 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     environment = dict(os.environ)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    for name, value in {**_MALLOC, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():
+    for name, value in {**MALLOC_SETTINGS, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():
         environment.setdefault(name, value)
     here = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH", "")]))

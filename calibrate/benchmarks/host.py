@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["BLOCKS", "PIECES", "host_cases"]
+__all__ = ["BLOCKS", "PIECES", "UPDATED", "host_cases"]
 
 BLOCKS = 8
 """Blocks of the training chain; a block is linear, GELU, add."""
 PIECES = (2, 6)
 """Small and large number of buckets, FSDP units and micro-batches that are compared."""
+UPDATED = 16
+"""Tensors of the optimizer cases."""
 _WIDTH = 8
 
 
@@ -40,6 +42,8 @@ def host_cases(bench: Bench) -> list[Case]:
     world = max(bench.groups, default=1)
     if world > 1:
         cases.append(_case("dtensor_chain", _dtensor_chain, n_ranks=world))
+        cases.append(_case("plain_update", lambda b: _update(b, sharded=False), n_ranks=world))
+        cases.append(_case("dtensor_update", lambda b: _update(b, sharded=True), n_ranks=world))
         for n in PIECES:
             cases.append(_case(f"ddp_{n}", _with_pieces(_ddp_step, n), n_ranks=world))
             cases.append(_case(f"fsdp_{n}", _with_pieces(_fsdp_step, n), n_ranks=world))
@@ -178,6 +182,21 @@ def _dtensor_chain(bench: Bench) -> Call:
     model = distribute_module(_chain(bench), mesh)
     x = DTensor.from_local(_input(bench), mesh, [Replicate()], run_check=False).requires_grad_()
     return _train(model, x)
+
+
+def _update(bench: Bench, *, sharded: bool) -> Call:
+    """AdamW over UPDATED small tensors, plain or sharded DTensors."""
+    import torch
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    tensors = [bench.take((_WIDTH, _WIDTH)).clone() for _ in range(UPDATED)]
+    if sharded:
+        mesh = _mesh(bench, max(bench.groups))
+        tensors = [distribute_tensor(t, mesh, [Shard(0)]) for t in tensors]
+    parameters = [torch.nn.Parameter(t) for t in tensors]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    return torch.optim.AdamW(parameters).step
 
 
 def _ddp_step(bench: Bench, n: int) -> Call:

@@ -36,7 +36,7 @@ from costmodel.hardware.schema import (
 __all__ = ["CrossValidation", "cross_validate", "fit_operator", "fit_operators"]
 
 FOLDS = 5
-MIN_SHAPES_FOR_CORRECTION = 24
+MIN_SHAPES_FOR_CORRECTION = 8
 _SHAPES_PER_CENTRE = 2.5
 _MOST_CENTRES = 420
 _MOST_FRAMEWORK_CENTRES = 180
@@ -96,8 +96,16 @@ def fit_operator(table: SampleTable, device: DeviceSpec, *, folds: int = FOLDS, 
     features = form.features(device, table.dims, group.dtype, group.variant)
     core = _fit_core(form, device, table, features, seed=seed)
     check = cross_validate(table, device, folds=folds, seed=seed, start=core)
-    error = -check.log_error
     far = band(check.physical_log_error)
+    if core.shared is not None and _hurts(check):
+        core = _Core(theta=core.theta, shared=None, limit=core.limit, frameworks={})
+        check = replace(
+            check,
+            median_s=table.time_s * np.exp(check.physical_log_error),
+            log_sigma=np.full(len(table), far),
+            log_error=check.physical_log_error,
+        )
+    error = -check.log_error
     correction = None
     adjustments: list[Adjustment] = []
     if core.shared is not None:
@@ -126,6 +134,11 @@ def fit_operator(table: SampleTable, device: DeviceSpec, *, folds: int = FOLDS, 
         n_samples=len(table),
         source=", ".join(sorted({str(s) for s in table.source if s})),
     )
+
+
+def _hurts(check: CrossValidation) -> bool:
+    """Whether held-out shapes are predicted worse with the correction than without."""
+    return bool(np.mean(np.abs(check.log_error)) > np.mean(np.abs(check.physical_log_error)))
 
 
 def cross_validate(

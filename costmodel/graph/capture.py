@@ -54,6 +54,9 @@ class Capture(TorchDispatchMode):
         self._nodes: dict[int, fx.Node] = {}
         self._by_sequence: dict[int, fx.Node] = {}
         self._last_sequence = -1
+        self._new_gradients: set[int] = set()
+        self.stolen: dict[int, int] = {}
+        """Storage of a parameter's gradient -> storage of the tensor that autograd would have taken."""
         self._last_backward_module = ""
 
     def placeholder(self, name: str, value: torch.Tensor, role: str) -> None:
@@ -84,6 +87,10 @@ class Capture(TorchDispatchMode):
             self.keep.append(out)
 
     def _record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+        grad_node = torch._C._current_autograd_node()
+        if grad_node is not None and self._steals(grad_node, func, args, out):
+            return
+
         def as_node(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 return self._nodes.get(id(value)) or self._constant(value)
@@ -95,7 +102,6 @@ class Capture(TorchDispatchMode):
             pytree.tree_map(as_node, tuple(args)),
             pytree.tree_map(as_node, dict(kwargs)),
         )
-        grad_node = torch._C._current_autograd_node()
         forward: fx.Node | None = None
         if grad_node is None:
             sequence = torch.autograd._get_sequence_nr() - 1
@@ -118,6 +124,23 @@ class Capture(TorchDispatchMode):
                 item = self.graph.create_node("call_function", _item, (node, position))
                 item.meta.update(val=tensor, module=module, backward=grad_node is not None, item_of=node)
                 self._nodes[id(tensor)] = item
+
+    def _steals(self, grad_node: Any, func: Any, args: Sequence[Any], out: Any) -> bool:
+        """Whether this is the copy of a new gradient that autograd makes of fake tensors only: it takes a
+        real one as it is (torch/csrc/autograd/functions/accumulate_grad.h, "stealable")."""
+        if not grad_node.name().endswith("AccumulateGrad"):
+            return False
+        packet = str(func.overloadpacket)
+        if packet == "aten.copy_" and storage_key(args[0]) in self._new_gradients:
+            self.stolen[storage_key(args[0])] = storage_key(args[1])
+            self._nodes[id(args[0])] = self._nodes[id(args[1])]
+            self.keep.append((args, out))
+            return True
+        if packet == "aten.new_empty_strided":
+            self._new_gradients.add(storage_key(out))
+            self.keep.append(out)
+            return True
+        return False
 
     def _flop(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
         """FLOP by torch's registry; with `fused_attention`, CPU attention counts as a GPU's does."""

@@ -54,7 +54,8 @@ class Reader:
         self._index: dict[fx.Node, int] = {}
         self._base: dict[int, int] = {}
         self._operator_of: dict[fx.Node, int] = {}
-        self._gradients = {storage_key(g) for g in gradients}
+        keys = (storage_key(g) for g in gradients)
+        self._gradients = {capture.stolen.get(key, key) for key in keys}
         for node in capture.graph.nodes:
             if node.op == "placeholder":
                 self._tensor(node, node.meta["val"])

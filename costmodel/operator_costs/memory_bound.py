@@ -7,7 +7,7 @@ from math import prod
 
 from costmodel.operator_costs.registry import Call, Piece, TensorMeta, register_cost
 
-__all__ = ["batch_norm", "elementwise", "layer_norm"]
+__all__ = ["batch_norm", "elementwise", "gather", "group_norm", "layer_norm", "scatter"]
 
 
 def _rows_cols(t: TensorMeta) -> tuple[int, int]:
@@ -38,12 +38,12 @@ def elementwise(variant: str) -> Callable[[Call], list[Piece]]:
 
 _ELEMENTWISE = {
     "add": ("add", "add_", "sub", "sub_", "rsub"),
-    "mul": ("mul", "mul_"),
+    "mul": ("mul", "mul_", "tanh_backward", "sigmoid_backward"),
     "div": ("div", "div_"),
     "pow": ("pow", "pow_", "sqrt", "rsqrt", "exp", "log", "reciprocal"),
     "relu": ("relu", "relu_", "threshold_backward", "clamp", "clamp_min", "maximum", "minimum", "leaky_relu"),
     "gelu": ("gelu", "gelu_backward"),
-    "tanh": ("tanh", "tanh_", "tanh_backward", "sigmoid", "sigmoid_backward", "erf", "cos", "sin"),
+    "tanh": ("tanh", "tanh_", "sigmoid", "erf", "cos", "sin"),
     "silu_and_mul": ("silu", "silu_", "silu_backward", "glu", "glu_backward", "mish", "mish_backward"),
     "copy": (
         "clone",

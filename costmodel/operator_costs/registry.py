@@ -18,7 +18,7 @@ from typing import Any
 
 from costmodel.registry import Registry
 
-__all__ = ["OPERATOR_COSTS", "Call", "Piece", "TensorMeta", "register_cost"]
+__all__ = ["OPERATOR_COSTS", "Call", "CostRule", "Piece", "TensorMeta", "register_cost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from costmodel.predict.optimizer_costs import optimizer_s, state_bytes_per_param
 from costmodel.predict.partition import balanced_partition
 from costmodel.predict.prediction import HardwareUsed, Prediction, StageMemory
 from costmodel.predict.pricing import host_cost_s
+from costmodel.predict.segment_costs import dtensor_modules
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, expand, unit_costs
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
@@ -113,7 +114,10 @@ def _stage(
     elements = [n for unit in units for n in unit.elements]
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
     update_s, _ = optimizer_s(
-        [max(1, math.ceil(n / shard)) for n in elements], forecaster.optimizer, forecaster.profile
+        [max(1, math.ceil(n / shard)) for n in elements],
+        forecaster.optimizer,
+        forecaster.profile,
+        n_dtensors=_n_dtensors(plan, units),
     )
     state = _state(forecaster, plan, units)
     return StageCosts(
@@ -123,6 +127,18 @@ def _stage(
         send_s=send_s,
         optimizer_s=update_s,
         state_bytes=state,
+    )
+
+
+def _n_dtensors(plan: Plan, units: list[Unit]) -> int:
+    """Parameters that are DTensors in a real run: all under FSDP, else those of split layers."""
+    if plan.zero_stage == 3 and plan.dp > 1:
+        return sum(len(unit.elements) for unit in units)
+    split = {unit.segment: dtensor_modules(unit.shard) for unit in units}
+    return sum(
+        p.is_sharded and p.name.rpartition(".")[0] in split[unit.segment]
+        for unit in units
+        for p in unit.shard.parameters
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from costmodel.errors import UsageError
 from costmodel.hardware.pricing import operator_times
+from costmodel.predict.pricing import host_cost_s
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -53,8 +54,13 @@ def state_bytes_per_parameter(name: str, framework: FrameworkProfile) -> float:
     return max(0.0, framework.optimizer_state_bytes - 4.0 * moments_missing)
 
 
-def optimizer_s(elements: Sequence[int], name: str, profile: HardwareProfile) -> tuple[float, float]:
-    """Seconds of one update of tensors with these element counts, and its spread of ln(time)."""
+def optimizer_s(
+    elements: Sequence[int], name: str, profile: HardwareProfile, *, n_dtensors: int = 0
+) -> tuple[float, float]:
+    """Seconds of one update of tensors with these element counts, and its spread of ln(time).
+
+    `n_dtensors` of them are DTensors, which dispatch each of the update's operators once more.
+    """
     if not elements:
         return 0.0, 0.0
     traffic = optimizer_variant(name)
@@ -70,4 +76,5 @@ def optimizer_s(elements: Sequence[int], name: str, profile: HardwareProfile) ->
             "bytes": np.array([4.0 * total * (traffic.read + traffic.written)]),
         },
     )
-    return float(estimate.median_s[0]), float(estimate.log_sigma[0])
+    dispatch_s = n_dtensors * host_cost_s(profile, "dtensor_update_s")
+    return float(estimate.median_s[0]) + dispatch_s, float(estimate.log_sigma[0])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.sharding import CollectiveCall, ShardedSegment
 
-__all__ = ["PARTS", "CollectivePricer", "SegmentCosts", "price_segment"]
+__all__ = ["PARTS", "CollectivePricer", "SegmentCosts", "dtensor_modules", "price_segment"]
 
 PARTS = ("forward", "backward_input", "backward_weight", "recompute")
 """The pieces of work a schedule can place."""
@@ -77,10 +77,10 @@ def price_segment(
     error: dict[tuple[str, str], float] = {}
     again = recomputed_operators(segment.local, recompute)
     dtensor_s = host_cost_s(profile, "dtensor_dispatch_s")
-    dispatched = {p.tensor for p in segment.parameters if p.is_sharded}
+    dispatched = dtensor_modules(segment)
     for position, op in enumerate(operators):
         part = _part(op, gradients)
-        extra_s = dtensor_s if dispatched.intersection(op.inputs) else 0.0
+        extra_s = dtensor_s if op.module in dispatched else 0.0
         for name in (part, "recompute") if op.index in again else (part,):
             seconds = float(priced.device_s[position])
             device[name][op.kind] = device[name].get(op.kind, 0.0) + seconds
@@ -95,6 +95,14 @@ def price_segment(
         error_s=error,
         asynchronous=profile.device.kind != "cpu",
     )
+
+
+def dtensor_modules(segment: ShardedSegment) -> frozenset[str]:
+    """Modules whose operators DTensor dispatches: those with a split weight, convolutions aside (they and
+    the normalisation of their channels run on plain local tensors)."""
+    split = {p.name.rpartition(".")[0] for p in segment.parameters if p.is_sharded}
+    plain = {op.module for op in segment.local.operators if op.kind in ("conv", "norm")}
+    return frozenset(split - plain)
 
 
 def _part(op: Operator, gradients: set[int]) -> str:

@@ -90,7 +90,9 @@ def unit_costs(
 ) -> list[UnitCosts]:
     """Price the units of one stage under the plan's data-parallel strategy."""
     reduce_s, gather_s, copies_s = _data_parallel(forecaster, plan, units)
-    fsdp_s = host_cost_s(forecaster.profile, "fsdp_unit_s") if plan.zero_stage == 3 and plan.dp > 1 else 0.0
+    sharded = plan.zero_stage == 3 and plan.dp > 1
+    # measured over forward and backward together; each takes half
+    fsdp_s = 0.5 * host_cost_s(forecaster.profile, "fsdp_unit_s") if sharded else 0.0
     result = []
     for i, unit in enumerate(units):
         parts = {

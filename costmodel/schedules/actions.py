@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from costmodel.errors import PlanError
 from costmodel.registry import Registry
 
-__all__ = ["SCHEDULES", "Order", "Step", "parse_csv", "register_schedule", "schedule", "stage_rank"]
+__all__ = [
+    "SCHEDULES",
+    "Builder",
+    "Order",
+    "Step",
+    "parse_csv",
+    "register_schedule",
+    "schedule",
+    "stage_rank",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)

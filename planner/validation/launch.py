@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from calibrate.launch import MALLOC_SETTINGS
 from costmodel.errors import WorkerError
 from planner.validation.files import write_text_atomic
 from planner.validation.run_spec import Job
@@ -47,7 +48,8 @@ def run_job(job: Job, *, progress: Callable[[str], None] | None = None) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
     environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(job.threads)
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for name, value in {**MALLOC_SETTINGS, "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():
+        environment.setdefault(name, value)
     paths = [os.getcwd(), str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with (folder / "torchrun.log").open("wb") as log:

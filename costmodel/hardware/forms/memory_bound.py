@@ -57,17 +57,17 @@ class MemoryBoundForm(Form):
         return np.asarray(total, dtype=np.float64)
 
     def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
-        """ln of bytes, rows and cols, and whether cols fill whole vectors."""
+        """ln of bytes, rows, cols and bytes per element, and whether cols fill whole vectors."""
         rows, cols = np.maximum(dims["rows"], 1.0), np.maximum(dims["cols"], 1.0)
-        return np.stack(
-            [
-                np.log(np.maximum(dims["bytes"], 1.0)),
-                0.5 * np.log(rows),
-                0.5 * np.log(cols),
-                np.where(cols % 4 == 0, 0.0, 0.5),
-            ],
-            axis=1,
-        )
+        columns = [
+            np.log(np.maximum(dims["bytes"], 1.0)),
+            0.5 * np.log(rows),
+            0.5 * np.log(cols),
+            np.where(cols % 4 == 0, 0.0, 0.5),
+        ]
+        if device.kind == "cpu":  # calls of one variant differ in operands (a broadcast one moves little)
+            columns.append(4.0 * np.log(np.maximum(dims["bytes"], 1.0) / (rows * cols)))
+        return np.stack(columns, axis=1)
 
     def flop(self, dims: Dims, variant: str) -> FloatArray:
         """None counted: the arithmetic hides behind the traffic."""

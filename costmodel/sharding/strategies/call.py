@@ -9,7 +9,16 @@ from costmodel.graph.model_graph import Operator
 from costmodel.registry import Registry
 from costmodel.sharding.placements import REPLICATED, Layout, Shard, is_even
 
-__all__ = ["SHARDING_RULES", "Call", "InnerCollective", "Rule", "Strategy", "replicated", "rule_name"]
+__all__ = [
+    "SHARDING_RULES",
+    "Call",
+    "InnerCollective",
+    "Rule",
+    "Strategy",
+    "replicated",
+    "rule_name",
+    "shard_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
