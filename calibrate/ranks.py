@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-__all__ = ["Ranks", "agree_over", "join", "joined_by_launcher", "leave"]
+__all__ = ["Ranks", "agree_over", "join", "joined_by_launcher", "leave", "pin_rank"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,8 @@ def join(*, backend: str | None, timeout_s: float) -> Ranks:
     if cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    else:
+        pin_rank(threads=int(os.environ.get("OMP_NUM_THREADS", "1")))
     limit = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=limit)
@@ -70,6 +73,23 @@ def join(*, backend: str | None, timeout_s: float) -> Ranks:
         groups=groups,
         agree=agree_over(control, world_size, device=torch.device("cpu")),
     )
+
+
+def pin_rank(*, threads: int) -> bool:
+    """Give this CPU rank `threads` cores of its own, where there are enough for all local ranks.
+
+    The backend's threads, started later, inherit them: communication takes its time from the rank's own
+    cores, in calibration as in real runs. Returns whether it was done.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    if n_local * threads > len(cores):
+        return False
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, set(cores[local * threads : (local + 1) * threads]))
+        return True
+    return False
 
 
 def leave() -> None:

@@ -61,6 +61,8 @@ class UnitCosts:
     """Gradient of the weights (W); runs right after I except in zero-bubble schedules."""
     parameter_bytes: int
     """Parameters of the unit on this rank after tensor/expert sharding, before data-parallel sharding."""
+    accumulate_s: float = 0.0
+    """Adding a further micro-batch's gradients to those already there (not for the first one)."""
     gather_s: float = 0.0
     """All-gather of the unit's parameters over the shard group (ZeRO-3), once per use."""
     reduce_s: float = 0.0

@@ -164,6 +164,9 @@ def _simulate(forecaster: Forecaster, plan: Plan, stages: list[StageCosts]) -> S
         dp=plan.dp * plan.cp,
         overlap_dp=forecaster.framework.overlap_dp,
         p2p_overlap=forecaster.framework.overlap_p2p,
+        # a CPU issues each collective itself: FSDP2 waits for a forward gather and for each reduction
+        prefetch_forward=0 if forecaster.profile.device.kind == "cpu" else 1,
+        overlap_reduce=forecaster.profile.device.kind != "cpu" or plan.zero_stage != 3,
         compute_slowdown=overlap.compute_slowdown,
         action_s=host_cost_s(forecaster.profile, "pipeline_action_s") if plan.pp > 1 else 0.0,
     )

@@ -108,6 +108,7 @@ def unit_costs(
                 backward_input=parts["recompute"] + parts["backward_input"] + extra,
                 backward_weight=parts["backward_weight"] + dp_work,
                 parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
+                accumulate_s=_accumulate_s(forecaster, plan, unit),
                 gather_s=gather_s[i],
                 reduce_s=reduce_s[i],
                 saved_bytes=saved_bytes(unit.shard.local, plan.recompute),
@@ -115,6 +116,16 @@ def unit_costs(
             )
         )
     return result
+
+
+def _accumulate_s(forecaster: Forecaster, plan: Plan, unit: Unit) -> float:
+    """Time of adding one micro-batch's gradients to the accumulated ones: two reads and a write of each."""
+    elements = sum(unit.elements)
+    if plan.num_microbatches == 1 or not elements:
+        return 0.0
+    size = forecaster.framework.gradient_bytes * elements
+    dims = {"rows": np.array([1.0]), "cols": np.array([float(elements)]), "bytes": np.array([3.0 * size])}
+    return float(operator_times(forecaster.profile, "elementwise", "add", "fp32", dims).median_s[0])
 
 
 def _data_parallel(

@@ -147,27 +147,28 @@ def _issue(builder: _Builder, rank: int, step: Step, last: Mapping[int, Step]) -
     if reduces or gathers:
         final = _by_unit(builder, rank, step, stage.units, after, gathers=gathers, reduces=reduces)
     else:
-        cost = _total(stage.units, step.kind)
+        cost = _total(stage.units, step)
         if options.action_s:
             cost = cost + CostParts(parts_s={"host": options.action_s})
         final = builder.compute(rank, str(step), step.kind, cost, after)
     builder.done[step] = final
 
 
-def _cost(unit: UnitCosts, kind: str) -> CostParts:
-    if kind == "F":
+def _cost(unit: UnitCosts, step: Step) -> CostParts:
+    if step.kind == "F":
         return unit.forward
-    if kind == "I":
+    if step.kind == "I":
         return unit.backward_input
-    if kind == "W":
-        return unit.backward_weight
-    return unit.backward_input + unit.backward_weight
+    weight = unit.backward_weight
+    if step.micro_batch and unit.accumulate_s:
+        weight = weight + CostParts(parts_s={"compute": unit.accumulate_s})
+    return weight if step.kind == "W" else unit.backward_input + weight
 
 
-def _total(units: Sequence[UnitCosts], kind: str) -> CostParts:
+def _total(units: Sequence[UnitCosts], step: Step) -> CostParts:
     parts: dict[str, float] = {}
     for unit in units:
-        for key, seconds in _cost(unit, kind).parts_s.items():
+        for key, seconds in _cost(unit, step).parts_s.items():
             parts[key] = parts.get(key, 0.0) + seconds
     return CostParts(parts_s=parts)
 
@@ -196,7 +197,7 @@ def _by_unit(
             gate = position - 1 - ahead
             first = [history[gate]] if gate >= 0 else _start_of(builder, rank, after)
             wait.append(builder.data(rank, f"nccl:all_gather {unit.name}", "gather", unit.gather_s, first))
-        cost = _cost(unit, step.kind)
+        cost = _cost(unit, step)
         if position == 0 and options.action_s:
             cost = cost + CostParts(parts_s={"host": options.action_s})
         final = builder.compute(rank, f"{step} {unit.name}", step.kind, cost, wait)

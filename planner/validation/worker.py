@@ -5,7 +5,6 @@ Ranks that a plan does not need wait while it runs. Results are written by rank 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibrate.ranks import pin_rank
 from planner.validation.launch import FAILED
 from planner.validation.run_spec import Job, RankResult, RunResult, RunSpec
 
@@ -337,12 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     job = Job.load(path)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if job.pin and job.device == "cpu":
-        cores = sorted(os.sched_getaffinity(0))
-        local = int(os.environ["LOCAL_RANK"])
-        if job.world_size * job.threads <= len(cores):
-            first = local * job.threads
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, set(cores[first : first + job.threads]))
+        pin_rank(threads=job.threads)
     worker = _Worker(job)
     worker.run()
     worker.close()
