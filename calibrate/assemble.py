@@ -212,6 +212,16 @@ def _host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
             (time_s("dtensor_chain") - time_s("training_chain")) / (BLOCKS * _OPS_PER_BLOCK),
             "dtensor_chain",
         ),
+        # one layer split by torch's styles, forward and backward, less the layer and its all-reduce
+        "dtensor_module_s": (
+            (
+                (time_s(f"tp_{many}") - time_s(f"tp_{few}"))
+                - (time_s(f"layers_{many}") - time_s(f"layers_{few}"))
+            )
+            / (2 * extra)
+            - transfer_s("all_reduce"),
+            f"tp_{many}",
+        ),
         # the optimizer's operators on DTensors, per parameter tensor
         "dtensor_update_s": (
             (time_s("dtensor_update") - time_s("plain_update")) / UPDATED,

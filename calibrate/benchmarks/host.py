@@ -45,6 +45,8 @@ def host_cases(bench: Bench) -> list[Case]:
         cases.append(_case("plain_update", lambda b: _update(b, sharded=False), n_ranks=world))
         cases.append(_case("dtensor_update", lambda b: _update(b, sharded=True), n_ranks=world))
         for n in PIECES:
+            cases.append(_case(f"layers_{n}", _with_pieces(_layers, n), n_ranks=world))
+            cases.append(_case(f"tp_{n}", _with_pieces(_tensor_parallel, n), n_ranks=world))
             cases.append(_case(f"ddp_{n}", _with_pieces(_ddp_step, n), n_ranks=world))
             cases.append(_case(f"fsdp_{n}", _with_pieces(_fsdp_step, n), n_ranks=world))
             cases.append(_case(f"pipeline_{n}", _with_pieces(_pipeline_step, n), n_ranks=world))
@@ -182,6 +184,30 @@ def _dtensor_chain(bench: Bench) -> Call:
     model = distribute_module(_chain(bench), mesh)
     x = DTensor.from_local(_input(bench), mesh, [Replicate()], run_check=False).requires_grad_()
     return _train(model, x)
+
+
+def _pairs(bench: Bench, n: int) -> nn.Sequential:
+    """`n` pairs of linear layers."""
+    from torch import nn
+
+    def layer() -> nn.Linear:
+        return nn.Linear(_WIDTH, _WIDTH, device=bench.device)
+
+    return nn.Sequential(*(nn.Sequential(layer(), layer()) for _ in range(n)))
+
+
+def _layers(bench: Bench, n: int) -> Call:
+    return _train(_pairs(bench, n), _input(bench).requires_grad_())
+
+
+def _tensor_parallel(bench: Bench, n: int) -> Call:
+    """The pairs split by torch's layer styles: columns, then rows."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    model, mesh = _pairs(bench, n), _mesh(bench, max(bench.groups))
+    for pair in model:
+        parallelize_module(pair, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    return _train(model, _input(bench).requires_grad_())
 
 
 def _update(bench: Bench, *, sharded: bool) -> Call:

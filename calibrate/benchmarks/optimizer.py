@@ -11,6 +11,9 @@ _MOVED_TENSORS = {"sgd": 3, "adam": 7}
 """fp32 tensors of a parameter's size read and written: Adam reads parameter, gradient and both moments
 and writes all but the gradient; SGD reads two and writes one."""
 
+_WHOLE_MODELS = ({"rows": 48, "cols": 1 << 16}, {"rows": 12, "cols": 1 << 19})
+"""A step updates all parameters, far more than any cache holds: the end of the range must be measured."""
+
 
 @register_benchmark("optimizer")
 def optimizer_cases(bench: Bench) -> list[Case]:
@@ -24,7 +27,7 @@ def optimizer_cases(bench: Bench) -> list[Case]:
             if 4 * s["rows"] * s["cols"] <= bench.arena_bytes // 8
             and bench.fits(moved_bytes=4.0 * moved * s["rows"] * s["cols"])
         ]
-        for size in fitting[: bench.points(12)]:
+        for size in (*fitting[: bench.points(10)], *_WHOLE_MODELS):
             cases.append(_case(variant, size["rows"], size["cols"], moved))
     return cases
 

@@ -42,6 +42,7 @@ HOST_KEYS = (
     "autograd_s",
     "kernel_launch_s",
     "dtensor_dispatch_s",
+    "dtensor_module_s",
     "dtensor_update_s",
     "ddp_bucket_s",
     "fsdp_unit_s",

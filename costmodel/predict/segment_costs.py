@@ -76,17 +76,19 @@ def price_segment(
     host = dict.fromkeys(PARTS, 0.0)
     error: dict[tuple[str, str], float] = {}
     again = recomputed_operators(segment.local, recompute)
-    dtensor_s = host_cost_s(profile, "dtensor_dispatch_s")
+    module_s = host_cost_s(profile, "dtensor_module_s")
     dispatched = dtensor_modules(segment)
     for position, op in enumerate(operators):
         part = _part(op, gradients)
-        extra_s = dtensor_s if op.module in dispatched else 0.0
         for name in (part, "recompute") if op.index in again else (part,):
             seconds = float(priced.device_s[position])
             device[name][op.kind] = device[name].get(op.kind, 0.0) + seconds
-            host[name] += float(priced.host_s[position]) + extra_s
+            host[name] += float(priced.host_s[position])
             key = (f"fit {priced.fit[position]}", name)
             error[key] = error.get(key, 0.0) + seconds * float(priced.log_sigma[position])
+    # measured over forward and backward together; each takes half
+    for part in ("forward", "backward_input"):
+        host[part] += 0.5 * module_s * len(dispatched)
     comm = _comm_times(segment.collectives, collective, recompute == "full" and bool(again), error)
     return SegmentCosts(
         device_s=device,
