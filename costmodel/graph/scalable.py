@@ -20,10 +20,11 @@ _POINTS = (2, 4)
 class ScalableGraph:
     """A model's graph at any micro-batch size. Sizes v(B) = v2 + (v4 - v2) (B - 2) / 2, exact integers."""
 
-    def __init__(self, source: ModelSource, *, training: bool, attention: str) -> None:
+    def __init__(self, source: ModelSource, *, training: bool, attention: str, dtype: str) -> None:
         self._source = source
         self._training = training
         self._attention = attention
+        self._dtype = dtype
         self._graphs: dict[int, ModelGraph] = {}
 
     def at(self, *, micro_batch_size: int) -> ModelGraph:
@@ -35,7 +36,10 @@ class ScalableGraph:
     def _traced(self, size: int) -> ModelGraph:
         if size not in self._graphs:
             self._graphs[size] = trace(
-                self._source.with_batch(size), training=self._training, attention=self._attention
+                self._source.with_batch(size),
+                training=self._training,
+                attention=self._attention,
+                dtype=self._dtype,
             )
         return self._graphs[size]
 
@@ -49,9 +53,11 @@ class ScalableGraph:
             return self._traced(size)
 
 
-def scalable_graph(source: ModelSource, *, training: bool = True, attention: str = "as_run") -> ScalableGraph:
+def scalable_graph(
+    source: ModelSource, *, training: bool = True, attention: str = "as_run", dtype: str = "fp32"
+) -> ScalableGraph:
     """A rescalable graph of a model; nothing is traced before the first `at`."""
-    return ScalableGraph(source, training=training, attention=attention)
+    return ScalableGraph(source, training=training, attention=attention, dtype=dtype)
 
 
 def _line(low: Any, high: Any, size: int) -> Any:

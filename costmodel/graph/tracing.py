@@ -76,15 +76,20 @@ def _attention(how: str) -> Iterator[None]:
 
 
 def trace(
-    source: ModelSource, *, training: bool = True, attention: str = "as_run", reduce: bool = True
+    source: ModelSource,
+    *,
+    training: bool = True,
+    attention: str = "as_run",
+    reduce: bool = True,
+    dtype: str = "fp32",
 ) -> ModelGraph:
-    """Trace a resolved model without its weights.
+    """Trace a resolved model without its weights; `dtype`: of its parameters and floating-point inputs.
 
     `reduce=False` traces every instance of repeated blocks (the check of the reduction).
     Raises TraceError with the operator or line that stops it, ModelArgumentError from building.
     """
     start = time.perf_counter()
-    with _fake_mode():
+    with _fake_mode(), _default_dtype(dtype):
         built = source.build(device="cpu")
         return trace_module(
             built.module,
@@ -98,6 +103,19 @@ def trace(
             reduce=reduce,
             started_s=start,
         )
+
+
+@contextmanager
+def _default_dtype(name: str) -> Iterator[None]:
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in types:
+        raise TraceError(f"dtype={name!r}: a model is traced in one of {', '.join(types)}")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(types[name])
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _fake_mode() -> FakeTensorMode:

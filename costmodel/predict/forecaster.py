@@ -103,7 +103,7 @@ class Forecaster:
     @cached_property
     def graphs(self) -> Any:
         """The traced graph, rescalable in batch and sequence."""
-        return scalable_graph(self.source, attention=self.attention)
+        return scalable_graph(self.source, attention=self.attention, dtype=self.framework.compute_dtype)
 
     def graph(self, micro_batch_size: int) -> ModelGraph:
         """The graph for one micro-batch size."""

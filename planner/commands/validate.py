@@ -51,7 +51,7 @@ def published(
     json: Json = False,
 ) -> None:
     """Compare with published or own measured whole runs; rows that cannot be modelled say why."""
-    from planner.validation.published import validate_published
+    from planner.validation.published.score import validate_published
 
     _finish(validate_published(table, limit=limit), plot, json)
 

@@ -88,7 +88,7 @@ def test_shapes_are_held_out_whole() -> None:
 
 
 def test_few_samples_still_fit() -> None:
-    fit = fit_operator(_samples(9, noise=0.02), DEVICE)
+    fit = fit_operator(_samples(6, noise=0.02), DEVICE)
     assert fit.correction is None
     assert fit.residual.log_sigma > 0
 

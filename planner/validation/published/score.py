@@ -1,0 +1,127 @@
+"""Each row of a published table beside its forecast."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from costmodel.errors import ForeshardError, InputFileError
+from costmodel.models import resolve_config
+from costmodel.plan import Plan
+from costmodel.predict import Forecaster, Prediction
+from planner.validation.published.conventions import Sizes, from_step_time
+from planner.validation.published.model_map import RowModel, row_model
+from planner.validation.published.rows import PublishedRow, read_rows
+from planner.validation.published.setting import row_framework, row_hardware, row_plan, row_variant
+from planner.validation.scoring import Report, ScoredRow
+
+__all__ = ["validate_published"]
+
+_MIN_GROUP = 4
+
+
+def validate_published(path: Path, *, limit: int | None = None) -> Report:
+    """Forecast every training row of the table with shipped profiles; other rows say why they are skipped.
+
+    Raises InputFileError where the table cannot be read or holds no row.
+    """
+    cache: dict[str, Forecaster] = {}
+    rows = [_score(row, cache) for row in read_rows(path, limit=limit)]
+    if not rows:
+        raise InputFileError(f"{path}: holds no row; the README lists what a table of runs has")
+    return Report.of(rows, by=("source", "gpu", "family", "task"), min_group=_MIN_GROUP)
+
+
+def _score(row: PublishedRow, cache: dict[str, Forecaster]) -> ScoredRow:
+    labels = {"gpu": row.text("gpu"), "family": row.text("model_family"), "task": row.text("task")}
+    group = "/".join(row.text(k) for k in ("source", "model_name", "n_gpus", "global_batch", "seq_len"))
+    source = row.id.rpartition("-")[0] or row.text("source")
+    metric = row.metric
+
+    def skipped(reason: str) -> ScoredRow:
+        name = metric[0] if metric else "none"
+        value = metric[1] if metric else None
+        return ScoredRow(
+            id=row.id, source=source, group=group, metric=name, measured=value, skipped=reason, labels=labels
+        )
+
+    if metric is None:
+        return skipped("the row gives no metric")
+    if row.text("task") != "train":
+        return skipped(f"task {row.text('task')!r} is not modelled yet")
+    plan = row_plan(row)
+    if isinstance(plan, str):
+        return skipped(plan)
+    try:
+        framework = row_framework(row)
+        model = row_model(row, vocab_multiple=framework.vocab_multiple * plan.tp)
+        if isinstance(model, str):
+            return skipped(model)
+        prediction, forecaster = _predict(row, plan, model, cache)
+    except ForeshardError as error:
+        return skipped(str(error))
+    name, measured = metric
+    convert = _converter(row, plan, model, prediction, forecaster, name)
+    values = [convert(s) for s in (prediction.step_time_low_s, prediction.step_time_high_s)]
+    return ScoredRow(
+        id=row.id,
+        source=source,
+        group=group,
+        metric=name,
+        measured=measured,
+        predicted=convert(prediction.step_time_s),
+        low=min(values),
+        high=max(values),
+        labels=labels,
+    )
+
+
+def _predict(
+    row: PublishedRow, plan: Plan, model: RowModel, cache: dict[str, Forecaster]
+) -> tuple[Prediction, Forecaster]:
+    profile, framework = row_hardware(row), row_framework(row)
+    variant = row_variant(row, profile)
+    key = json.dumps([dict(model.config), model.seq_len, profile.name, framework.model_dump(), variant])
+    if key not in cache:
+        cache[key] = Forecaster(
+            source=resolve_config(model.config, name=row.text("model_name"), seq_len=model.seq_len or None),
+            profile=profile,
+            framework=framework,
+            network_variant=variant,
+        )
+    return cache[key].forecast(plan).prediction, cache[key]
+
+
+def _converter(
+    row: PublishedRow,
+    plan: Plan,
+    model: RowModel,
+    prediction: Prediction,
+    forecaster: Forecaster,
+    metric: str,
+) -> Callable[[float], float]:
+    sizes = Sizes(
+        batch=plan.global_batch_size,
+        seq=model.seq_len,
+        layers=row.integer("layers", 1),
+        hidden=row.integer("hidden", 1),
+        vocab=model.vocab,
+        n_parameters=forecaster.graph(1).n_parameters,
+        model_flop=forecaster.model_flop() * plan.global_batch_size,
+        recompute=plan.recompute,
+    )
+    peaks = forecaster.profile.device.peak_flop_per_s
+    peak = peaks.get(row.text("dtype")) or peaks.get("fp16") or max(peaks.values())
+
+    def convert(step_time_s: float) -> float:
+        return from_step_time(
+            metric,
+            step_time_s,
+            sizes=sizes,
+            n_devices=plan.world_size,
+            convention=row.text("flops_convention"),
+            peak_flop_per_s=peak,
+        )
+
+    return convert
