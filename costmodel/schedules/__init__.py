@@ -1,16 +1,26 @@
 """Pipeline schedules: one file per family, each a registered function that lists printable actions."""
 
-from costmodel.schedules import interleaved, synchronous
+from costmodel.schedules import asynchronous, bidirectional, interleaved, synchronous, vshaped, wraparound
 from costmodel.schedules.actions import (
     SCHEDULES,
     Order,
+    Schedule,
     Step,
+    format_csv,
     parse_csv,
     register_schedule,
     schedule,
-    stage_rank,
 )
 
-__all__ = ["SCHEDULES", "Order", "Step", "parse_csv", "register_schedule", "schedule", "stage_rank"]
+__all__ = [
+    "SCHEDULES",
+    "Order",
+    "Schedule",
+    "Step",
+    "format_csv",
+    "parse_csv",
+    "register_schedule",
+    "schedule",
+]
 
-_FAMILIES = (interleaved, synchronous)
+_FAMILIES = (asynchronous, bidirectional, interleaved, synchronous, vshaped, wraparound)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from costmodel.engine import Run, run
-from costmodel.schedules import Order, schedule, stage_rank
+from costmodel.schedules import Order, schedule
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step.build import Options, build_actions
 
@@ -44,6 +44,7 @@ def simulate_step(
     prefetch_backward: int = 1,
     overlap_reduce: bool = True,
     compute_slowdown: float = 1.0,
+    comm_slowdown: float = 1.0,
     action_s: float = 0.0,
     tied_embedding_s: float = 0.0,
     speed: Mapping[int, float] | None = None,
@@ -69,7 +70,7 @@ def simulate_step(
         tied_embedding_s=tied_embedding_s,
     )
     actions = build_actions(order, stages, rank_of, options)
-    timeline = run(actions, compute_slowdown=compute_slowdown, speed=speed)
+    timeline = run(actions, compute_slowdown=compute_slowdown, comm_slowdown=comm_slowdown, speed=speed)
     step_time_s = timeline.makespan_s
     parts, busy = _breakdown(timeline, n_ranks, step_time_s)
     idle = (parts["bubble"] + parts["pp_comm"]) if n_ranks > 1 else 0.0
@@ -91,7 +92,7 @@ def _order(name: str, n_ranks: int, vpp: int, num_microbatches: int) -> Order:
 def _ranks(order: Order, n_stages: int, n_ranks: int) -> dict[int, int]:
     """Rank of each stage: where its forwards run."""
     found = {step.stage: rank for rank, steps in enumerate(order) for step in steps if step.kind == "F"}
-    return {stage: found.get(stage, stage_rank(stage, n_ranks)) for stage in range(n_stages)}
+    return {stage: found.get(stage, stage % n_ranks) for stage in range(n_stages)}
 
 
 def _breakdown(timeline: Run, n_ranks: int, makespan_s: float) -> tuple[dict[str, float], tuple[float, ...]]:
