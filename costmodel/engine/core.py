@@ -7,24 +7,39 @@ on has ended. Equal times keep issue order, so runs are bit-reproducible.
 ... ])
 >>> done.end_s
 [2.0, 3.0]
+
+Without slow-down and shared links the end times are longest paths, taken in one pass over the list; with
+them an event simulation keeps the work that is left of each running action.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
+from costmodel.engine.events import Rates, simulate_events
 from costmodel.errors import PlanError
 
-__all__ = ["Action", "Run", "run"]
+__all__ = ["STREAMS", "Action", "Run", "run"]
+
+STREAMS = ("compute", "tensor", "data", "pipeline", "h2d", "d2h", "host", "storage")
+"""Names of streams; a further word sets streams of one kind apart ("data gather", "data reduce")."""
+
+_COMMUNICATING = ("tensor", "data", "pipeline")
+"""Streams whose kernels take multiprocessors and memory bandwidth from computation; copies do not."""
+
+_NO_PARTS: Mapping[str, float] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One piece of work. `after` are positions of actions in the issue list; `parts_s` says what the
-    duration is spent on; `kind` is forward, backward, ..., transfer, gather, reduce, optimizer."""
+class Action(NamedTuple):
+    """One piece of work (a tuple: a step has 1e5 of them).
+
+    `after`: positions of actions in the issue list. `parts_s`: what the duration is spent on. `kind`:
+    F, B, I, W, transfer, gather, reduce, optimizer, copy, update. `link`: actions that run at one time on the
+    same link share its bandwidth; their durations are those of the link alone.
+    """
 
     rank: int
     stream: str
@@ -32,7 +47,10 @@ class Action:
     name: str = ""
     after: tuple[int, ...] = ()
     kind: str = "compute"
-    parts_s: Mapping[str, float] = field(default_factory=dict)
+    parts_s: Mapping[str, float] = _NO_PARTS
+    link: str = ""
+    holds_bytes: int = 0
+    """Activations: held from the start of this action (positive), or freed at its end (negative)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,22 +68,75 @@ class Run:
 
 
 def run(
-    actions: Sequence[Action], *, compute_slowdown: float = 1.0, speed: Mapping[int, float] | None = None
+    actions: Sequence[Action],
+    *,
+    compute_slowdown: float = 1.0,
+    comm_slowdown: float = 1.0,
+    speed: Mapping[int, float] | None = None,
 ) -> Run:
-    """Simulate. `compute_slowdown`: factor on a rank's compute stream while another stream of the rank is
-    busy; `speed[rank]`: relative speed of a rank's compute stream (1 where absent).
+    """Simulate.
 
-    Raises PlanError on a deadlock, naming the actions that wait for each other.
+    `compute_slowdown`: factor on a rank's compute stream while the rank communicates; `comm_slowdown`: on
+    its communication while it computes; `speed[rank]`: relative speed of a rank's compute stream (1 where
+    absent).
+
+    Raises ValueError on a factor below 1 or a speed that is not positive, PlanError on a deadlock, naming the
+    actions that wait for each other.
     """
-    if compute_slowdown < 1.0:
-        raise ValueError(f"compute_slowdown={compute_slowdown}: must be at least 1")
-    durations = [
-        a.duration_s / (speed.get(a.rank, 1.0) if speed and a.stream == "compute" else 1.0) for a in actions
-    ]
+    for name, factor in (("compute_slowdown", compute_slowdown), ("comm_slowdown", comm_slowdown)):
+        if factor < 1.0:
+            raise ValueError(f"{name}={factor}: must be at least 1")
+    durations = [a.duration_s for a in actions]
+    if speed:
+        if min(speed.values()) <= 0:
+            raise ValueError(f"speed={dict(speed)}: speeds must be positive")
+        durations = [
+            seconds / speed.get(a.rank, 1.0) if a.stream == "compute" else seconds
+            for a, seconds in zip(actions, durations, strict=True)
+        ]
+    if compute_slowdown == comm_slowdown == 1.0 and not _shares(actions):
+        in_order = _one_pass(actions, durations)
+        if in_order is not None:
+            return in_order
     follows, waits = _edges(actions)
-    if compute_slowdown == 1.0:
-        return _longest_path(actions, durations, follows, waits)
-    return _with_slowdown(actions, durations, follows, waits, compute_slowdown)
+    rates = Rates(
+        compute=[a.rank if a.stream == "compute" else -1 for a in actions],
+        comm=[a.rank if a.stream.startswith(_COMMUNICATING) else -1 for a in actions],
+        link=[a.link for a in actions],
+        compute_slowdown=compute_slowdown,
+        comm_slowdown=comm_slowdown,
+    )
+    start, end, done = simulate_events(durations, follows, waits, rates)
+    if done < len(actions):
+        raise PlanError(_deadlock(actions, waits, follows))
+    return Run(actions=actions, start_s=start, end_s=end)
+
+
+def _shares(actions: Sequence[Action]) -> bool:
+    """Whether two actions of different streams name the same link."""
+    used: dict[str, tuple[int, str]] = {}
+    return any(a.link and used.setdefault(a.link, (a.rank, a.stream)) != (a.rank, a.stream) for a in actions)
+
+
+def _one_pass(actions: Sequence[Action], durations: Sequence[float]) -> Run | None:
+    """Longest paths where every action comes after what it depends on; None where one does not."""
+    start: list[float] = []
+    end: list[float] = []
+    free: dict[tuple[int, str], float] = {}
+    ended = free.get
+    for i, (rank, stream, _, _, after, _, _, _, _) in enumerate(actions):
+        lane = (rank, stream)
+        begin = ended(lane, 0.0)
+        for j in after:
+            if j >= i:
+                return None
+            finish = end[j]
+            if finish > begin:
+                begin = finish
+        start.append(begin)
+        free[lane] = begin = begin + durations[i]
+        end.append(begin)
+    return Run(actions=actions, start_s=start, end_s=end)
 
 
 def _edges(actions: Sequence[Action]) -> tuple[list[list[int]], list[int]]:
@@ -75,110 +146,16 @@ def _edges(actions: Sequence[Action]) -> tuple[list[list[int]], list[int]]:
     waits = [0] * n
     last: dict[tuple[int, str], int] = {}
     for i, action in enumerate(actions):
-        key = (action.rank, action.stream)
-        before = last.get(key)
+        lane = (action.rank, action.stream)
+        before = last.get(lane)
         if before is not None:
             follows[before].append(i)
             waits[i] += 1
-        last[key] = i
+        last[lane] = i
         for j in action.after:
             follows[j].append(i)
         waits[i] += len(action.after)
     return follows, waits
-
-
-def _longest_path(
-    actions: Sequence[Action], durations: list[float], follows: list[list[int]], waits: list[int]
-) -> Run:
-    n = len(actions)
-    start = [0.0] * n
-    end = [0.0] * n
-    ready = [i for i in range(n) if not waits[i]]
-    done = 0
-    while ready:
-        i = ready.pop()
-        done += 1
-        finish = end[i] = start[i] + durations[i]
-        for j in follows[i]:
-            if finish > start[j]:
-                start[j] = finish
-            waits[j] -= 1
-            if not waits[j]:
-                ready.append(j)
-    if done < n:
-        raise PlanError(_deadlock(actions, waits, follows))
-    return Run(actions=actions, start_s=start, end_s=end)
-
-
-def _with_slowdown(
-    actions: Sequence[Action],
-    durations: list[float],
-    follows: list[list[int]],
-    waits: list[int],
-    slowdown: float,
-) -> Run:
-    """Event simulation: a compute action's progress is slower while its rank communicates."""
-    n = len(actions)
-    start = [0.0] * n
-    end = [0.0] * n
-    left = list(durations)
-    since = [0.0] * n
-    version = [0] * n
-    computing: dict[int, int] = {}
-    busy: defaultdict[int, int] = defaultdict(int)
-    events: list[tuple[float, int, int]] = []
-    done = 0
-
-    def schedule(i: int, now: float) -> None:
-        rank = actions[i].rank
-        slow = slowdown if actions[i].stream == "compute" and busy[rank] else 1.0
-        since[i] = now
-        version[i] += 1
-        heapq.heappush(events, (now + left[i] * slow, i, version[i]))
-
-    def progress(rank: int, now: float) -> None:
-        """Account for what the rank's running compute action did at its rate so far."""
-        i = computing.get(rank)
-        if i is not None:
-            rate = slowdown if busy[rank] else 1.0
-            left[i] = max(0.0, left[i] - (now - since[i]) / rate)
-            since[i] = now
-
-    def begin(i: int, now: float) -> None:
-        start[i] = now
-        rank = actions[i].rank
-        if actions[i].stream == "compute":
-            computing[rank] = i
-        elif durations[i] > 0:
-            progress(rank, now)
-            busy[rank] += 1
-            if rank in computing:
-                schedule(computing[rank], now)
-        schedule(i, now)
-
-    for i in [i for i in range(n) if not waits[i]]:
-        begin(i, 0.0)
-    while events:
-        now, i, made = heapq.heappop(events)
-        if made != version[i]:
-            continue
-        done += 1
-        end[i] = now
-        rank = actions[i].rank
-        if actions[i].stream == "compute":
-            computing.pop(rank, None)
-        elif durations[i] > 0:
-            progress(rank, now)
-            busy[rank] -= 1
-            if rank in computing:
-                schedule(computing[rank], now)
-        for j in follows[i]:
-            waits[j] -= 1
-            if not waits[j]:
-                begin(j, now)
-    if done < n:
-        raise PlanError(_deadlock(actions, waits, follows))
-    return Run(actions=actions, start_s=start, end_s=end)
 
 
 def _deadlock(actions: Sequence[Action], waits: Sequence[int], follows: Sequence[Sequence[int]]) -> str:
@@ -188,4 +165,7 @@ def _deadlock(actions: Sequence[Action], waits: Sequence[int], follows: Sequence
     graph = nx.DiGraph([(i, j) for i in stuck for j in follows[i] if j in stuck])
     cycle = [edge[0] for edge in nx.find_cycle(graph)]
     names = " -> ".join(f"{actions[i].name or i} (rank {actions[i].rank})" for i in cycle)
-    return f"the schedule deadlocks: {names} -> {actions[cycle[0]].name or cycle[0]} wait for each other"
+    return (
+        f"the schedule deadlocks: {names} -> {actions[cycle[0]].name or cycle[0]} wait for each other; "
+        "an action may only wait for what its own stream issues earlier or another stream can reach"
+    )

@@ -3,267 +3,290 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from costmodel.engine import Action
+from costmodel.errors import PlanError
 from costmodel.schedules import Order, Step
 from costmodel.stage_costs import CostParts, StageCosts, UnitCosts
+from costmodel.step.builder import ActionBuilder, with_host
+from costmodel.step.finish import end_step, update_stage
+from costmodel.step.options import Options
+from costmodel.step.swapping import Swaps
 
-__all__ = ["Options", "build_actions"]
+__all__ = ["build_actions"]
 
+_HIDEABLE = "ep_comm"
+"""What an action that runs joined with another hides behind the other's computation."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How the step communicates. `dp`: size of the data-parallel group (1: no data-parallel actions)."""
-
-    zero_stage: int = 0
-    dp: int = 1
-    overlap_dp: bool = True
-    p2p_overlap: bool = False
-    prefetch_forward: int = 1
-    prefetch_backward: int = 1
-    """Units whose parameters are gathered ahead of the one that computes (ZeRO-3)."""
-    overlap_reduce: bool = True
-    """Whether a unit's gradient reduction runs beside the next unit's backward."""
-    action_s: float = 0.0
-    """Host time of each pipeline action beyond its operators."""
-    tied_embedding_s: float = 0.0
-    """All-reduce of tied first- and last-stage embeddings before the optimizer."""
+_Key = tuple[int, str, int]
+"""(stage, "F" or "G", micro-batch): an output, or a gradient of an input."""
 
 
-@dataclass(slots=True)
-class _Builder:
-    stages: Sequence[StageCosts]
-    rank_of: Mapping[int, int]
-    options: Options
-    actions: list[Action] = field(default_factory=list)
-    done: dict[Step, int] = field(default_factory=dict)
-    """Last compute action of each finished step."""
-    sent: dict[Step, int] = field(default_factory=dict)
-    """Transfer of each step's result."""
-    last_compute: dict[int, int] = field(default_factory=dict)
-
-    def add(self, action: Action) -> int:
-        self.actions.append(action)
-        return len(self.actions) - 1
-
-    def compute(self, rank: int, name: str, kind: str, cost: CostParts, after: Sequence[int]) -> int:
-        index = self.add(
-            Action(rank, "compute", cost.total_s, name, tuple(dict.fromkeys(after)), kind, cost.parts_s)
-        )
-        self.last_compute[rank] = index
-        return index
-
-    def data(self, rank: int, name: str, kind: str, duration_s: float, after: Sequence[int]) -> int:
-        """A data-parallel collective; gathers and reductions have a stream each, as FSDP2 gives them."""
-        overlaps = self.options.overlap_dp and (kind != "reduce" or self.options.overlap_reduce)
-        stream = f"data {kind}" if overlaps else "compute"
-        index = self.add(Action(rank, stream, duration_s, name, tuple(after), kind, {"dp_comm": duration_s}))
-        if stream == "compute":
-            self.last_compute[rank] = index
-        return index
-
-
-def build_actions(
-    order: Order, stages: Sequence[StageCosts], rank_of: Mapping[int, int], options: Options
-) -> list[Action]:
+def build_actions(order: Order, stages: Sequence[StageCosts], options: Options) -> list[Action]:
     """Actions of one step in an issue order that respects every rank's own order.
 
     Transfers: after a stage's forward its output goes to the next stage, after its backward the gradient to
     the one before. Without `p2p_overlap` a transfer also waits until the receiver has nothing else to run
     before the action that needs it (it posts the receive then).
+
+    Raises PlanError where the order deadlocks, naming who waits for what.
     """
-    builder = _Builder(stages=stages, rank_of=rank_of, options=options)
-    last_micro_batch = _last_backward(order)
+    issuer = _Issuer(order, stages, options)
     cursors = [0] * len(order)
     remaining = sum(len(steps) for steps in order)
     while remaining:
         moved = False
         for rank, steps in enumerate(order):
-            while cursors[rank] < len(steps) and _ready(builder, steps[cursors[rank]]):
-                _issue(builder, rank, steps[cursors[rank]], last_micro_batch)
-                cursors[rank] += 1
-                remaining -= 1
-                moved = True
+            c = cursors[rank]
+            while c < len(steps) and issuer.missing(steps[c]) is None:
+                partner = _partner(steps, c)
+                issuer.issue(rank, steps[c], partner)
+                c += 1
+            moved = moved or c > cursors[rank]
+            remaining -= c - cursors[rank]
+            cursors[rank] = c
         if not moved:
-            _issue_rest(builder, order, cursors, last_micro_batch)
-            break
-    _finish(builder, len(order))
-    return builder.actions
+            raise PlanError(_deadlock(issuer, order, cursors))
+    end_step(issuer.builder, issuer.stages_of(len(order)), issuer.offloaded)
+    return issuer.builder.actions
 
 
-def _last_backward(order: Order) -> dict[int, Step]:
-    """The backward that ends each stage's gradient accumulation."""
-    last: dict[int, Step] = {}
-    for steps in order:
-        for step in steps:
-            if step.kind in ("B", "W"):
-                last[step.stage] = step
-    return last
+def _partner(steps: Sequence[Step], c: int) -> Step | None:
+    """The step that runs as one with steps[c]."""
+    if steps[c].joined and c + 1 < len(steps):
+        return steps[c + 1]
+    return steps[c - 1] if c and steps[c - 1].joined else None
 
 
-def _needs(builder: _Builder, step: Step) -> Step | None:
-    """The step of another stage whose result this one starts from."""
-    if step.kind == "F" and step.stage > 0:
-        return Step(step.stage - 1, "F", step.micro_batch)
-    if step.kind in ("B", "I") and step.stage < len(builder.stages) - 1:
-        before = Step(step.stage + 1, step.kind, step.micro_batch)
-        other = Step(step.stage + 1, "I" if step.kind == "B" else "B", step.micro_batch)
-        return other if other in builder.done else before
-    return None
-
-
-def _ready(builder: _Builder, step: Step) -> bool:
-    needed = _needs(builder, step)
-    return needed is None or needed in builder.done
-
-
-def _issue_rest(builder: _Builder, order: Order, cursors: list[int], last: Mapping[int, Step]) -> None:
-    """No rank can go on: the order deadlocks. Name who waits for what."""
-    from costmodel.errors import PlanError
-
+def _deadlock(issuer: _Issuer, order: Order, cursors: Sequence[int]) -> str:
     waiting = [
-        f"{steps[c]} (rank {rank}) waits for {_needs(builder, steps[c])}"
+        f"{steps[c]} (rank {rank}) waits for {_say(issuer.missing(steps[c]))}"
         for rank, (steps, c) in enumerate(zip(order, cursors, strict=True))
         if c < len(steps)
     ]
-    raise PlanError(f"the schedule deadlocks: {'; '.join(waiting)}")
+    return f"the schedule deadlocks: {'; '.join(waiting)}; reorder the actions of one of these ranks"
 
 
-def _issue(builder: _Builder, rank: int, step: Step, last: Mapping[int, Step]) -> None:
-    options = builder.options
-    stage = builder.stages[step.stage]
-    needed = _needs(builder, step)
-    after: list[int] = []
-    if needed is not None:
-        after.append(_transfer(builder, needed, rank))
-    if step.kind == "W" and (made := builder.done.get(Step(step.stage, "I", step.micro_batch))) is not None:
-        after.append(made)
-    if step.kind in ("B", "I"):
-        after.append(builder.done[Step(step.stage, "F", step.micro_batch)])
-    sharded = options.dp > 1 and options.zero_stage == 3
-    reduces = options.dp > 1 and step.kind in ("B", "W") and (sharded or last.get(step.stage) == step)
-    gathers = sharded and step.kind in ("F", "B", "I")
-    if reduces or gathers:
-        final = _by_unit(builder, rank, step, stage.units, after, gathers=gathers, reduces=reduces)
-    else:
-        cost = _total(stage.units, step)
-        if options.action_s:
-            cost = cost + CostParts(parts_s={"host": options.action_s})
-        final = builder.compute(rank, str(step), step.kind, cost, after)
-    builder.done[step] = final
+def _say(key: _Key | None) -> str:
+    if key is None:
+        return "nothing"
+    return f"{key[0]}{'F' if key[1] == 'F' else 'B'}{key[2]}"
 
 
-def _cost(unit: UnitCosts, step: Step) -> CostParts:
-    if step.kind == "F":
-        return unit.forward
-    if step.kind == "I":
-        return unit.backward_input
-    weight = unit.backward_weight
-    if step.micro_batch and unit.accumulate_s:
-        weight = weight + CostParts(parts_s={"compute": unit.accumulate_s})
-    return weight if step.kind == "W" else unit.backward_input + weight
+class _Issuer:
+    """Turns steps into actions one by one; knows what is done and what was sent."""
 
+    def __init__(self, order: Order, stages: Sequence[StageCosts], options: Options) -> None:
+        self.stages = stages
+        self.options = options
+        self.builder = ActionBuilder(stages, options)
+        self.done: dict[_Key, int] = {}
+        self.sent: dict[_Key, int] = {}
+        self.offloaded: dict[int, list[tuple[UnitCosts, int]]] = {}
+        """Per rank: units whose gradients went to the host, and the copy."""
+        self._where = {(s.stage, s.micro_batch): rank for rank, row in enumerate(order) for s in row}
+        self._final = _final_backwards(order, options.window)
+        self._accumulates: set[tuple[int, int]] = set()
+        self._costs: dict[tuple[int, str, bool], CostParts] = {}
+        self._copies: dict[tuple[int, int], dict[int, int]] = {}
+        """Per stage and unit: ranks whose gradients are whole but not reduced so far."""
+        self._saved = [sum(u.saved_bytes for u in stage.units) for stage in stages]
+        self._swaps = Swaps(self.builder, self._final, self._where) if options.swaps else None
 
-def _total(units: Sequence[UnitCosts], step: Step) -> CostParts:
-    parts: dict[str, float] = {}
-    for unit in units:
-        for key, seconds in _cost(unit, step).parts_s.items():
-            parts[key] = parts.get(key, 0.0) + seconds
-    return CostParts(parts_s=parts)
+    def stages_of(self, n_ranks: int) -> list[list[StageCosts]]:
+        """The stages that each rank holds, in forward order."""
+        held: list[set[int]] = [set() for _ in range(n_ranks)]
+        for (stage, _), rank in self._where.items():
+            held[rank].add(stage)
+        return [[self.stages[i] for i in sorted(mine)] for mine in held]
 
+    def missing(self, step: Step) -> _Key | None:
+        """What the step starts from and is not there yet."""
+        needed: list[_Key] = []
+        if step.kind == "F":
+            if step.stage:
+                needed = [(step.stage - 1, "F", step.micro_batch)]
+        elif step.kind == "W":
+            needed = [(step.stage, "G", step.micro_batch)]
+        else:
+            needed = [(step.stage, "F", step.micro_batch)]
+            if step.stage < len(self.stages) - 1:
+                needed.append((step.stage + 1, "G", step.micro_batch))
+        return next((key for key in needed if key not in self.done), None)
 
-def _by_unit(
-    builder: _Builder,
-    rank: int,
-    step: Step,
-    units: Sequence[UnitCosts],
-    after: Sequence[int],
-    *,
-    gathers: bool,
-    reduces: bool,
-) -> int:
-    """Compute unit by unit, with the gather each unit waits for and the reduction it starts."""
-    options = builder.options
-    ordered = list(units) if step.kind == "F" else list(reversed(units))
-    previous = list(after)
-    history: list[int] = []
-    ahead = options.prefetch_forward if step.kind == "F" else options.prefetch_backward
-    final = -1
-    for position, unit in enumerate(ordered):
-        wait = list(previous)
-        if gathers and unit.gather_s:
+    def issue(self, rank: int, step: Step, partner: Step | None) -> None:
+        options = self.options
+        stage = self.stages[step.stage]
+        after = self._inputs(rank, step)
+        if self._swaps is not None:
+            after += self._swaps.before(rank, step)
+        backward = step.kind in ("B", "W")
+        again = backward and (rank, step.stage) in self._accumulates
+        last = (step.stage, step.kind, step.micro_batch) in self._final
+        sharded = options.dp > 1 and options.zero_stage == 3
+        reduces = options.reduces and backward and (sharded or last)
+        gathers = sharded and step.kind != "W"
+        offload = options.offload
+        streams = offload is not None and offload.stream_weights and step.kind != "W"
+        to_host = offload is not None and last and offload.host_update_bytes_per_s > 0
+        if reduces or gathers or streams or to_host:
+            final = self._by_unit(rank, step, stage.units, after, again, gathers, reduces, streams, to_host)
+        else:
+            cost = self._total(step, again)
+            if partner is not None:
+                cost = _hidden(cost, self._total(partner, False))
+            parts = with_host(cost, options.action_s)
+            held = self._held(step, self._saved[step.stage])
+            final = self.builder.compute(rank, str(step), step.kind, parts, after, holds_bytes=held)
+        if step.kind != "W":
+            self.done[step.stage, "F" if step.kind == "F" else "G", step.micro_batch] = final
+        if backward:
+            self._accumulates.add((rank, step.stage))
+        if self._swaps is not None:
+            self._swaps.after(rank, step, final)
+        if last and options.window:
+            self._accumulates.discard((rank, step.stage))
+            update_stage(self.builder, rank, stage)
+
+    def _held(self, step: Step, saved_bytes: int) -> int:
+        if self.options.swaps or step.kind == "I":
+            return 0
+        return saved_bytes if step.kind == "F" else -saved_bytes
+
+    def _total(self, step: Step, again: bool) -> CostParts:
+        key = (step.stage, step.kind, again)
+        if key not in self._costs:
+            total: dict[str, float] = {}
+            for unit in self.stages[step.stage].units:
+                for part, seconds in _cost(unit, step.kind, again).parts_s.items():
+                    total[part] = total.get(part, 0.0) + seconds
+            self._costs[key] = CostParts(parts_s=total)
+        return self._costs[key]
+
+    def _by_unit(
+        self,
+        rank: int,
+        step: Step,
+        units: Sequence[UnitCosts],
+        after: Sequence[int],
+        again: bool,
+        gathers: bool,
+        reduces: bool,
+        streams: bool,
+        to_host: bool,
+    ) -> int:
+        """Compute unit by unit, with the gather each unit waits for and the reduction it starts."""
+        builder, options = self.builder, self.options
+        ordered = list(units) if step.kind == "F" else list(reversed(units))
+        ahead = options.prefetch_forward if step.kind == "F" else options.prefetch_backward
+        first = builder.start_of(rank, after)
+        history: list[int] = []
+        final = -1
+        for position, unit in enumerate(ordered):
+            wait = list(after) if position == 0 else []
             # a gather is issued when the unit `ahead` before this one starts, that is after the one before it
             gate = position - 1 - ahead
-            first = [history[gate]] if gate >= 0 else _start_of(builder, rank, after)
-            wait.append(builder.data(rank, f"nccl:all_gather {unit.name}", "gather", unit.gather_s, first))
-        cost = _cost(unit, step)
-        if position == 0 and options.action_s:
-            cost = cost + CostParts(parts_s={"host": options.action_s})
-        final = builder.compute(rank, f"{step} {unit.name}", step.kind, cost, wait)
-        history.append(final)
-        previous = []
-        if reduces and unit.reduce_s:
-            op = "all_reduce" if options.zero_stage == 0 else "reduce_scatter"
-            builder.data(rank, f"nccl:{op} {unit.name}", "reduce", unit.reduce_s, [final])
+            ready = [history[gate]] if gate >= 0 else first
+            if streams and unit.parameter_bytes:
+                ready = [self._stream_in(rank, unit, ready)]
+                wait += ready
+            if gathers and unit.gather_s:
+                name = f"nccl:all_gather {unit.name}"
+                wait.append(builder.data(rank, name, "gather", unit.gather_s, ready))
+            parts = with_host(_cost(unit, step.kind, again), 0.0 if position else options.action_s)
+            held = self._held(step, unit.saved_bytes)
+            name = f"{step} {unit.name}"
+            final = builder.compute(rank, name, step.kind, parts, wait, holds_bytes=held)
+            history.append(final)
+            made = final
+            if reduces and unit.reduce_s:
+                made = self._reduce(rank, step.stage, position, unit, final)
+            if to_host and unit.parameter_bytes:
+                self._gradient_out(rank, unit, made)
+        return final
+
+    def _reduce(self, rank: int, stage: int, position: int, unit: UnitCosts, final: int) -> int:
+        """Reduce a unit's gradients, where a stage has several copies once all of them are there."""
+        ready = self._copies.setdefault((stage, position), {})
+        ready[rank] = final
+        if len(ready) < self.options.copies:
+            return final
+        op = "all_reduce" if self.options.zero_stage == 0 else "reduce_scatter"
+        after = list(self._copies.pop((stage, position)).values())
+        name = f"nccl:{op} {unit.name}"
+        return [self.builder.data(r, name, "reduce", unit.reduce_s, after) for r in sorted(ready)][-1]
+
+    def _stream_in(self, rank: int, unit: UnitCosts, ready: Sequence[int]) -> int:
+        offload = self.options.offload
+        assert offload is not None
+        share = unit.parameter_bytes / self.options.shard
+        return self.builder.copy(rank, "h2d", share, offload.h2d_bytes_per_s, f"copy in {unit.name}", ready)
+
+    def _gradient_out(self, rank: int, unit: UnitCosts, made: int) -> None:
+        offload = self.options.offload
+        assert offload is not None
+        size = unit.parameter_bytes * offload.gradient_per_parameter_byte / self.options.shard
+        size *= 1.0 - offload.device_fraction
+        name = f"gradients out {unit.name}"
+        copy = self.builder.copy(rank, "d2h", size, offload.d2h_bytes_per_s, name, [made])
+        self.offloaded.setdefault(rank, []).append((unit, copy))
+
+    def _inputs(self, rank: int, step: Step) -> list[int]:
+        """The arrival of what the step starts from."""
+        if step.kind == "F" and step.stage:
+            key = (step.stage - 1, "F", step.micro_batch)
+        elif step.kind in ("B", "I") and step.stage < len(self.stages) - 1:
+            key = (step.stage + 1, "G", step.micro_batch)
+        else:
+            return []
+        made = self.done[key]
+        sender = self._where[key[0], key[2]]
+        if sender == rank:
+            return [made]
+        if key not in self.sent:
+            duration_s = self.stages[min(key[0], step.stage)].send_s
+            after = [made]
+            if not self.options.p2p_overlap and rank in self.builder.last_compute:
+                after.append(self.builder.last_compute[rank])
+            direction = "forward" if key[1] == "F" else "backward"
+            name = f"nccl:send {_say(key)} to rank {rank}"
+            self.sent[key] = self.builder.transfer(sender, direction, duration_s, name, after)
+        return [self.sent[key]]
+
+
+def _final_backwards(order: Order, window: int) -> set[tuple[int, str, int]]:
+    """The backwards after which a rank's gradients of a stage are whole: the last one of the step, or without
+    a flush the last one of every `window` micro-batches."""
+    final: set[tuple[int, str, int]] = set()
+    for steps in order:
+        last: dict[int, Step] = {}
+        for step in steps:
+            if step.kind not in ("B", "W"):
+                continue
+            last[step.stage] = step
+            if window and (step.micro_batch + 1) % window == 0:
+                final.add((step.stage, step.kind, step.micro_batch))
+        if not window:
+            final |= {(s.stage, s.kind, s.micro_batch) for s in last.values()}
     return final
 
 
-def _start_of(builder: _Builder, rank: int, after: Sequence[int]) -> list[int]:
-    """What the first unit of a pass waits for: its inputs, and the rank's own work before it."""
-    last = builder.last_compute.get(rank)
-    return [*after, *([] if last is None else [last])]
+def _cost(unit: UnitCosts, kind: str, again: bool) -> CostParts:
+    """Cost of one kind of action; `again`: its weight gradients are added to those of earlier ones."""
+    if kind == "F":
+        return unit.forward
+    if kind == "I":
+        return unit.backward_input
+    weight = unit.backward_weight
+    if again and unit.accumulate_s:
+        weight = weight + CostParts(parts_s={"compute": unit.accumulate_s})
+    return weight if kind == "W" else unit.backward_input + weight
 
 
-def _transfer(builder: _Builder, needed: Step, receiver: int) -> int:
-    sender = builder.rank_of[needed.stage]
-    made = builder.done[needed]
-    if sender == receiver:
-        return made
-    if needed in builder.sent:
-        return builder.sent[needed]
-    stage = needed.stage if needed.kind == "F" else needed.stage - 1
-    duration_s = builder.stages[stage].send_s
-    after = [made]
-    if not builder.options.p2p_overlap and receiver in builder.last_compute:
-        after.append(builder.last_compute[receiver])
-    direction = "forward" if needed.kind == "F" else "backward"
-    index = builder.add(
-        Action(
-            sender,
-            f"pipeline {direction}",
-            duration_s,
-            f"nccl:send {needed} to rank {receiver}",
-            tuple(after),
-            "transfer",
-            {"pp_comm": duration_s},
-        )
-    )
-    builder.sent[needed] = index
-    return index
-
-
-def _finish(builder: _Builder, n_ranks: int) -> None:
-    options = builder.options
-    for rank in range(n_ranks):
-        mine = [s for s in builder.stages if builder.rank_of[s.index] == rank]
-        newest = {a.stream: i for i, a in enumerate(builder.actions) if a.rank == rank and "data" in a.stream}
-        data = sorted(newest.values())
-        if options.tied_embedding_s and any(s.index in (0, len(builder.stages) - 1) for s in mine):
-            data.append(
-                builder.data(
-                    rank,
-                    "nccl:all_reduce tied embedding",
-                    "reduce",
-                    options.tied_embedding_s,
-                    [builder.last_compute[rank]],
-                )
-            )
-        seconds = sum(s.optimizer_s for s in mine)
-        made = builder.compute(
-            rank, "optimizer", "optimizer", CostParts(parts_s={"optimizer": seconds}), data
-        )
-        if options.dp > 1 and options.zero_stage in (1, 2):
-            gather = sum(u.gather_s for s in mine for u in s.units)
-            if gather:
-                builder.data(rank, "nccl:all_gather parameters", "gather", gather, [made])
+def _hidden(cost: CostParts, partner: CostParts) -> CostParts:
+    """Cost of an action whose expert communication runs beside its partner's computation."""
+    parts: Mapping[str, float] = cost.parts_s
+    if not parts.get(_HIDEABLE):
+        return cost
+    cover = sum(seconds for part, seconds in partner.parts_s.items() if part in ("compute", "recompute"))
+    return CostParts(parts_s={**parts, _HIDEABLE: max(0.0, parts[_HIDEABLE] - cover)})

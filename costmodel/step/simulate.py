@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from costmodel.engine import Run, run
-from costmodel.schedules import Order, schedule
-from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
-from costmodel.step.build import Options, build_actions
+from costmodel.schedules import SCHEDULES, Order, Schedule
+from costmodel.schedules import schedule as order_of
+from costmodel.stage_costs import StageCosts
+from costmodel.step.breakdown import activation_curve, breakdown
+from costmodel.step.build import build_actions
+from costmodel.step.options import Offload, Options
+from costmodel.step.swapping import resident_bytes
 
-__all__ = ["StepResult", "simulate_step"]
-
-_WAIT_PART = {"reduce": "dp_comm", "gather": "dp_comm", "transfer": "pp_comm"}
+__all__ = ["StepResult", "simulate_order", "simulate_step"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +23,27 @@ class StepResult:
     """One simulated step. `breakdown_s`: mean over ranks, adds up to the step."""
 
     timeline: Run
+    """All actions; of a schedule without flush several windows, of which `window_s` is the step."""
+    window_s: tuple[float, float]
     n_ranks: int
     step_time_s: float
     breakdown_s: Mapping[str, float]
     bubble_fraction: float
+    """Idle time of the pipeline / (ranks x step): waits for other stages and for their transfers."""
     peak_activation_bytes: tuple[int, ...]
     """Per rank: the most activation bytes held between forwards and backwards."""
     busy_s: tuple[float, ...]
     """Per rank: time its compute stream is busy."""
+    stages_of: tuple[tuple[int, ...], ...]
+    """Per rank: indices of the stages that it holds, in forward order."""
+    weight_versions: tuple[int, ...]
+    """Per rank: versions of its weights held at once (1 but for schedules without flush)."""
+    resident_state_bytes: tuple[int, ...] | None = None
+    """Per rank: most model state on the device at once, where stages are swapped; else None."""
+
+    def activation_bytes(self, rank: int) -> list[tuple[float, int]]:
+        """(time in s, activation bytes held from then on) of one rank."""
+        return activation_curve(self.timeline, rank)
 
 
 def simulate_step(
@@ -47,116 +63,119 @@ def simulate_step(
     comm_slowdown: float = 1.0,
     action_s: float = 0.0,
     tied_embedding_s: float = 0.0,
+    share_network: bool = False,
     speed: Mapping[int, float] | None = None,
+    offload: Offload | None = None,
 ) -> StepResult:
-    """Simulate one step of `len(stages) / vpp` ranks.
+    """Simulate one step of `len(stages) / vpp` ranks under a named schedule.
+
+    A schedule may decide overlap by itself (Hippie, AxoNN). One without a flush is simulated until it is in
+    its steady state, and the step is the time between two updates of the first stage.
 
     Raises PlanError where the schedule cannot take the numbers, ValueError where the stages do not divide.
     """
     if len(stages) % vpp:
         raise ValueError(f"{len(stages)} stages do not divide into vpp={vpp} chunks per rank")
     n_ranks = len(stages) // vpp
-    order = _order(schedule, n_ranks, vpp, num_microbatches)
-    rank_of = _ranks(order, len(stages), n_ranks)
+    how = SCHEDULES[schedule]
+    flushes = how.update_every == "step"
+    warm = 0 if flushes else num_microbatches * math.ceil(2 * n_ranks / num_microbatches)
+    order = order_of(schedule, n_ranks, vpp, 2 * warm + num_microbatches)
     options = Options(
         zero_stage=zero_stage,
         dp=dp,
-        overlap_dp=overlap_dp,
-        p2p_overlap=p2p_overlap,
+        overlap_dp=overlap_dp if how.overlap_dp is None else how.overlap_dp,
+        p2p_overlap=p2p_overlap if how.overlap_p2p is None else how.overlap_p2p,
         prefetch_forward=prefetch_forward,
         prefetch_backward=prefetch_backward,
         overlap_reduce=overlap_reduce,
         action_s=action_s,
         tied_embedding_s=tied_embedding_s,
+        share_network=share_network,
+        copies=how.copies,
+        window=0 if flushes else (1 if how.update_every == "micro_batch" else num_microbatches),
+        swaps=how.swaps,
+        offload=offload,
     )
-    actions = build_actions(order, stages, rank_of, options)
+    return simulate_order(
+        order,
+        stages,
+        options,
+        how=how,
+        window=None if flushes else (warm - 1, warm + num_microbatches - 1),
+        compute_slowdown=compute_slowdown,
+        comm_slowdown=comm_slowdown,
+        speed=speed,
+    )
+
+
+def simulate_order(
+    order: Order,
+    stages: Sequence[StageCosts],
+    options: Options,
+    *,
+    how: Schedule | None = None,
+    window: tuple[int, int] | None = None,
+    compute_slowdown: float = 1.0,
+    comm_slowdown: float = 1.0,
+    speed: Mapping[int, float] | None = None,
+) -> StepResult:
+    """Simulate any order of actions (one read from torch's CSV, say). The step is the whole run, or from the
+    end of stage 0's backward of micro-batch window[0] to that of window[1]."""
+    actions = build_actions(order, stages, options)
     timeline = run(actions, compute_slowdown=compute_slowdown, comm_slowdown=comm_slowdown, speed=speed)
-    step_time_s = timeline.makespan_s
-    parts, busy = _breakdown(timeline, n_ranks, step_time_s)
+    n_ranks = len(order)
+    window_s = (0.0, timeline.makespan_s)
+    if window is not None:
+        window_s = (_backward_end(timeline, window[0]), _backward_end(timeline, window[1]))
+    step_time_s = window_s[1] - window_s[0]
+    parts, busy = breakdown(timeline, n_ranks, window_s)
     idle = (parts["bubble"] + parts["pp_comm"]) if n_ranks > 1 else 0.0
+    held = _stages_of(order)
     return StepResult(
         timeline=timeline,
+        window_s=window_s,
         n_ranks=n_ranks,
         step_time_s=step_time_s,
         breakdown_s=parts,
         bubble_fraction=idle / step_time_s if step_time_s else 0.0,
-        peak_activation_bytes=_peaks(order, stages),
+        peak_activation_bytes=_peaks(timeline, stages, held, options.swaps),
         busy_s=busy,
+        stages_of=held,
+        weight_versions=tuple(
+            max((how.weight_versions(s, n_ranks) for s in mine), default=1) if how else 1 for mine in held
+        ),
+        resident_state_bytes=(
+            tuple(resident_bytes([stages[s] for s in mine]) for mine in held) if options.swaps else None
+        ),
     )
 
 
-def _order(name: str, n_ranks: int, vpp: int, num_microbatches: int) -> Order:
-    return schedule(name, n_ranks, vpp, num_microbatches)
+def _backward_end(timeline: Run, micro_batch: int) -> float:
+    """End of stage 0's backward of a micro-batch."""
+    name = f"0B{micro_batch}"
+    return max(
+        end
+        for action, end in zip(timeline.actions, timeline.end_s, strict=True)
+        if action.kind == "B" and action.name.partition(" ")[0] == name
+    )
 
 
-def _ranks(order: Order, n_stages: int, n_ranks: int) -> dict[int, int]:
-    """Rank of each stage: where its forwards run."""
-    found = {step.stage: rank for rank, steps in enumerate(order) for step in steps if step.kind == "F"}
-    return {stage: found.get(stage, stage % n_ranks) for stage in range(n_stages)}
+def _stages_of(order: Order) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(sorted({step.stage for step in steps})) for steps in order)
 
 
-def _breakdown(timeline: Run, n_ranks: int, makespan_s: float) -> tuple[dict[str, float], tuple[float, ...]]:
-    """Per part the mean over ranks. A wait of the compute stream belongs to the dependency that ended last:
-    the time that this dependency itself was running is its communication, the rest is bubble."""
-    totals = dict.fromkeys(BREAKDOWN_PARTS, 0.0)
-    busy = [0.0] * n_ranks
-    free_at = [0.0] * n_ranks
-    tail: list[tuple[float, float, str]] = [(0.0, 0.0, "bubble")] * n_ranks
-    order = sorted(range(len(timeline.actions)), key=lambda i: (timeline.start_s[i], i))
-    for i in order:
-        action = timeline.actions[i]
-        start, end = timeline.start_s[i], timeline.end_s[i]
-        if action.stream != "compute":
-            if end > tail[action.rank][1]:
-                tail[action.rank] = (start, end, _WAIT_PART.get(action.kind, "bubble"))
-            continue
-        rank = action.rank
-        _share_gap(timeline, i, free_at[rank], start, totals)
-        stretch = (end - start) / action.duration_s if action.duration_s > 0 else 1.0
-        for part, seconds in action.parts_s.items():
-            totals[part] += seconds * stretch
-        unsaid = (end - start) - sum(action.parts_s.values()) * stretch
-        totals["compute"] += max(0.0, unsaid) if not action.parts_s else 0.0
-        busy[rank] += end - start
-        free_at[rank] = end
-    for rank in range(n_ranks):
-        rest = makespan_s - free_at[rank]
-        start, end, part = tail[rank]
-        own = min(rest, max(0.0, end - max(start, free_at[rank])))
-        totals[part] += own
-        totals["bubble"] += rest - own
-    return {part: seconds / n_ranks for part, seconds in totals.items()}, tuple(busy)
-
-
-def _share_gap(timeline: Run, i: int, gap_start: float, gap_end: float, totals: dict[str, float]) -> None:
-    if gap_end <= gap_start:
-        return
-    gap = gap_end - gap_start
-    blocker = max(timeline.actions[i].after, key=lambda j: timeline.end_s[j], default=None)
-    if blocker is None:
-        totals["bubble"] += gap
-        return
-    part = _WAIT_PART.get(timeline.actions[blocker].kind, "bubble")
-    moving = max(0.0, timeline.end_s[blocker] - max(gap_start, timeline.start_s[blocker]))
-    if part == "dp_comm":
-        moving = gap  # queued behind other collectives of its own stream
-    own = min(gap, moving)
-    totals[part] += own
-    totals["bubble"] += gap - own
-
-
-def _peaks(order: Order, stages: Sequence[StageCosts]) -> tuple[int, ...]:
-    """Most activation bytes of the micro-batches in flight, per rank; W of a split backward frees them."""
-    peaks = []
-    saved = [sum(u.saved_bytes for u in stage.units) for stage in stages]
-    for steps in order:
-        held = peak = 0
-        split = {(s.stage, s.micro_batch) for s in steps if s.kind == "W"}
-        for step in steps:
-            if step.kind == "F":
-                held += saved[step.stage]
-                peak = max(peak, held)
-            elif step.kind in ("B", "W") or (step.stage, step.micro_batch) not in split:
-                held -= saved[step.stage]
-        peaks.append(peak)
+def _peaks(
+    timeline: Run, stages: Sequence[StageCosts], held: Sequence[Sequence[int]], swaps: bool
+) -> tuple[int, ...]:
+    """Most activation bytes per rank. Swapped stages recompute: they hold one micro-batch of one stage."""
+    if swaps:
+        saved = [sum(u.saved_bytes for u in stage.units) for stage in stages]
+        return tuple(max((saved[s] for s in mine), default=0) for mine in held)
+    peaks = [0] * len(held)
+    now = [0] * len(held)
+    for action in timeline.actions:
+        if action.holds_bytes:
+            now[action.rank] += action.holds_bytes
+            peaks[action.rank] = max(peaks[action.rank], now[action.rank])
     return tuple(peaks)
