@@ -50,22 +50,27 @@ class Run:
 
 
 def run(
-    actions: Sequence[Action], *, compute_slowdown: float = 1.0, speed: Mapping[int, float] | None = None
+    actions: Sequence[Action],
+    *,
+    compute_slowdown: float = 1.0,
+    comm_slowdown: float = 1.0,
+    speed: Mapping[int, float] | None = None,
 ) -> Run:
     """Simulate. `compute_slowdown`: factor on a rank's compute stream while another stream of the rank is
-    busy; `speed[rank]`: relative speed of a rank's compute stream (1 where absent).
+    busy; `comm_slowdown`: on its other streams while it computes; `speed[rank]`: relative speed of a rank's
+    compute stream (1 where absent).
 
     Raises PlanError on a deadlock, naming the actions that wait for each other.
     """
-    if compute_slowdown < 1.0:
-        raise ValueError(f"compute_slowdown={compute_slowdown}: must be at least 1")
+    if min(compute_slowdown, comm_slowdown) < 1.0:
+        raise ValueError(f"slow-downs ({compute_slowdown}, {comm_slowdown}) must be at least 1")
     durations = [
         a.duration_s / (speed.get(a.rank, 1.0) if speed and a.stream == "compute" else 1.0) for a in actions
     ]
     follows, waits = _edges(actions)
-    if compute_slowdown == 1.0:
+    if compute_slowdown == comm_slowdown == 1.0:
         return _longest_path(actions, durations, follows, waits)
-    return _with_slowdown(actions, durations, follows, waits, compute_slowdown)
+    return _with_slowdown(actions, durations, follows, waits, compute_slowdown, comm_slowdown)
 
 
 def _edges(actions: Sequence[Action]) -> tuple[list[list[int]], list[int]]:
@@ -115,46 +120,40 @@ def _with_slowdown(
     durations: list[float],
     follows: list[list[int]],
     waits: list[int],
-    slowdown: float,
+    compute_slowdown: float,
+    comm_slowdown: float,
 ) -> Run:
-    """Event simulation: a compute action's progress is slower while its rank communicates."""
+    """Event simulation: computation and communication of a rank progress slower while both run."""
     n = len(actions)
     start = [0.0] * n
     end = [0.0] * n
     left = list(durations)
     since = [0.0] * n
+    pace = [1.0] * n
     version = [0] * n
-    computing: dict[int, int] = {}
-    busy: defaultdict[int, int] = defaultdict(int)
+    running: defaultdict[int, list[int]] = defaultdict(list)
     events: list[tuple[float, int, int]] = []
     done = 0
 
-    def schedule(i: int, now: float) -> None:
-        rank = actions[i].rank
-        slow = slowdown if actions[i].stream == "compute" and busy[rank] else 1.0
-        since[i] = now
-        version[i] += 1
-        heapq.heappush(events, (now + left[i] * slow, i, version[i]))
-
-    def progress(rank: int, now: float) -> None:
-        """Account for what the rank's running compute action did at its rate so far."""
-        i = computing.get(rank)
-        if i is not None:
-            rate = slowdown if busy[rank] else 1.0
-            left[i] = max(0.0, left[i] - (now - since[i]) / rate)
+    def settle(rank: int, now: float) -> None:
+        """Account for what the rank's actions did so far, and set their pace from here on."""
+        mine = running[rank]
+        computing = any(actions[i].stream == "compute" and durations[i] > 0 for i in mine)
+        moving = any(actions[i].stream != "compute" and durations[i] > 0 for i in mine)
+        for i in mine:
+            left[i] = max(0.0, left[i] - (now - since[i]) / pace[i])
             since[i] = now
+            if actions[i].stream == "compute":
+                pace[i] = compute_slowdown if moving else 1.0
+            else:
+                pace[i] = comm_slowdown if computing else 1.0
+            version[i] += 1
+            heapq.heappush(events, (now + left[i] * pace[i], i, version[i]))
 
     def begin(i: int, now: float) -> None:
-        start[i] = now
-        rank = actions[i].rank
-        if actions[i].stream == "compute":
-            computing[rank] = i
-        elif durations[i] > 0:
-            progress(rank, now)
-            busy[rank] += 1
-            if rank in computing:
-                schedule(computing[rank], now)
-        schedule(i, now)
+        start[i] = since[i] = now
+        running[actions[i].rank].append(i)
+        settle(actions[i].rank, now)
 
     for i in [i for i in range(n) if not waits[i]]:
         begin(i, 0.0)
@@ -164,14 +163,10 @@ def _with_slowdown(
             continue
         done += 1
         end[i] = now
+        version[i] += 1
         rank = actions[i].rank
-        if actions[i].stream == "compute":
-            computing.pop(rank, None)
-        elif durations[i] > 0:
-            progress(rank, now)
-            busy[rank] -= 1
-            if rank in computing:
-                schedule(computing[rank], now)
+        running[rank].remove(i)
+        settle(rank, now)
         for j in follows[i]:
             waits[j] -= 1
             if not waits[j]:

@@ -44,6 +44,7 @@ def simulate_step(
     prefetch_backward: int = 1,
     overlap_reduce: bool = True,
     compute_slowdown: float = 1.0,
+    comm_slowdown: float = 1.0,
     action_s: float = 0.0,
     tied_embedding_s: float = 0.0,
     speed: Mapping[int, float] | None = None,
@@ -69,7 +70,7 @@ def simulate_step(
         tied_embedding_s=tied_embedding_s,
     )
     actions = build_actions(order, stages, rank_of, options)
-    timeline = run(actions, compute_slowdown=compute_slowdown, speed=speed)
+    timeline = run(actions, compute_slowdown=compute_slowdown, comm_slowdown=comm_slowdown, speed=speed)
     step_time_s = timeline.makespan_s
     parts, busy = _breakdown(timeline, n_ranks, step_time_s)
     idle = (parts["bubble"] + parts["pp_comm"]) if n_ranks > 1 else 0.0
