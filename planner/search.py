@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import costmodel
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.estimate import Z90
 from costmodel.predict import Prediction
@@ -18,8 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RankedPlan", "SearchResult", "explain", "pareto_front", "probability_faster", "search"]
 
-_SHARED_ERROR_FRACTION = 0.7
-"""Share of two plans' error (as a correlation) that comes from what both run: the same operators."""
+_UNCERTAINTY = Path(costmodel.__path__[0]) / "data" / "uncertainty.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,13 +161,18 @@ def _price(
     return space, predictions
 
 
+@lru_cache(maxsize=1)
+def _shared_error_fraction() -> float:
+    return float(json.loads(_UNCERTAINTY.read_text())["shared_error_fraction"])
+
+
 def probability_faster(a: Prediction, b: Prediction) -> float:
     """P(a's step is shorter than b's), both log-normal, errors correlated by what both run.
 
     d = ln b - ln a is normal with variance sa^2 + sb^2 - 2 rho sa sb.
     """
     sa, sb = (math.log(p.step_time_high_s / p.step_time_low_s) / (2 * Z90) for p in (a, b))
-    variance = sa * sa + sb * sb - 2 * _SHARED_ERROR_FRACTION * sa * sb
+    variance = sa * sa + sb * sb - 2 * _shared_error_fraction() * sa * sb
     gap = math.log(b.step_time_s / a.step_time_s)
     if variance <= 0:
         return 0.5 if gap == 0 else float(gap > 0)

@@ -168,6 +168,7 @@ def _simulate(forecaster: Forecaster, plan: Plan, stages: list[StageCosts]) -> S
         prefetch_forward=0 if forecaster.profile.device.kind == "cpu" else 1,
         overlap_reduce=forecaster.profile.device.kind != "cpu" or plan.zero_stage != 3,
         compute_slowdown=overlap.compute_slowdown,
+        comm_slowdown=overlap.comm_slowdown,
         action_s=host_cost_s(forecaster.profile, "pipeline_action_s") if plan.pp > 1 else 0.0,
     )
 

@@ -36,7 +36,7 @@ class Unit:
     @property
     def elements(self) -> tuple[int, ...]:
         """Elements of each parameter tensor on this rank, in registration order."""
-        return tuple(prod(p.local_shape) for p in self.shard.parameters)
+        return tuple(prod(p.local_shape) for p in self.shard.parameters if not p.tied)
 
     @property
     def temporary_bytes(self) -> int:

@@ -1,0 +1,1 @@
+"""Speeds, measured: `make bench`. No test asserts a time."""

@@ -1,0 +1,71 @@
+"""Prints each benchmark's figure, one line each."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+
+def engine_s() -> str:
+    """100,000 actions on 16 ranks."""
+    from costmodel.engine import Action, run
+
+    actions = [
+        Action(rank=i % 16, stream="compute", duration_s=1.0, after=(i - 1,) if i % 16 else ())
+        for i in range(100_000)
+    ]
+    start = time.perf_counter()
+    run(actions)
+    return f"{time.perf_counter() - start:.2f} s for 100,000 actions"
+
+
+def pricing_s() -> str:
+    """1e6 GEMMs on a shipped profile."""
+    from costmodel.hardware.pricing import operator_times
+    from costmodel.hardware.store import load_profile
+
+    profile = load_profile("h100-sxm5-80gb")
+    sizes = np.random.default_rng(0).integers(1, 8192, size=(3, 1_000_000)).astype(np.float64)
+    start = time.perf_counter()
+    operator_times(profile, "gemm", "nt", "bf16", {"m": sizes[0], "n": sizes[1], "k": sizes[2]})
+    return f"{time.perf_counter() - start:.2f} s for 1e6 GEMMs"
+
+
+def _trace(model: str) -> str:
+    code = (
+        "import time; t = time.perf_counter()\n"
+        "from costmodel.models import resolve\nfrom costmodel.graph import trace\n"
+        f"trace(resolve({model!r}, seq_len={8192 if 'llama' in model else 4096}))\n"
+        "import resource\n"
+        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+    )
+    start = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return f"{time.perf_counter() - start:.1f} s from process start, {float(out.split()[1]):.2f} GB"
+
+
+def search_s() -> str:
+    """Every plan of GPT-2 on eight devices."""
+    from planner import api
+
+    result = api.plan("gpt2", hardware="a100-sxm4-80gb", n_devices=8, global_batch_size=64)
+    return f"{result.search_time_s:.1f} s for {result.n_considered} plans"
+
+
+BENCHMARKS: dict[str, Callable[[], str]] = {
+    "engine": engine_s,
+    "pricing": pricing_s,
+    "trace llama-3.1-405b for training": lambda: _trace("llama-3.1-405b"),
+    "trace deepseek-v3 for training": lambda: _trace("deepseek-v3"),
+    "search": search_s,
+}
+
+if __name__ == "__main__":
+    for name, benchmark in BENCHMARKS.items():
+        print(f"{name}: {benchmark()}", flush=True)
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")

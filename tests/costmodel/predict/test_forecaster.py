@@ -1,0 +1,82 @@
+"""Forecasts hold what every plan must: sums, orders, memory formulas."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+
+from costmodel.errors import PlanError
+from costmodel.framework import load_framework
+from costmodel.hardware.store import load_profile
+from costmodel.models import resolve
+from costmodel.plan import Plan
+from costmodel.predict import Forecaster
+
+SIZES = {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 512, "n_positions": 64}
+
+
+@lru_cache(maxsize=4)
+def forecaster(hardware: str = "a100-sxm4-80gb", variant: str | None = None) -> Forecaster:
+    return Forecaster(
+        source=resolve("gpt2", overrides=SIZES, seq_len=64),
+        profile=load_profile(hardware),
+        framework=load_framework("pytorch"),
+        network_variant=variant,
+    )
+
+
+def step_s(plan: str, variant: str | None = None) -> float:
+    return forecaster("a100-sxm4-80gb", variant).forecast(Plan.parse(plan)).prediction.step_time_s
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "mbs4",
+        "dp4.mbs4",
+        "dp4.zero1.mbs4",
+        "dp4.zero3.mbs4",
+        "tp4.mbs4",
+        "pp3.gbs12.gpipe",
+        "dp2.tp2.pp2.gbs8",
+    ],
+)
+def test_breakdown_and_interval(plan: str) -> None:
+    p = forecaster().forecast(Plan.parse(plan)).prediction
+    assert sum(p.breakdown_s.values()) == pytest.approx(p.step_time_s, rel=1e-3)
+    assert 0 < p.step_time_low_s < p.step_time_s < p.step_time_high_s
+    assert p.fits
+
+
+def test_recomputation_costs_time_and_saves_memory() -> None:
+    plain, full = (forecaster().forecast(Plan.parse(f"mbs4{p}")).prediction for p in ("", ".full"))
+    assert full.breakdown_s["recompute"] > 0
+    assert full.step_time_s > plain.step_time_s
+    assert full.memory[0].activations < plain.memory[0].activations
+
+
+def test_slower_network_is_slower() -> None:
+    names = load_profile("a100-sxm4-80gb").network.variants()
+    slow = next(name for name in names if name.startswith("ethernet"))
+    assert step_s("dp16.mbs1", variant=slow) > step_s("dp16.mbs1")
+
+
+def test_sharding_divides_model_state() -> None:
+    whole = forecaster().forecast(Plan.parse("dp4.mbs4")).prediction.memory[0]
+    third = forecaster().forecast(Plan.parse("dp4.zero3.mbs4")).prediction.memory[0]
+    for part in ("parameters", "gradients", "optimizer"):
+        assert getattr(third, part) == pytest.approx(getattr(whole, part) / 4, rel=0.01)
+
+
+def test_pipeline_stages_are_contiguous_and_complete() -> None:
+    one = forecaster().forecast(Plan.parse("mbs4")).prediction.stage_modules
+    three = forecaster().forecast(Plan.parse("pp3.gbs12")).prediction.stage_modules
+    assert [m for stage in three for m in stage] == [m for stage in one for m in stage]
+
+
+def test_sizes_that_do_not_divide() -> None:
+    with pytest.raises(PlanError, match="pp"):
+        forecaster().forecast(Plan.parse("pp30.gbs30"))
+    with pytest.raises(PlanError, match=r"tp\(7\)"):
+        forecaster().forecast(Plan.parse("tp7"))

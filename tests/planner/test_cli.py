@@ -1,0 +1,159 @@
+"""The command line: bad input ends with a message and an exit code, never a traceback; output is JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planner.cli import main
+
+PROFILE = "a100-sxm4-80gb"
+TINY = (
+    "--set",
+    "n_layer=2",
+    "--set",
+    "n_embd=64",
+    "--set",
+    "n_head=4",
+    "--set",
+    "vocab_size=128",
+    "--seq",
+    "16",
+)
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    out, err = capsys.readouterr()
+    code = stop.value.code
+    assert "Traceback" not in err
+    return (0 if code is None else int(code)), out, err
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys; from planner.cli import app; assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_predict_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(
+        capsys, "predict", "gpt2", *TINY, "-H", PROFILE, "-p", "dp2.tp2.pp2.mbs1.gbs8", "--json"
+    )
+    data = json.loads(out)
+    assert code == 0
+    assert sum(data["breakdown_s"].values()) == pytest.approx(data["step_time_s"], rel=1e-3)
+    assert data["step_time_low_s"] < data["step_time_s"] < data["step_time_high_s"]
+    assert len(data["peak_memory_bytes"]) == 2
+
+
+@pytest.mark.parametrize(
+    "plan", ["dp1", "dp4", "dp4.zero1", "dp4.zero3", "tp2", "pp2.gbs4.gpipe", "pp2.gbs4", "dp2.pp2.gbs8"]
+)
+def test_every_breakdown_adds_up(capsys: pytest.CaptureFixture[str], plan: str) -> None:
+    code, out, _ = run(capsys, "predict", "gpt2", *TINY, "-H", PROFILE, "-p", plan, "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert sum(data["breakdown_s"].values()) == pytest.approx(data["step_time_s"], rel=1e-3)
+
+
+def test_plan_ranks_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "plan", "gpt2", *TINY, "-H", PROFILE, "-n", "4", "-B", "8", "--json")
+    data = json.loads(out)
+    assert code == 0
+    times = [p["step_time_s"] for p in data["plans"]]
+    assert times == sorted(times)
+    assert data["n_considered"] == len(times) + sum(data["n_excluded"].values())
+    assert all(p["why"] for p in data["plans"][1:])
+    assert data["pareto"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("predict", "gpt9", "-H", PROFILE), 2, "unknown model 'gpt9'"),
+        (("predict", "gpt2", "-H", "no-such-gpu"), 2, "no-such-gpu"),
+        (("predict", "gpt2", "-H", PROFILE, "-p", "dp2.tp2", "-n", "3"), 2, "!= world_size(3)"),
+        (("predict", "gpt2", *TINY, "-H", PROFILE, "-p", "tp7"), 2, "tp(7)"),
+        (("predict", "gpt2", *TINY, "-H", PROFILE, "-p", "pp9.gbs9"), 2, "pp * vpp = 9"),
+        (("predict", "gpt2", "-H", PROFILE, "-p", "dp0"), 2, "must be at least 1"),
+        (("predict", "gpt2", "-H", PROFILE, "-p", "mbs-4"), 2, "must be at least 1"),
+        (("predict", "gpt2", "-H", PROFILE, "-p", "dp2.gbs3"), 2, "not a multiple"),
+        (("predict", "gpt2", "-H", PROFILE, "--framework", "nope"), 2, "unknown framework"),
+        (("predict", "gpt2", *TINY, "-H", PROFILE, "--optimizer", "nope"), 2, "unknown optimizer"),
+        (("trace", "gpt2", "--set", "n_layer"), 2, "must be name=value"),
+        (("trace", "nowhere/config.json"), 2, "does not exist"),
+        (("trace", "no_such_module:thing"), 2, "no_such_module"),
+        (("calibrate", "--budget", "-3s"), 2, "must be a time above zero"),
+        (("whatif", "gpt2", "-H", PROFILE, "-n", "8,zero", "-B", "8"), 2, "not a positive whole number"),
+        (("hardware", "import", "--operators", "nothing.csv"), 1, "no such file"),
+    ],
+)
+def test_bad_input(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...], code: int, message: str
+) -> None:
+    found, _, err = run(capsys, *args)
+    assert found == code
+    assert message in err
+
+
+@pytest.mark.parametrize("args", [("trace", "gpt2", "--micro-batch", "0"), ("trace", "gpt2", "--seq", "-1")])
+def test_sizes_must_be_positive(capsys: pytest.CaptureFixture[str], args: tuple[str, ...]) -> None:
+    assert run(capsys, *args)[0] == 2
+
+
+def test_callable_that_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine_that_raises.py").write_text("def build():\n    raise RuntimeError('out of ideas')\n")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "trace", "mine_that_raises:build")
+    assert code == 2
+    assert "RuntimeError: out of ideas (line 2 of mine_that_raises.py)" in err
+
+
+def test_callable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine_that_works.py").write_text(
+        "import torch\n\n\ndef build():\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh()), (torch.randn(4, 8),)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "trace", "mine_that_works:build", "--json")
+    assert code == 0
+    data = json.loads(out)
+    assert data["parameters"] == 8 * 16 + 16
+    assert data["flop_forward"] == 2 * 4 * 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "profile"), ('{"format_version": 999}', "999"), ('{"format_version": 1, "na', "profile")],
+)
+def test_broken_profiles(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    code, _, err = run(capsys, "predict", "gpt2", "-H", str(path))
+    assert code == 1
+    assert message in err
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "plan", "gpt3-175b", "-H", "t4", "-n", "1", "-B", "1")
+    assert code == 3
+    assert "nothing fits" in err
+    assert "devices" in err
+
+
+def test_systems_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "systems", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["number"] for row in rows] == list(range(1, 27))
+    assert all(row.keys() >= {"number", "name", "how", "source", "check"} for row in rows)
