@@ -76,9 +76,9 @@ def choices(report: Report) -> list[Choice]:
         found.append(
             Choice(
                 model=model,
-                chosen=chosen.label("plan"),
+                chosen=chosen.id.rpartition("/")[2],
                 chosen_measured_s=float(chosen.measured or 0.0),
-                best=best.label("plan"),
+                best=best.id.rpartition("/")[2],
                 best_measured_s=float(best.measured or 0.0),
             )
         )
