@@ -250,7 +250,7 @@ class _Issuer:
                 after.append(self.builder.last_compute[rank])
             direction = "forward" if key[1] == "F" else "backward"
             name = f"nccl:send {_say(key)} to rank {rank}"
-            self.sent[key] = self.builder.transfer(sender, direction, duration_s, name, after)
+            self.sent[key] = self.builder.transfer(sender, rank, direction, duration_s, name, after)
         return [self.sent[key]]
 
 

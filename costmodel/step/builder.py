@@ -59,12 +59,12 @@ class ActionBuilder:
         return index
 
     def transfer(
-        self, sender: int, direction: str, duration_s: float, name: str, after: Iterable[int]
+        self, sender: int, receiver: int, direction: str, duration_s: float, name: str, after: Iterable[int]
     ) -> int:
-        """A point-to-point transfer between pipeline ranks."""
+        """A point-to-point transfer between pipeline ranks, in order with those of its pair and direction."""
         link = f"network {sender}" if self.options.share_network else ""
         parts = {"pp_comm": duration_s}
-        stream = f"pipeline {direction}"
+        stream = f"pipeline {direction} {receiver}"
         return self.add(Action(sender, stream, duration_s, name, tuple(after), "transfer", parts, link))
 
     def copy(

@@ -156,3 +156,10 @@ def test_rules_of_every_step(
     plain = step(compute_slowdown=1.0)
     assert plain.step_time_s <= result.step_time_s + 1e-9
     assert plain.step_time_s <= step(compute_slowdown=1.0, overlap_dp=False).step_time_s + 1e-9
+
+
+def test_transfers_to_different_ranks_do_not_wait_for_each_other() -> None:
+    """A V-shaped order with free transfers: 8 x 2 x 3 s of work and 3 s of idle time on each rank."""
+    stages = [stage(i, forward_s=1.0, backward_s=2.0) for i in range(8)]
+    result = simulate_step(stages, schedule="zb-v", num_microbatches=8, vpp=2)
+    assert result.step_time_s == pytest.approx(51.0)
