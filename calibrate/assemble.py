@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.benchmarks.host import BLOCKS, PIECES, UPDATED
 from calibrate.environment import Machine
+from calibrate.host_costs import host_costs, overlap_of
 from calibrate.journal import Sample
 from calibrate.parallel_fits import fit_groups
 from calibrate.runner import ALONE, TOGETHER
 from calibrate.samples import SampleTable
 from costmodel.hardware.kinds import COLLECTIVE_KINDS, OPERATOR_KINDS
-from costmodel.hardware.schema import DeviceSpec, Environment, HardwareProfile, HostValue, Overlap
+from costmodel.hardware.schema import DeviceSpec, Environment, HardwareProfile
 
 if TYPE_CHECKING:
     from calibrate.collective_samples import CollectiveSample
@@ -28,10 +27,6 @@ __all__ = ["assemble_profile", "collective_samples", "operator_tables"]
 
 _SOURCE = "own measurement"
 _FEWEST_ROWS = 4
-_OPS_PER_BLOCK = 7
-"""Aten operators of a block of the training chain, both directions; see `benchmarks.host`."""
-_DIFFERENTIATED_PER_BLOCK = 2
-_BOTH_DIRECTIONS = 2
 _FASTEST_SHARE = 0.9
 """Quantile of the rates measured on large operands that stands for what the device can do."""
 
@@ -52,9 +47,9 @@ def assemble_profile(
         source=_SOURCE,
         device=device,
         operators=tuple(operators),
-        host=_host_costs(samples),
+        host=host_costs(samples),
         network=_network(machine, samples, progress),
-        overlap=_overlap(samples),
+        overlap=overlap_of(samples),
         contention=_contention(samples),
         environment=Environment(
             device=machine.device,
@@ -187,72 +182,6 @@ def _best_rates(samples: Sequence[Sample]) -> dict[str, float]:
     return {dtype: rate for dtype, rate in rates.items() if rate > 0.0}
 
 
-def _host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
-    """Differences of the raw timings of `benchmarks.host`; a difference below zero is noise and counts 0."""
-    raw = {s.variant: s for s in samples if s.kind == "host"}
-
-    def time_s(name: str) -> float:
-        return raw[name].time_s if name in raw else math.nan
-
-    def transfer_s(kind: str) -> float:
-        # the shortest of all sizes: small ones are latency alone, and a busy moment may spoil any of them
-        return min((s.time_s for s in samples if s.kind == kind), default=0.0)
-
-    few, many = PIECES
-    extra = many - few
-    block_s = (time_s("training_chain")) / BLOCKS
-    plain_s = time_s("plain_chain") / BLOCKS
-    autograd_s = (block_s - plain_s) / _DIFFERENTIATED_PER_BLOCK
-    found = {
-        "dispatch_s": (time_s("op"), "op"),
-        "host_view_s": (time_s("view"), "view"),
-        "autograd_s": (autograd_s, "training_chain"),
-        "kernel_launch_s": (time_s("kernel"), "kernel"),
-        "dtensor_dispatch_s": (
-            (time_s("dtensor_chain") - time_s("training_chain")) / (BLOCKS * _OPS_PER_BLOCK),
-            "dtensor_chain",
-        ),
-        # one layer split by torch's styles, forward and backward, less the layer and its all-reduce
-        "dtensor_module_s": (
-            (
-                (time_s(f"tp_{many}") - time_s(f"tp_{few}"))
-                - (time_s(f"layers_{many}") - time_s(f"layers_{few}"))
-            )
-            / (2 * extra)
-            - transfer_s("all_reduce"),
-            f"tp_{many}",
-        ),
-        # the optimizer's operators on DTensors, per parameter tensor
-        "dtensor_update_s": (
-            (time_s("dtensor_update") - time_s("plain_update")) / UPDATED,
-            "dtensor_update",
-        ),
-        # wrappers: what one more piece adds, less its computation and its smallest transfers
-        "ddp_bucket_s": (
-            (time_s(f"ddp_{many}") - time_s(f"ddp_{few}")) / extra - block_s - transfer_s("all_reduce"),
-            f"ddp_{many}",
-        ),
-        "fsdp_unit_s": (
-            (time_s(f"fsdp_{many}") - time_s(f"fsdp_{few}")) / extra
-            - block_s
-            - 2 * transfer_s("all_gather")
-            - transfer_s("reduce_scatter"),
-            f"fsdp_{many}",
-        ),
-        "pipeline_action_s": (
-            ((time_s(f"pipeline_{many}") - time_s(f"pipeline_{few}")) / extra - block_s) / _BOTH_DIRECTIONS,
-            f"pipeline_{many}",
-        ),
-        # a step of one linear layer: three products, and what a step does once
-        "step_s": (time_s("backward_step") - 3 * time_s("op") - autograd_s, "backward_step"),
-    }
-    return {
-        name: HostValue(value_s=max(0.0, value), spread=raw[of].spread, source=_SOURCE)
-        for name, (value, of) in found.items()
-        if math.isfinite(value)
-    }
-
-
 def _network(
     machine: Machine, samples: Sequence[Sample], progress: Callable[[str], None] | None
 ) -> NetworkModel | None:
@@ -285,18 +214,6 @@ def _nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> N
         source=source,
     )
     return NetworkModel(name=machine.device, ranks_per_node=machine.world_size, intra=(link,), source=source)
-
-
-def _overlap(samples: Sequence[Sample]) -> Overlap:
-    times = {s.variant: s.time_s for s in samples if s.kind == "overlap"}
-    needed = ("compute_alone", "compute_beside", "comm_alone", "comm_beside")
-    if any(name not in times for name in needed):
-        return Overlap()
-    return Overlap(
-        compute_slowdown=max(1.0, times["compute_beside"] / times["compute_alone"]),
-        comm_slowdown=max(1.0, times["comm_beside"] / times["comm_alone"]),
-        source=_SOURCE,
-    )
 
 
 def _contention(samples: Sequence[Sample]) -> dict[str, float]:

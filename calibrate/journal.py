@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from calibrate.environment import Machine, require_same_machine
 from costmodel.errors import InputFileError
+from costmodel.hardware.kinds import COLLECTIVE_KINDS
 
 __all__ = ["Journal", "Sample", "Visit", "merge_visits", "read_journal", "samples_path"]
 
@@ -141,6 +142,8 @@ def merge_visits(visits: Iterable[Visit]) -> list[Sample]:
 
 def _merged(group: list[Visit]) -> Sample:
     first = group[0]
+    if first.kind in COLLECTIVE_KINDS:
+        return _averaged(group)
     time_s = statistics.median(v.time_s for v in group)
     within = statistics.median(v.spread for v in group)
     between = 0.0
@@ -157,6 +160,26 @@ def _merged(group: list[Visit]) -> Sample:
         time_s=time_s,
         spread=max(within, between),
         n=sum(v.n for v in group),
+        n_visits=len(group),
+    )
+
+
+def _averaged(group: list[Visit]) -> Sample:
+    """Mean over all calls of all visits, see `timing.time_together`; the spread is that of the mean."""
+    first = group[0]
+    n = sum(v.n for v in group)
+    time_s = sum(v.n * v.time_s for v in group) / n
+    errors = [v.n * v.time_s * v.spread for v in group]
+    return Sample(
+        kind=first.kind,
+        variant=first.variant,
+        dtype=first.dtype,
+        dims=first.dims,
+        timing=first.timing,
+        setting=first.setting,
+        time_s=time_s,
+        spread=math.hypot(*errors) / n / time_s,
+        n=n,
         n_visits=len(group),
     )
 

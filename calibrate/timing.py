@@ -16,12 +16,31 @@ from dataclasses import dataclass, replace
 
 from calibrate.benchmarks.base import Bench, Call, Case
 
-__all__ = ["Agree", "Timed", "summarise", "time_call", "time_case", "time_together", "timing_name"]
+__all__ = [
+    "THREAD_TIME",
+    "Agree",
+    "Timed",
+    "summarise",
+    "time_call",
+    "time_case",
+    "time_together",
+    "timing_name",
+]
 
 Agree = Callable[[Sequence[float]], list[list[float]]]
 """Numbers of this rank -> those of every rank, by rank; all ranks call it together."""
 
+THREAD_TIME = "thread_time"
+"""Timing of host costs that hold no waiting: the processor time of the calling thread."""
+
 _BLOCK_S = 100e-6
+_BETWEEN_S = 3e-3
+"""Computation before each timed call of ranks on a CPU: of the order of a layer's, and of a time slice."""
+_LONGER_SLICE = 4.0
+"""Calls after computation vary by more than themselves; their visits last so many times as long."""
+_FEWEST_TOGETHER = 4
+_IQR_OF_NORMAL = 1.349
+"""Interquartile range of a normal distribution in standard deviations."""
 _RING_BYTES = 48 << 20
 _RING_LONGEST = 64
 _GRAPH_CALLS = 20
@@ -104,19 +123,40 @@ def time_call(
 
 
 def time_together(case: Case, bench: Bench, *, slice_s: float, agree: Agree) -> Timed:
-    """One visit of a call that all ranks make together: they agree on how often, then call back to back."""
+    """One visit of a call that all ranks make together: they agree on how often, then call.
+
+    The mean counts, not the median: what a step pays for many such calls is their sum, and where threads of
+    the backend wait for a core some calls take many times as long as others.
+    """
     import torch
 
     with torch.no_grad():
         call = case.prepare(bench)
+        apart = case.between_computation and not bench.cuda
+        computation = bench.computation(_BETWEEN_S) if apart else None
         agree([0.0])
         call()
         first_s = max(row[0] for row in agree([_one_block(call, 1, case, bench)]))
-        inner = 1 if case.self_timed else max(1, min(50, math.ceil(3 * _BLOCK_S / first_s)))
-        count = max(2, min(20, int(slice_s / (inner * first_s))))
-        blocks = [_one_block(call, inner, case, bench) for _ in range(count)]
-    name = "eager_loop" if case.kind in ("host", "overlap") else "torch_loop"
-    return summarise([b / case.calls for b in blocks], inner, name)
+        inner = 1 if case.self_timed or apart else max(1, min(50, math.ceil(3 * _BLOCK_S / first_s)))
+        length_s = inner * first_s + (_BETWEEN_S if apart else 0.0)
+        longer_s = _LONGER_SLICE * slice_s if apart else slice_s
+        count = max(_FEWEST_TOGETHER if apart else 2, min(20, int(longer_s / length_s)))
+        blocks = []
+        for _ in range(count):
+            if computation is not None:
+                computation()
+            blocks.append(_one_block(call, inner, case, bench) / case.calls)
+    if case.kind == "overlap" or (case.kind == "host" and case.self_timed):
+        return summarise(blocks, inner, THREAD_TIME if case.kind == "host" else "eager_loop")
+    return _mean(blocks, inner, "eager_loop" if case.kind == "host" else "torch_loop")
+
+
+def _mean(blocks_s: Sequence[float], calls_per_block: int, timing: str) -> Timed:
+    """Mean of block times; the spread is that of the mean (interquartile range of its distribution)."""
+    n = len(blocks_s)
+    mean = statistics.fmean(blocks_s)
+    spread = _IQR_OF_NORMAL * statistics.stdev(blocks_s) / math.sqrt(n) / mean if n >= 2 else 0.0
+    return Timed(time_s=mean, spread=spread, n=n * calls_per_block, timing=timing)
 
 
 def _one_block(call: Call, inner: int, case: Case, bench: Bench) -> float:

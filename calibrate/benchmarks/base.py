@@ -36,6 +36,8 @@ __all__ = [
 
 Call = Callable[[], object]
 
+_GEMM_SIDE = 384
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -45,6 +47,7 @@ class Case:
     `output_bytes` each. `n_ranks` > 0: a call that so many ranks make together, the others none.
     `calls`: how many of what is priced one call makes (a round trip is 2 transfers). `host_clock`: the
     host's time is wanted, also where kernels run beside it. `self_timed`: the call returns its seconds.
+    `between_computation`: on a CPU, ranks compute for a while before each call, as in a step.
     """
 
     kind: str
@@ -58,6 +61,7 @@ class Case:
     calls: int = 1
     host_clock: bool = False
     self_timed: bool = False
+    between_computation: bool = False
 
 
 Benchmark = Callable[["Bench"], Sequence[Case]]
@@ -142,6 +146,20 @@ class Bench:
     def fits(self, *, flop: float = 0.0, moved_bytes: float = 0.0) -> bool:
         """Whether one call is expected to stay under `largest_s`."""
         return flop / self.flop_per_s + moved_bytes / self.bytes_per_s <= self.largest_s
+
+    def computation(self, seconds: float) -> Call:
+        """GEMMs that take about so long, on operands that stay in the cache."""
+        import torch
+
+        a, b = self.rotate((_GEMM_SIDE, _GEMM_SIDE)), self.rotate((_GEMM_SIDE, _GEMM_SIDE))
+        out = torch.empty(_GEMM_SIDE, _GEMM_SIDE, device=self.device)
+        repeats = max(1, round(seconds * self.flop_per_s / (2 * _GEMM_SIDE**3)))
+
+        def call() -> None:
+            for _ in range(repeats):
+                torch.mm(a(), b(), out=out)
+
+        return call
 
     def take(self, shape: Sequence[int], dtype: str = "fp32") -> torch.Tensor:
         """A contiguous view of `shape` into the arena, at the place after the one last given.

@@ -1,9 +1,11 @@
 """Collectives and point-to-point transfers over 1 kB to 64 MB.
 
 Sizes as nccl-tests counts them: the full (gathered) buffer for all-gather and reduce-scatter, all that
-one rank sends for all-to-all, the message for point-to-point. Calls follow each other back to back;
-broadcast changes its root every call, and a one-way transfer is half a round trip, so that a call cannot
-begin before the one before it has arrived.
+one rank sends for all-to-all, the message for point-to-point. On a device calls follow each other back to
+back. On a CPU the backend's threads share the rank's cores with its computation: a transfer that comes after
+some milliseconds of it waits for the other rank and for the scheduler, so it is timed there. Broadcast
+changes its root every call, and a one-way transfer is half a round trip, so that a call cannot begin before
+the one before it has arrived.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ def collective_cases(bench: Bench) -> list[Case]:
             prepare=_preparation(make, n_ranks, size),
             n_ranks=n_ranks,
             calls=2 if kind == "p2p" else 1,
+            between_computation=True,
         )
         for n_ranks in sorted(bench.groups)
         if n_ranks > 1

@@ -1,11 +1,17 @@
 """Raw timings behind the host costs: what Python, autograd, DTensor and the wrappers add around operators.
 
 Each case is one call on the host clock. `calibrate.assemble` takes differences of them (a training chain
-less the same operators called plainly, eight buckets less one) to get the costs of a profile.
+less the same operators called plainly, six buckets less two) to get the costs of a profile.
+
+On a CPU the cases of several ranks are timed on the calling thread's own clock, so that waiting for the
+other rank is no host cost, and a buffer larger than a core's own caches is written between their pieces:
+in a step the operators' data drive the wrappers' code out of them. The wide cases are whole training steps
+of layers as large as a model's, on the wall clock: what their wrappers add per byte shows in them.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["BLOCKS", "PIECES", "UPDATED", "host_cases"]
+__all__ = ["BLOCKS", "PIECES", "UPDATED", "WIDE_BYTES", "WIDE_OUTPUT_BYTES", "host_cases"]
 
 BLOCKS = 8
 """Blocks of the training chain; a block is linear, GELU, add."""
@@ -24,7 +30,14 @@ PIECES = (2, 6)
 """Small and large number of buckets, FSDP units and micro-batches that are compared."""
 UPDATED = 16
 """Tensors of the optimizer cases."""
+WIDE_BYTES = 4 << 20
+"""Weight of one wide block, fp32."""
+_WIDE, _WIDE_ROWS = 1024, 128
+WIDE_OUTPUT_BYTES = 4 * _WIDE * _WIDE_ROWS
+"""Output of one wide block."""
 _WIDTH = 8
+_FLUSHED_BYTES = 4 << 20
+"""More than the first two caches of a core."""
 
 
 @register_benchmark("host")
@@ -41,15 +54,27 @@ def host_cases(bench: Bench) -> list[Case]:
         cases.append(_case("kernel", _tiny_op, host_clock=False))
     world = max(bench.groups, default=1)
     if world > 1:
-        cases.append(_case("dtensor_chain", _dtensor_chain, n_ranks=world))
-        cases.append(_case("plain_update", lambda b: _update(b, sharded=False), n_ranks=world))
-        cases.append(_case("dtensor_update", lambda b: _update(b, sharded=True), n_ranks=world))
+        together: dict[str, Callable[[Bench], Call]] = {
+            "dtensor_chain": _dtensor_chain,
+            "plain_update": lambda b: _update(b, sharded=False),
+            "dtensor_update": lambda b: _update(b, sharded=True),
+        }
         for n in PIECES:
-            cases.append(_case(f"layers_{n}", _with_pieces(_layers, n), n_ranks=world))
-            cases.append(_case(f"tp_{n}", _with_pieces(_tensor_parallel, n), n_ranks=world))
-            cases.append(_case(f"ddp_{n}", _with_pieces(_ddp_step, n), n_ranks=world))
-            cases.append(_case(f"fsdp_{n}", _with_pieces(_fsdp_step, n), n_ranks=world))
-            cases.append(_case(f"pipeline_{n}", _with_pieces(_pipeline_step, n), n_ranks=world))
+            together[f"blocks_{n}"] = _with_pieces(_blocks, n)
+            together[f"layers_{n}"] = _with_pieces(_layers, n)
+            together[f"tp_{n}"] = _with_pieces(_tensor_parallel, n)
+            together[f"ddp_{n}"] = _with_pieces(_ddp_step, n)
+            together[f"fsdp_{n}"] = _with_pieces(_fsdp_step, n)
+            together[f"pipeline_{n}"] = _with_pieces(_pipeline_step, n)
+        cases += [
+            _case(name, prepare, n_ranks=world, own_clock=not bench.cuda)
+            for name, prepare in together.items()
+        ]
+        for n in () if bench.cuda else PIECES:
+            cases += [
+                _case(f"wide_{name}_{n}", _with_pieces(make, n), n_ranks=world)
+                for name, make in _WIDE_CASES.items()
+            ]
     return cases
 
 
@@ -60,17 +85,35 @@ def _case(
     calls: int = 1,
     n_ranks: int = 0,
     host_clock: bool = True,
+    own_clock: bool = False,
 ) -> Case:
     return Case(
         kind="host",
         variant=variant,
         dtype="fp32",
         dims={},
-        prepare=prepare,
+        prepare=_on_thread_clock(prepare) if own_clock else prepare,
         calls=calls,
         n_ranks=n_ranks,
         host_clock=host_clock,
+        self_timed=own_clock,
     )
+
+
+def _on_thread_clock(prepare: Callable[[Bench], Call]) -> Callable[[Bench], Call]:
+    """The call timed by what its own thread used of a processor."""
+
+    def prepared(bench: Bench) -> Call:
+        call = prepare(bench)
+
+        def timed() -> float:
+            start = time.thread_time()
+            call()
+            return time.thread_time() - start
+
+        return timed
+
+    return prepared
 
 
 def _with_pieces(make: Callable[[Bench, int], Call], n: int) -> Callable[[Bench], Call]:
@@ -114,18 +157,51 @@ def _plain_chain(bench: Bench) -> Call:
     return call
 
 
-def _chain(bench: Bench, blocks: int = BLOCKS) -> nn.Sequential:
-    """Blocks of linear, GELU and the addition of a constant, as modules."""
+def _flush(bench: Bench) -> Callable[[], None]:
+    """Writes a buffer that pushes code and data out of the core's own caches; nothing with a device."""
+    import torch
+
+    if bench.cuda:
+        return lambda: None
+    buffer = torch.zeros(_FLUSHED_BYTES // 4)
+
+    def flush() -> None:
+        with torch.no_grad():
+            buffer.add_(1.0)
+
+    return flush
+
+
+def _colder(bench: Bench) -> nn.Module:
+    """An identity that flushes in forward, and in backward from a hook on its input's gradient."""
+    from torch import nn
+
+    flush = _flush(bench)
+
+    class Colder(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            flush()
+            if x.requires_grad:
+                x.register_hook(lambda gradient: flush())
+            return x
+
+    return nn.Identity() if bench.cuda else Colder()
+
+
+def _chain(bench: Bench, blocks: int = BLOCKS, *, colder: bool = False) -> nn.Sequential:
+    """Blocks of linear, GELU and the addition of a constant, as modules; each flushes first if `colder`."""
     import torch
     from torch import nn
 
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.first = _colder(bench) if colder else nn.Identity()
             self.linear = nn.Linear(_WIDTH, _WIDTH, device=bench.device)
             self.gelu = nn.GELU()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
             return torch.add(self.gelu(self.linear(x)), x)
 
     return nn.Sequential(*(Block() for _ in range(blocks)))
@@ -193,11 +269,15 @@ def _pairs(bench: Bench, n: int) -> nn.Sequential:
     def layer() -> nn.Linear:
         return nn.Linear(_WIDTH, _WIDTH, device=bench.device)
 
-    return nn.Sequential(*(nn.Sequential(layer(), layer()) for _ in range(n)))
+    return nn.Sequential(*(nn.Sequential(layer(), layer(), _colder(bench)) for _ in range(n)))
 
 
 def _layers(bench: Bench, n: int) -> Call:
     return _train(_pairs(bench, n), _input(bench).requires_grad_())
+
+
+def _blocks(bench: Bench, n: int) -> Call:
+    return _train(_chain(bench, n, colder=True), _input(bench))
 
 
 def _tensor_parallel(bench: Bench, n: int) -> Call:
@@ -231,7 +311,10 @@ def _ddp_step(bench: Bench, n: int) -> Call:
 
     group = bench.groups[max(bench.groups)]
     model = DistributedDataParallel(
-        _chain(bench, n), process_group=group, bucket_cap_mb=4 * _WIDTH / 2**20, broadcast_buffers=False
+        _chain(bench, n, colder=True),
+        process_group=group,
+        bucket_cap_mb=4 * _WIDTH / 2**20,
+        broadcast_buffers=False,
     )
     call = _train(model, _input(bench))
     call()  # the first step rebuilds the buckets in the order gradients came
@@ -243,11 +326,55 @@ def _fsdp_step(bench: Bench, n: int) -> Call:
     from torch.distributed.fsdp import fully_shard
 
     mesh = _mesh(bench, max(bench.groups))
-    model = _chain(bench, n)
+    model = _chain(bench, n, colder=True)
     for block in model:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return _train(model, _input(bench))
+
+
+def _wide(bench: Bench, n: int) -> nn.Sequential:
+    """`n` linear layers of WIDE_BYTES."""
+    from torch import nn
+
+    return nn.Sequential(*(nn.Linear(_WIDE, _WIDE, bias=False) for _ in range(n)))
+
+
+def _wide_blocks(bench: Bench, n: int) -> Call:
+    return _train(_wide(bench, n), bench.take((_WIDE_ROWS, _WIDE)).clone())
+
+
+def _wide_ddp(bench: Bench, n: int) -> Call:
+    from torch.nn.parallel import DistributedDataParallel
+
+    group = bench.groups[max(bench.groups)]
+    model = DistributedDataParallel(_wide(bench, n), process_group=group, bucket_cap_mb=WIDE_BYTES / 2**20)
+    call = _train(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
+    call()
+    return call
+
+
+def _wide_fsdp(bench: Bench, n: int) -> Call:
+    from torch.distributed.fsdp import fully_shard
+
+    mesh, model = _mesh(bench, max(bench.groups)), _wide(bench, n)
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return _train(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
+
+
+def _wide_tp(bench: Bench, n: int) -> Call:
+    """Layers split by columns and by rows in turn; each pair reduces its output and its input's gradient."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    model, mesh = _wide(bench, n), _mesh(bench, max(bench.groups))
+    styles = (ColwiseParallel(), RowwiseParallel())
+    parallelize_module(model, mesh, {str(i): styles[i % 2] for i in range(n)})
+    return _train(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
+
+
+_WIDE_CASES = {"blocks": _wide_blocks, "ddp": _wide_ddp, "fsdp": _wide_fsdp, "tp": _wide_tp}
 
 
 def _pipeline_step(bench: Bench, n: int) -> Call:
@@ -256,7 +383,9 @@ def _pipeline_step(bench: Bench, n: int) -> Call:
     from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
     world = max(bench.groups)
-    stage = PipelineStage(_chain(bench, 1), bench.rank, world, bench.device, group=bench.groups[world])
+    stage = PipelineStage(
+        _chain(bench, 1, colder=True), bench.rank, world, bench.device, group=bench.groups[world]
+    )
     schedule = ScheduleGPipe(stage, n, loss_fn=lambda y, target: (y * target).sum())
     x = bench.take((_WIDTH * n, _WIDTH)).clone()
     parameters = list(stage.submod.parameters())

@@ -16,6 +16,9 @@ __all__ = ["COMM_BYTES", "memory_cases", "overlap_cases"]
 
 COMM_BYTES = 8 << 20
 _GEMM_SIDE = 384
+_COMPUTE_S = 60e-3
+"""GEMMs of one call last about this long: many time slices of a scheduler (3 to 10 ms), or a core that
+communication shares seems free for the length of a slice."""
 _COVER = 2.0
 """All-reduces started beside the GEMMs last this many times as long, both alone."""
 _MOST_STARTED = 64
@@ -85,20 +88,6 @@ def memory_cases(bench: Bench) -> list[Case]:
     ]
 
 
-def _gemms(bench: Bench) -> Call:
-    import torch
-
-    a, b = bench.rotate((_GEMM_SIDE, _GEMM_SIDE)), bench.rotate((_GEMM_SIDE, _GEMM_SIDE))
-    out = torch.empty(_GEMM_SIDE, _GEMM_SIDE, device=bench.device)
-    repeats = max(1, round(2e-3 * bench.flop_per_s / (2 * _GEMM_SIDE**3)))
-
-    def call() -> None:
-        for _ in range(repeats):
-            torch.mm(a(), b(), out=out)
-
-    return call
-
-
 def _settle(bench: Bench) -> None:
     """Wait for this stream only: communication runs on another one."""
     import torch
@@ -108,7 +97,7 @@ def _settle(bench: Bench) -> None:
 
 
 def _compute_alone(bench: Bench) -> Call:
-    gemms = _gemms(bench)
+    gemms = bench.computation(_COMPUTE_S)
 
     def call() -> None:
         gemms()

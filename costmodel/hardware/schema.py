@@ -46,6 +46,7 @@ HOST_KEYS = (
     "dtensor_update_s",
     "ddp_bucket_s",
     "fsdp_unit_s",
+    "fsdp_copy_s_per_byte",
     "pipeline_action_s",
     "step_s",
 )

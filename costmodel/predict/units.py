@@ -143,15 +143,19 @@ def _data_parallel(
 
     if plan.zero_stage == 3:
         axis = "dp_shard" if plan.dp_shard else "dp"
+        # measured over the two gathers and the reduction of a step; each takes a third
+        per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
+        measured = "fsdp_copy_s_per_byte" in forecaster.profile.host
         for i, unit in enumerate(units):
             parameters = sum(unit.elements)
             if not parameters:
                 continue
             gathered = parameters * framework.parameter_comm_bytes
             reduced = parameters * framework.gradient_comm_bytes
-            gather_s[i] = collective("all_gather", gathered, axis) + copy_s(forecaster, gathered)
+            copy_in_s = gathered * per_byte_s if measured else copy_s(forecaster, gathered)
+            gather_s[i] = collective("all_gather", gathered, axis) + copy_in_s
             reduce_s[i] = collective("reduce_scatter", reduced, axis)
-            copies_s[i] = copy_s(forecaster, reduced)
+            copies_s[i] = reduced * per_byte_s if measured else copy_s(forecaster, reduced)
             if plan.dp_shard and plan.dp_shard < plan.dp:
                 reduce_s[i] += collective("all_reduce", reduced / plan.dp_shard, "dp_replicate")
         return reduce_s, gather_s, copies_s
@@ -162,12 +166,15 @@ def _data_parallel(
     ]
     op = "all_reduce" if plan.zero_stage == 0 else "reduce_scatter"
     per_bucket_s = host_cost_s(forecaster.profile, "ddp_bucket_s")
+    synchronous = forecaster.profile.device.kind == "cpu"
     for bucket in gradient_buckets(
         parameters_by_unit,
         bucket_bytes=framework.bucket_bytes,
         first_bucket_bytes=framework.first_bucket_bytes,
     ):
-        reduce_s[bucket.ready_unit] += collective(op, bucket.size_bytes, "dp") + per_bucket_s
+        reduce_s[bucket.ready_unit] += collective(op, bucket.size_bytes, "dp")
+        # launching takes the rank's own thread: on a CPU its computation waits for it
+        (copies_s if synchronous else reduce_s)[bucket.ready_unit] += per_bucket_s
     if not framework.gradient_as_bucket_view:
         for i, size in parameters_by_unit:
             copies_s[i] += 2.0 * copy_s(forecaster, size)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibrate.ranks import pin_rank
+from calibrate.ranks import keep_freed_memory, pin_rank
 from planner.validation.launch import FAILED
 from planner.validation.run_spec import Job, RankResult, RunResult, RunSpec
 
@@ -336,6 +336,8 @@ def main(argv: list[str] | None = None) -> int:
     path = Path((argv or sys.argv[1:])[0])
     job = Job.load(path)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if job.device == "cpu":
+        keep_freed_memory()
     if job.pin and job.device == "cpu":
         pin_rank(threads=job.threads)
     worker = _Worker(job)

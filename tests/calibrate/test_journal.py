@@ -131,3 +131,14 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="foreshard calibrate"):
         read_journal(samples_path(tmp_path / "gone.json"))
+
+
+def test_visits_of_a_collective_are_averaged_over_their_calls() -> None:
+    """A step pays for the sum of its transfers, the slow ones too."""
+    fields = {"kind": "all_reduce", "variant": "", "dims": {"size_bytes": 1024, "n_ranks": 2}}
+    merged = merge_visits(
+        [a_visit(1e-3, n=30, spread=0.1, **fields), a_visit(5e-3, n=10, spread=0.1, **fields)]
+    )
+    assert merged[0].time_s == pytest.approx(2e-3)
+    assert merged[0].n == 40
+    assert merged[0].spread < 0.1  # two visits know the mean better than one

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from calibrate.benchmarks.base import Bench, Case
+from calibrate.benchmarks.base import Bench, Call, Case
 from calibrate.timing import summarise, time_call, time_case, time_together
 
 
@@ -91,3 +91,29 @@ def test_a_call_may_time_itself() -> None:
     case = a_case(prepare=lambda bench: lambda: 0.25, n_ranks=2, self_timed=True)
     timed = time_together(case, a_bench(), slice_s=0.01, agree=lambda values: [list(values)])
     assert timed.time_s == 0.25
+
+
+def test_transfers_follow_computation_and_their_mean_counts() -> None:
+    computed = 0
+    lengths = iter([0.0, 0.0, *[1e-3, 9e-3] * 20])
+
+    class Watched(Bench):
+        def computation(self, seconds: float) -> Call:
+            def call() -> None:
+                nonlocal computed
+                computed += 1
+
+            return call
+
+    bench = Watched(
+        torch.device("cpu"), cache_bytes=1 << 20, flop_per_s=1e11, bytes_per_s=1e10, largest_s=1e-3
+    )
+    case = a_case(
+        kind="all_reduce",
+        prepare=lambda bench: lambda: time.sleep(next(lengths)),
+        n_ranks=2,
+        between_computation=True,
+    )
+    timed = time_together(case, bench, slice_s=0.01, agree=lambda values: [list(values)])
+    assert computed == timed.n >= 4
+    assert timed.time_s == pytest.approx(5e-3, rel=0.3)  # the median would be one of the two lengths
