@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from calibrate.journal import Sample
 from calibrate.parallel_fits import fit_groups
 from calibrate.runner import ALONE, TOGETHER
 from calibrate.samples import SampleTable
+from costmodel.estimate import expected_max
+from costmodel.hardware.forms.base import FORMS, load_forms
 from costmodel.hardware.kinds import COLLECTIVE_KINDS, OPERATOR_KINDS
 from costmodel.hardware.schema import DeviceSpec, Environment, HardwareProfile
 
@@ -50,7 +53,8 @@ def assemble_profile(
         host=host_costs(samples),
         network=_network(machine, samples, progress),
         overlap=overlap_of(samples),
-        contention=_contention(samples),
+        contention_s_per_byte=_contention(samples),
+        rank_log_sigma=_rank_log_sigma(samples, machine.world_size),
         environment=Environment(
             device=machine.device,
             threads=machine.threads,
@@ -217,14 +221,40 @@ def _nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> N
 
 
 def _contention(samples: Sequence[Sample]) -> dict[str, float]:
-    """Operator kind -> median of (time with all ranks at work / time alone), at least 1."""
+    """Operator kind -> seconds per byte that all ranks at work cost over one alone, at least 0.
+
+    The median over the cases measured in both settings, weighted by their bytes.
+    """
 
     def case(s: Sample) -> tuple[str, str, str, tuple[tuple[str, int], ...]]:
         return s.kind, s.variant, s.dtype, tuple(sorted(s.dims.items()))
 
-    together = {case(s): s.time_s for s in samples if s.setting == TOGETHER}
-    ratios: dict[str, list[float]] = {}
-    for s in samples:
-        if s.setting == ALONE and case(s) in together:
-            ratios.setdefault(s.kind, []).append(together[case(s)] / s.time_s)
-    return {kind: max(1.0, statistics.median(values)) for kind, values in ratios.items()}
+    load_forms()
+    alone = {case(s): s.time_s for s in samples if s.setting == ALONE}
+    both = [s for s in samples if s.setting == TOGETHER and case(s) in alone]
+    costs: dict[str, list[tuple[float, float]]] = {}
+    for s in both:
+        dims = {name: np.array([float(size)]) for name, size in s.dims.items()}
+        size = float(FORMS[s.kind].least_bytes(dims, s.dtype, s.variant)[0])
+        costs.setdefault(s.kind, []).append(((s.time_s - alone[case(s)]) / size, size))
+    return {kind: max(0.0, _weighted_median(pairs)) for kind, pairs in costs.items()}
+
+
+def _weighted_median(pairs: Sequence[tuple[float, float]]) -> float:
+    """The value at which half of the weight is reached; `pairs` of (value, weight)."""
+    half, reached = 0.5 * sum(weight for _, weight in pairs), 0.0
+    for value, weight in sorted(pairs):
+        reached += weight
+        if reached >= half:
+            return value
+    raise ValueError("needs at least one pair with a positive weight")
+
+
+def _rank_log_sigma(samples: Sequence[Sample], n_ranks: int) -> float:
+    """Spread among ranks, from how long the slowest of them was awaited on average.
+
+    The largest tenth of the waits is left out: one interrupted call is not how ranks differ.
+    """
+    waits = sorted(s.waiting for s in samples if s.setting == TOGETHER and s.kind in OPERATOR_KINDS)
+    kept = waits[: math.ceil(0.9 * len(waits))]
+    return statistics.fmean(kept) / expected_max(n_ranks) if kept and n_ranks > 1 else 0.0

@@ -32,7 +32,8 @@ class Visit:
     """One visit of one case: `n` timed calls, their median, and their interquartile range over median.
 
     `setting`: "together" (every rank runs it at once), "alone" (rank 0 only), or the group's layout for
-    collectives. `time_s` is NaN for a case this machine cannot run; `note` then says why.
+    collectives. `waiting`: by how much the slowest rank's time exceeds the ranks' mean, as a fraction, where
+    all ran it at once. `time_s` is NaN for a case this machine cannot run; `note` then says why.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Visit:
     spread: float
     n: int
     note: str = ""
+    waiting: float = 0.0
 
     @property
     def key(self) -> str:
@@ -69,7 +71,10 @@ class Visit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """All visits of one case: the median of their medians and how far they lie apart."""
+    """All visits of one case: the median of their medians and how far they lie apart.
+
+    `waiting`: mean of the visits'.
+    """
 
     kind: str
     variant: str
@@ -81,6 +86,7 @@ class Sample:
     spread: float
     n: int
     n_visits: int
+    waiting: float = 0.0
 
 
 class Journal:
@@ -161,6 +167,7 @@ def _merged(group: list[Visit]) -> Sample:
         spread=max(within, between),
         n=sum(v.n for v in group),
         n_visits=len(group),
+        waiting=statistics.fmean(v.waiting for v in group),
     )
 
 

@@ -152,7 +152,8 @@ class Runner:
             )
             self.times.setdefault(key, []).append(merged.time_s)
             if self.journal is not None:
-                self.journal.append(_visit(pair, merged))
+                waiting = max(row[0] for row in took_part) / merged.time_s - 1.0
+                self.journal.append(_visit(pair, merged, waiting=0.0 if pair.case.n_ranks else waiting))
         return rows[0][3] >= 0.0
 
     def _measure(self, pair: _Pair, slice_s: float) -> tuple[Timed | None, str]:
@@ -180,13 +181,15 @@ class Runner:
 
 
 def _few(cases: Sequence[Case]) -> list[Case]:
-    """Three cases of a benchmark from its early, middle and late ones, for the comparison alone/together."""
-    if len(cases) <= 4:
-        return list(cases)
-    return [cases[round(f * (len(cases) - 1))] for f in (0.2, 0.4, 0.6, 0.8)]
+    """Four of the larger cases of a benchmark, where a step spends its time, to compare alone/together."""
+    if not cases:
+        return []
+    ordered = sorted(cases, key=lambda case: math.prod(max(1, size) for size in case.dims.values()))
+    positions = {round(f * (len(ordered) - 1)) for f in (0.55, 0.7, 0.85, 1.0)}
+    return [ordered[i] for i in sorted(positions)]
 
 
-def _visit(pair: _Pair, timed: Timed, *, note: str = "") -> Visit:
+def _visit(pair: _Pair, timed: Timed, *, note: str = "", waiting: float = 0.0) -> Visit:
     case = pair.case
     return Visit(
         kind=case.kind,
@@ -199,4 +202,5 @@ def _visit(pair: _Pair, timed: Timed, *, note: str = "") -> Visit:
         spread=timed.spread,
         n=timed.n,
         note=note,
+        waiting=waiting,
     )

@@ -1,8 +1,9 @@
 """Timing one call: on the host clock for a CPU, by CUDA-graph replay for a GPU.
 
-Both give times per call in blocks; the median of the blocks is the visit's time, their interquartile
-range over it the spread. Blocks are long enough for the clock (a CPU block lasts about `_BLOCK_S`), and a
-visit ends with its slice of time, not with a count, so that ranks measuring side by side stay together.
+Both give times per call in blocks, of which the visit's time is made: a GPU's replays give their median;
+calls on a CPU vary more, and upwards, so their mean counts. The spread is the blocks' interquartile range
+over their median. Blocks are long enough for the clock (a CPU block lasts about `_BLOCK_S`), and a visit
+ends with its slice of time, not with a count, so that ranks measuring side by side stay together.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _BETWEEN_S = 3e-3
 """Computation before each timed call of ranks on a CPU: of the order of a layer's, and of a time slice."""
 _LONGER_SLICE = 4.0
 """Calls after computation vary by more than themselves; their visits last so many times as long."""
+_LONGEST_BLOCK = 2.0
 _FEWEST_TOGETHER = 4
 _IQR_OF_NORMAL = 1.349
 """Interquartile range of a normal distribution in standard deviations."""
@@ -48,7 +50,7 @@ _GRAPH_CALLS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """Median seconds of a call, spread (interquartile range over median), number of calls timed."""
+    """Seconds of a call, spread (interquartile range over median), number of calls timed."""
 
     time_s: float
     spread: float
@@ -119,7 +121,17 @@ def time_call(
         blocks.append((clock() - start) / inner)
         if len(blocks) == 1 and blocks[0] > slice_s:
             break
-    return summarise(blocks, inner, "eager_loop")
+    return _clipped_mean(blocks, inner, "eager_loop")
+
+
+def _clipped_mean(blocks_s: Sequence[float], calls_per_block: int, timing: str) -> Timed:
+    """What a call adds to a step on average, which is more than the median where some calls take longer.
+
+    A block counts as `_LONGEST_BLOCK` medians at most: an interruption longer than that is not the call's.
+    """
+    found = summarise(blocks_s, calls_per_block, timing)
+    limit = _LONGEST_BLOCK * found.time_s
+    return replace(found, time_s=statistics.fmean(min(b, limit) for b in blocks_s))
 
 
 def time_together(case: Case, bench: Bench, *, slice_s: float, agree: Agree) -> Timed:

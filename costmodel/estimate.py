@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Z90", "FloatArray", "TimeEstimate"]
+__all__ = ["Z90", "FloatArray", "TimeEstimate", "expected_max"]
 
 FloatArray = NDArray[np.float64]
 
@@ -38,3 +39,19 @@ class TimeEstimate:
     def high_s(self) -> FloatArray:
         """95th percentile, seconds."""
         return self.median_s * np.exp(Z90 * self.log_sigma)
+
+
+@lru_cache(maxsize=1024)
+def expected_max(n: int) -> float:
+    """Mean of the largest of `n` independent standard normal numbers; 0 for one.
+
+    The integral of 1 - Phi(x)^n over x > 0 less that of Phi(x)^n over x < 0.
+    """
+    if n <= 1:
+        return 0.0
+    from scipy.integrate import quad
+    from scipy.special import ndtr
+
+    above, _ = quad(lambda x: 1.0 - ndtr(x) ** n, 0.0, 12.0)
+    below, _ = quad(lambda x: ndtr(x) ** n, -12.0, 0.0)
+    return float(above - below)

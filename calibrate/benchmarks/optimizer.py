@@ -11,8 +11,10 @@ _MOVED_TENSORS = {"sgd": 3, "adam": 7}
 """fp32 tensors of a parameter's size read and written: Adam reads parameter, gradient and both moments
 and writes all but the gradient; SGD reads two and writes one."""
 
-_WHOLE_MODELS = ({"rows": 48, "cols": 1 << 16}, {"rows": 12, "cols": 1 << 19})
-"""A step updates all parameters, far more than any cache holds: the end of the range must be measured."""
+_MODEL_ELEMENTS = 3 << 20
+_TENSOR_ELEMENTS = (1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
+"""A step finds its parameters cold: all together they are far more than any cache holds. How long the update
+takes then depends on the size of one tensor, so models of small and of large tensors are measured."""
 
 
 @register_benchmark("optimizer")
@@ -27,7 +29,8 @@ def optimizer_cases(bench: Bench) -> list[Case]:
             if 4 * s["rows"] * s["cols"] <= bench.arena_bytes // 8
             and bench.fits(moved_bytes=4.0 * moved * s["rows"] * s["cols"])
         ]
-        for size in (*fitting[: bench.points(10)], *_WHOLE_MODELS):
+        models = [{"rows": max(2, _MODEL_ELEMENTS // cols), "cols": cols} for cols in _TENSOR_ELEMENTS]
+        for size in (*fitting[: bench.points(6)], *models):
             cases.append(_case(variant, size["rows"], size["cols"], moved))
     return cases
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from costmodel.graph.fusion import unwritten_tensors
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
 
 __all__ = ["allocated_bytes", "recomputed_operators", "saved_bytes", "temporary_bytes"]
@@ -41,15 +42,17 @@ def recomputed_operators(segment: Segment, recompute: str) -> frozenset[int]:
     )
 
 
-def saved_bytes(segment: Segment, recompute: str = "none") -> int:
+def saved_bytes(segment: Segment, recompute: str = "none", fusion: str = "eager") -> int:
     """Bytes held from forward to backward by one instance, after the recompute policy.
 
-    What is recomputed does not keep what it makes; a fully recomputed block keeps its input only.
+    What is recomputed does not keep what it makes; a fully recomputed block keeps its input only. What fused
+    kernels do not write is not held, see `graph.fusion`.
     """
     again = recomputed_operators(segment, recompute)
     if recompute == "full" and again:
         return segment.output_bytes
     dropped = {t for op in segment.operators if op.index in again for t in op.outputs}
+    dropped |= unwritten_tensors(segment, fusion)
     return sum(
         allocated_bytes(t.size_bytes)
         for t in segment.tensors

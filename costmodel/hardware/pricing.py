@@ -34,7 +34,7 @@ from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit, Residual
 
-__all__ = ["choose_fit", "datasheet_fit", "operator_times"]
+__all__ = ["choose_fit", "contended_s", "datasheet_fit", "operator_times"]
 
 _TIMINGS = ("cuda_graph", "kernel_only", "eager_loop", "torch_loop", "event_eager", "derived_from_efficiency")
 """Nearest to the kernel's own time first."""
@@ -72,6 +72,21 @@ def operator_times(
     if n <= _BLOCK:
         return evaluate_fit(fit, profile.device, sizes, framework=framework, device_only=timing is None)
     return _in_blocks(fit, profile.device, sizes, n, framework, timing is None)
+
+
+def contended_s(
+    profile: HardwareProfile, kind: str, variant: str, dtype: str, dims: Mapping[str, ArrayLike]
+) -> FloatArray:
+    """Seconds [n] of `operator_times` that operators wait for memory because all local ranks use it at once.
+
+    A rank that waits less than half its time has the others idle to thank for no more than the other half.
+    """
+    per_byte_s = profile.contention_s_per_byte.get(kind, 0.0)
+    times = operator_times(profile, kind, variant, dtype, dims).median_s
+    if not per_byte_s:
+        return np.zeros_like(times)
+    priced, sizes = _as_priced_kind(kind, _sizes(kind, dims))
+    return np.minimum(per_byte_s * form_of(priced).least_bytes(sizes, dtype, variant), 0.5 * times)
 
 
 def _in_blocks(

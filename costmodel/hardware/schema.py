@@ -207,7 +207,9 @@ class Environment(_Frozen):
 
 
 class HardwareProfile(_Frozen):
-    """One machine. `contention`: operator kind -> slow-down when all local ranks run at once (CPU)."""
+    """One machine. `contention_s_per_byte`: operator kind -> seconds that each byte of its least memory
+    traffic takes longer while all local ranks run than while the others idle (CPU: they share the memory's
+    bandwidth; an operator that computes long on few bytes loses nothing)."""
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -222,6 +224,8 @@ class HardwareProfile(_Frozen):
     host: dict[str, HostValue] = {}
     network: NetworkModel | None = None
     overlap: Overlap = Overlap()
-    contention: dict[str, float] = {}
+    contention_s_per_byte: dict[str, float] = {}
+    rank_log_sigma: float = Field(default=0.0, ge=0)
+    """Spread of ln(time) among ranks that compute the same: where they exchange, the slowest is awaited."""
     environment: Environment = Environment()
     provenance: dict[str, Any] = {}

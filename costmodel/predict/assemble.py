@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from costmodel.estimate import Z90
+from costmodel.estimate import Z90, expected_max
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.plan import Plan
 from costmodel.predict.memory import model_state, stage_memory
@@ -31,7 +31,7 @@ _CONTENTION_ROUNDS = 3
 
 def stage_starts(units: list[Unit], n_stages: int) -> tuple[int, ...]:
     """First unit of each stage: the contiguous cut with the least bottleneck."""
-    return balanced_partition([unit.seconds(1.0, {}) for unit in units], n_stages)
+    return balanced_partition([unit.seconds(1.0) for unit in units], n_stages)
 
 
 def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult]:
@@ -42,12 +42,11 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     starts = stage_starts(units, plan.pp * plan.vpp)
     ends = (*starts[1:], len(units))
     groups = [units[a:b] for a, b in zip(starts, ends, strict=True)]
-    solo = {kind: 1.0 / max(1.0, factor) for kind, factor in profile.contention.items()}
     alone = plan.world_size == 1
     utilisation = 0.0 if alone else 1.0
-    for _ in range(1 if alone or plan.pp == 1 or not solo else _CONTENTION_ROUNDS):
+    for _ in range(1 if alone or plan.pp == 1 or not profile.contention_s_per_byte else _CONTENTION_ROUNDS):
         stages = [
-            _stage(forecaster, plan, i, group, last=i == len(groups) - 1, utilisation=utilisation, solo=solo)
+            _stage(forecaster, plan, i, group, last=i == len(groups) - 1, utilisation=utilisation)
             for i, group in enumerate(groups)
         ]
         step = _simulate(forecaster, plan, stages)
@@ -104,9 +103,9 @@ def _stage(
     *,
     last: bool,
     utilisation: float,
-    solo: dict[str, float],
 ) -> StageCosts:
-    costs = unit_costs(forecaster, plan, units, utilisation=utilisation, speedup=solo)
+    waiting = forecaster.profile.rank_log_sigma * expected_max(plan.world_size)
+    costs = unit_costs(forecaster, plan, units, utilisation=utilisation, waiting=waiting)
     send_bytes = 0 if last else units[-1].shard.output_bytes
     send_s = 0.0
     if send_bytes and plan.pp > 1:
@@ -118,6 +117,7 @@ def _stage(
         forecaster.optimizer,
         forecaster.profile,
         n_dtensors=_n_dtensors(plan, units),
+        utilisation=utilisation,
     )
     state = _state(forecaster, plan, units)
     return StageCosts(
@@ -125,7 +125,7 @@ def _stage(
         units=tuple(costs),
         send_bytes=send_bytes,
         send_s=send_s,
-        optimizer_s=update_s,
+        optimizer_s=update_s * (1.0 + waiting),
         state_bytes=state,
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from costmodel.errors import UsageError
-from costmodel.hardware.pricing import operator_times
+from costmodel.hardware.pricing import contended_s, operator_times
 from costmodel.predict.pricing import host_cost_s
 
 if TYPE_CHECKING:
@@ -55,26 +56,29 @@ def state_bytes_per_parameter(name: str, framework: FrameworkProfile) -> float:
 
 
 def optimizer_s(
-    elements: Sequence[int], name: str, profile: HardwareProfile, *, n_dtensors: int = 0
+    elements: Sequence[int],
+    name: str,
+    profile: HardwareProfile,
+    *,
+    n_dtensors: int = 0,
+    utilisation: float = 1.0,
 ) -> tuple[float, float]:
     """Seconds of one update of tensors with these element counts, and its spread of ln(time).
 
     `n_dtensors` of them are DTensors, which dispatch each of the update's operators once more.
+    `utilisation`: the fraction of time that neighbours on the same memory are busy.
     """
     if not elements:
         return 0.0, 0.0
     traffic = optimizer_variant(name)
-    total = float(sum(elements))
-    estimate = operator_times(
-        profile,
-        "optimizer",
-        traffic.variant,
-        "fp32",
-        {
-            "rows": np.array([float(len(elements))]),
-            "cols": np.array([total / len(elements)]),
-            "bytes": np.array([4.0 * total * (traffic.read + traffic.written)]),
-        },
-    )
+    looped = profile.device.kind == "cpu"  # one tensor after another: a large one leaves the cache
+    sizes = Counter(elements) if looped else {sum(elements) / len(elements): len(elements)}
+    cols = np.array(list(sizes), dtype=np.float64)
+    rows = np.array(list(sizes.values()), dtype=np.float64)
+    dims = {"rows": rows, "cols": cols, "bytes": 4.0 * rows * cols * (traffic.read + traffic.written)}
+    estimate = operator_times(profile, "optimizer", traffic.variant, "fp32", dims)
+    waiting_s = contended_s(profile, "optimizer", traffic.variant, "fp32", dims)
+    update_s = float((estimate.median_s - waiting_s * (1.0 - utilisation)).sum())
     dispatch_s = n_dtensors * host_cost_s(profile, "dtensor_update_s")
-    return float(estimate.median_s[0]) + dispatch_s, float(estimate.log_sigma[0])
+    longest = int(np.argmax(estimate.median_s))
+    return update_s + dispatch_s, float(estimate.log_sigma[longest])

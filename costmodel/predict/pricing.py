@@ -11,7 +11,7 @@ import numpy as np
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
 from costmodel.hardware.kinds import OPERATOR_KINDS
-from costmodel.hardware.pricing import operator_times
+from costmodel.hardware.pricing import contended_s, operator_times
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -24,10 +24,12 @@ __all__ = ["PricedOperators", "host_cost_s", "price_operators"]
 class PricedOperators:
     """Per operator, in the order given: device seconds, host seconds and spread of ln(device time).
 
-    `fit` numbers the fitted form each operator was priced by; operators of one fit err together.
+    `contended_s` is the part of `device_s` that is lost to neighbours at work on the same memory. `fit`
+    numbers the fitted form each operator was priced by; operators of one fit err together.
     """
 
     device_s: FloatArray
+    contended_s: FloatArray
     host_s: FloatArray
     log_sigma: FloatArray
     fit: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -50,6 +52,7 @@ def price_operators(
     """
     n = len(operators)
     device_s = np.zeros(n)
+    contended = np.zeros(n)
     log_sigma = np.zeros(n)
     fit = np.full(n, -1, dtype=np.int64)
     groups: dict[tuple[str, str, str], list[int]] = {}
@@ -64,10 +67,15 @@ def price_operators(
         }
         estimate = operator_times(profile, kind, variant, dtype, dims)
         device_s[positions] = estimate.median_s
+        contended[positions] = contended_s(profile, kind, variant, dtype, dims)
         log_sigma[positions] = estimate.log_sigma
         fit[positions] = number
     return PricedOperators(
-        device_s=device_s, host_s=_host_times(operators, profile, framework), log_sigma=log_sigma, fit=fit
+        device_s=device_s,
+        contended_s=contended,
+        host_s=_host_times(operators, profile, framework),
+        log_sigma=log_sigma,
+        fit=fit,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodel.graph.fusion import fused_operators
 from costmodel.graph.liveness import recomputed_operators
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
 from costmodel.predict.pricing import host_cost_s, price_operators
@@ -32,8 +33,10 @@ CollectivePricer = Callable[[str, float, str], "TimeEstimate"]
 class SegmentCosts:
     """Times of one instance, one micro-batch, one rank; every mapping is keyed by a name out of PARTS."""
 
-    device_s: Mapping[str, Mapping[str, float]]
-    """Part -> operator kind -> seconds on the device, all local ranks busy."""
+    device_s: Mapping[str, float]
+    """Part -> seconds on the device, all local ranks busy."""
+    contended_s: Mapping[str, float]
+    """Part -> how many of those seconds go to waiting for memory that busy neighbours use."""
     host_s: Mapping[str, float]
     comm_s: Mapping[str, Mapping[str, float]]
     """Part -> breakdown name (tp_comm, cp_comm, ep_comm) -> seconds, not overlapped."""
@@ -42,13 +45,13 @@ class SegmentCosts:
     asynchronous: bool
     """The host queues kernels ahead of the device (cuda); else they are one (cpu)."""
 
-    def parts(self, part: str, speedup: Mapping[str, float], utilisation: float) -> CostParts:
-        """One part's cost. `speedup[kind]` is the operator's time alone over its time beside busy
-        neighbours; `utilisation` the fraction of time they are busy."""
-        device = sum(
-            seconds * (speedup.get(kind, 1.0) + (1.0 - speedup.get(kind, 1.0)) * utilisation)
-            for kind, seconds in self.device_s[part].items()
-        )
+    def parts(self, part: str, utilisation: float, waiting: float = 0.0) -> CostParts:
+        """One part's cost while neighbours on the same memory are busy this fraction of the time.
+
+        `waiting`: what waiting for the slowest rank adds to computation, as a fraction of it.
+        """
+        device = self.device_s[part] - self.contended_s[part] * (1.0 - utilisation)
+        device *= 1.0 + waiting
         host = self.host_s[part]
         exposed_host = max(0.0, host - device) if self.asynchronous else host
         name = "recompute" if part == "recompute" else "compute"
@@ -63,16 +66,16 @@ def price_segment(
     collective: CollectivePricer,
     recompute: str,
 ) -> SegmentCosts:
-    """Price every operator and collective of one instance.
+    """Price every kernel and collective of one instance.
 
     Backward operators that produce only parameter gradients are `backward_weight`, the others
     `backward_input`. `recompute`: none, selective (operators of attention that no GEMM weight belongs to
     run again) or full (the forward runs again, its collectives too).
     """
-    operators = [op for op in segment.local.operators if op.phase is not Phase.OPTIMIZER]
+    operators = fused_operators(segment.local, framework.fusion)
     priced = price_operators(operators, profile, framework)
     gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
-    device: dict[str, dict[str, float]] = {part: {} for part in PARTS}
+    device, contended = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     host = dict.fromkeys(PARTS, 0.0)
     error: dict[tuple[str, str], float] = {}
     again = recomputed_operators(segment.local, recompute)
@@ -82,7 +85,8 @@ def price_segment(
         part = _part(op, gradients)
         for name in (part, "recompute") if op.index in again else (part,):
             seconds = float(priced.device_s[position])
-            device[name][op.kind] = device[name].get(op.kind, 0.0) + seconds
+            device[name] += seconds
+            contended[name] += float(priced.contended_s[position])
             host[name] += float(priced.host_s[position])
             key = (f"fit {priced.fit[position]}", name)
             error[key] = error.get(key, 0.0) + seconds * float(priced.log_sigma[position])
@@ -92,6 +96,7 @@ def price_segment(
     comm = _comm_times(segment.collectives, collective, recompute == "full" and bool(again), error)
     return SegmentCosts(
         device_s=device,
+        contended_s=contended,
         host_s=host,
         comm_s=comm,
         error_s=error,

@@ -37,7 +37,7 @@ def step_log_sigma(
     for unit in units:
         for (fit, _part), seconds in unit.costs.error_s.items():
             by_fit[fit] = by_fit.get(fit, 0.0) + seconds
-        total += unit.seconds(1.0, {})
+        total += unit.seconds(1.0)
     relative = math.sqrt(sum(v * v for v in by_fit.values())) / total if total else 0.0
     exposed = sum(breakdown_s.get(k, 0.0) for k in ("dp_comm", "pp_comm"))
     share = exposed / step_time_s if step_time_s else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -43,10 +42,10 @@ class Unit:
         """Highest memory above what is held while the unit runs."""
         return temporary_bytes(self.shard.local)
 
-    def seconds(self, utilisation: float, speedup: Mapping[str, float]) -> float:
+    def seconds(self, utilisation: float) -> float:
         """Forward + backward + recomputation of one micro-batch."""
         return sum(
-            self.costs.parts(part, speedup, utilisation).total_s
+            self.costs.parts(part, utilisation).total_s
             for part in ("forward", "backward_input", "backward_weight", "recompute")
         )
 
@@ -81,12 +80,7 @@ def copy_s(forecaster: Forecaster, size_bytes: float) -> float:
 
 
 def unit_costs(
-    forecaster: Forecaster,
-    plan: Plan,
-    units: list[Unit],
-    *,
-    utilisation: float,
-    speedup: Mapping[str, float],
+    forecaster: Forecaster, plan: Plan, units: list[Unit], *, utilisation: float, waiting: float
 ) -> list[UnitCosts]:
     """Price the units of one stage under the plan's data-parallel strategy."""
     reduce_s, gather_s, copies_s = _data_parallel(forecaster, plan, units)
@@ -96,7 +90,7 @@ def unit_costs(
     result = []
     for i, unit in enumerate(units):
         parts = {
-            part: unit.costs.parts(part, speedup, utilisation)
+            part: unit.costs.parts(part, utilisation, waiting)
             for part in ("forward", "backward_input", "backward_weight", "recompute")
         }
         extra = CostParts(parts_s={"host": fsdp_s}) if fsdp_s else CostParts()
@@ -111,7 +105,7 @@ def unit_costs(
                 accumulate_s=_accumulate_s(forecaster, plan, unit),
                 gather_s=gather_s[i],
                 reduce_s=reduce_s[i],
-                saved_bytes=saved_bytes(unit.shard.local, plan.recompute),
+                saved_bytes=saved_bytes(unit.shard.local, plan.recompute, forecaster.framework.fusion),
                 peak_extra_bytes=unit.temporary_bytes,
             )
         )

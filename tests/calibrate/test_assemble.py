@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,18 +95,19 @@ def test_a_known_device_keeps_its_datasheet() -> None:
     assert profile.environment.device == "NVIDIA H200"
 
 
-def test_contention_is_a_ratio_of_at_least_one() -> None:
+def test_contention_is_what_a_byte_costs_more_beside_busy_neighbours() -> None:
     samples: list[Sample] = []
-    for rows, ratio in ((8, 1.5), (16, 1.7), (32, 1.6)):
-        dims = {"rows": rows, "cols": 64, "bytes": 512 * rows}
+    for rows, per_byte_s in ((8, 5e-10), (16, 7e-10), (32, 6e-10)):
+        size = 512 * rows
+        dims = {"rows": rows, "cols": 64, "bytes": size}
         samples += [
-            a_sample("softmax", "fwd", ratio * 1e-5, dims),
+            a_sample("softmax", "fwd", 1e-5 + per_byte_s * size, dims),
             a_sample("softmax", "fwd", 1e-5, dims, setting="alone"),
         ]
     dims = {"rows": 4, "cols": 64, "bytes": 2048}
     samples += [a_sample("norm", "bwd", 1e-5, dims), a_sample("norm", "bwd", 2e-5, dims, setting="alone")]
     profile = assemble_profile("x", a_machine(), samples)
-    assert profile.contention == pytest.approx({"softmax": 1.6, "norm": 1.0})
+    assert profile.contention_s_per_byte == pytest.approx({"softmax": 6e-10, "norm": 0.0})
 
 
 def test_samples_taken_alone_are_not_fitted() -> None:
@@ -134,3 +137,14 @@ def test_collectives_are_fitted_over_the_link_that_was_measured() -> None:
 
 def test_one_rank_has_no_network() -> None:
     assert assemble_profile("x", a_machine(world_size=1), gemm_samples()).network is None
+
+
+def test_ranks_differ_by_what_the_slowest_was_awaited() -> None:
+    dims = {"rows": 4, "cols": 64, "bytes": 2048}
+    samples = [
+        replace(a_sample("softmax", "fwd", 1e-5, {**dims, "rows": rows}), waiting=0.02)
+        for rows in range(1, 10)
+    ]
+    interrupted = replace(a_sample("softmax", "fwd", 1e-5, {**dims, "rows": 64}), waiting=3.0)
+    profile = assemble_profile("x", a_machine(), [*samples, interrupted])
+    assert profile.rank_log_sigma == pytest.approx(0.02 * math.sqrt(math.pi))

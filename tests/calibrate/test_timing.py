@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from calibrate.benchmarks.base import Bench, Call, Case
-from calibrate.timing import summarise, time_call, time_case, time_together
+from calibrate.timing import _clipped_mean, summarise, time_call, time_case, time_together
 
 
 def a_bench() -> Bench:
@@ -117,3 +117,8 @@ def test_transfers_follow_computation_and_their_mean_counts() -> None:
     timed = time_together(case, bench, slice_s=0.01, agree=lambda values: [list(values)])
     assert computed == timed.n >= 4
     assert timed.time_s == pytest.approx(5e-3, rel=0.3)  # the median would be one of the two lengths
+
+
+def test_a_visit_counts_what_calls_take_on_average_and_no_interruption() -> None:
+    timed = _clipped_mean([1.0, 1.0, 1.0, 1.5, 50.0], 1, "eager_loop")
+    assert timed.time_s == pytest.approx((3 * 1.0 + 1.5 + 2.0) / 5)

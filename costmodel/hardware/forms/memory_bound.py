@@ -1,10 +1,10 @@
-"""Memory-bound operators: element-wise, normalisation, softmax, reduction, embedding, quantise, optimizer.
+"""Memory-bound operators: element-wise, normalisation, softmax, reduction, embedding, quantise.
 
     rate   = bandwidth * efficiency * (1 + (cache_speedup - 1) / (1 + (bytes / (cache_share * cache))^2))
     time   = launch + rows * row / units + bytes / rate + sqrt(ramp * bytes / rate)
 
-Two bandwidths (last-level cache and memory) with a smooth change between them; `row` is what each row (for
-an optimizer: each tensor) costs beyond its bytes; `ramp` is how slowly bandwidth is reached.
+Two bandwidths (last-level cache and memory) with a smooth change between them; `row` is what each row costs
+beyond its bytes; `ramp` is how slowly bandwidth is reached.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MemoryBoundForm(Form):
     """One form for every kind whose time is traffic; sizes `rows`, `cols`, `bytes`."""
 
     name = "memory_bound_2"
-    kinds = ("elementwise", "norm", "softmax", "reduction", "embedding", "quantise", "optimizer")
+    kinds: tuple[str, ...] = ("elementwise", "norm", "softmax", "reduction", "embedding", "quantise")
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
         """Efficiencies are fractions of the datasheet bandwidth."""
@@ -45,7 +45,9 @@ class MemoryBoundForm(Form):
         """Seconds [n]; see the module for the formula."""
         size = np.maximum(dims["bytes"], 1.0)
         rows = np.maximum(dims["rows"], 1.0)
-        cached = 1.0 / (1.0 + (size / (theta["cache_share"] * device.l2_bytes)) ** 2)
+        cached = 1.0 / (
+            1.0 + (self.cached_bytes(device, dims) / (theta["cache_share"] * device.l2_bytes)) ** 2
+        )
         rate = (
             device.memory_bytes_per_s
             * theta["memory_efficiency"]
@@ -55,6 +57,10 @@ class MemoryBoundForm(Form):
         units = 1.0 if device.kind == "cpu" else float(device.multiprocessors)
         total = theta["launch_s"] + rows * theta["row_s"] / units + busy + np.sqrt(theta["ramp_s"] * busy)
         return np.asarray(total, dtype=np.float64)
+
+    def cached_bytes(self, device: DeviceSpec, dims: Dims) -> FloatArray:
+        """What must fit the cache for the faster bandwidth [n], bytes."""
+        return np.asarray(np.maximum(dims["bytes"], 1.0), dtype=np.float64)
 
     def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
         """ln of bytes, rows, cols and bytes per element, and whether cols fill whole vectors."""

@@ -1,0 +1,264 @@
+"""The kernels that a segment's memory-bound operators become when a compiler or a framework fuses them.
+
+eager     every operator is a kernel.
+fused     what frameworks write by hand: chains of element-wise operators (bias + GELU, SwiGLU, bias + dropout
+          + add), normalisations out of element-wise pieces, softmax with its scale and mask; a normalisation
+          that is a kernel already stays one.
+compiled  TorchInductor's rule: element-wise operators, reductions, normalisations and softmax over the same
+          elements become one kernel wherever that makes no cycle (PyTorch 2, ASPLOS 2024, section 4.3).
+
+A fused kernel reads what comes from outside it and writes what is used outside it. What forward makes for
+nothing but a backward kernel is not written: backward makes it again from the forward kernel's inputs (the
+same paper's min-cut rematerialisation, in its most common outcome).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo
+
+__all__ = ["FUSIONS", "fused_operators", "unwritten_tensors"]
+
+FUSIONS = ("eager", "fused", "compiled")
+"""How a framework runs memory-bound operators."""
+
+_FUSIBLE = ("elementwise", "softmax", "norm", "reduction")
+_LEADING = ("norm", "softmax", "reduction", "elementwise")
+"""A fused kernel is priced as the first of these kinds that it has."""
+_ELEMENT_BYTES = {"fp64": 8, "int64": 8, "fp32": 4, "int32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "bool": 1}
+_OTHER_BYTES = 4
+
+
+@dataclass(slots=True)
+class _Kernel:
+    """Operators of one phase that run as one kernel; `bits` are their positions."""
+
+    members: list[int]
+    bits: int
+    elements: int
+    """Elements of the loop that all members share."""
+    rows: set[int] = field(default_factory=set)
+    """Results of the members that reduce: later members may run over those."""
+    alone: bool = False
+
+
+def fused_operators(segment: Segment, fusion: str) -> tuple[Operator, ...]:
+    """Forward and backward operators of a segment with fused ones in place of their members, in order."""
+    operators = [op for op in segment.operators if op.phase is not Phase.OPTIMIZER]
+    if fusion == "eager":
+        return tuple(operators)
+    tensors = {t.index: t for t in segment.tensors}
+    kernels = {
+        phase: _kernels(segment.phase(phase), tensors, fusion) for phase in (Phase.FORWARD, Phase.BACKWARD)
+    }
+    traffic = _Traffic(segment, kernels)
+    result = []
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        ops = segment.phase(phase)
+        for members in kernels[phase]:
+            group = [ops[i] for i in members]
+            result.append(group[0] if not _is_fusible(group[0]) else traffic.kernel(group))
+    return tuple(sorted(result, key=lambda op: op.index))
+
+
+def unwritten_tensors(segment: Segment, fusion: str) -> frozenset[int]:
+    """Forward tensors (their storage's index) that fusion keeps out of memory."""
+    if fusion == "eager":
+        return frozenset()
+    tensors = {t.index: t for t in segment.tensors}
+    kernels = {
+        phase: _kernels(segment.phase(phase), tensors, fusion) for phase in (Phase.FORWARD, Phase.BACKWARD)
+    }
+    return frozenset(_Traffic(segment, kernels).internal)
+
+
+def _is_fusible(op: Operator) -> bool:
+    return op.kind in _FUSIBLE
+
+
+def _base(tensors: Mapping[int, TensorInfo], index: int) -> int:
+    base = tensors[index].view_of
+    return index if base is None or base not in tensors else base
+
+
+def _kernels(ops: Sequence[Operator], tensors: Mapping[int, TensorInfo], fusion: str) -> list[list[int]]:
+    """Positions of the operators of each kernel, in order of their first member."""
+    writer: dict[int, int] = {}
+    ancestors: list[int] = []
+    kernels: list[_Kernel] = []
+    kernel_of: dict[int, int] = {}
+    sources: list[set[int]] = []
+    for position, op in enumerate(ops):
+        read = {_base(tensors, i) for i in op.inputs}
+        before = {writer[b] for b in read if b in writer}
+        sources.append(before)
+        bits = 0
+        for p in before:
+            bits |= ancestors[p] | (1 << p)
+        ancestors.append(bits)
+        mine = _Kernel(
+            members=[position],
+            bits=1 << position,
+            elements=_elements(op),
+            rows={op.dims["rows"]} if op.kind == "reduction" else set(),
+            alone=not _joins(op, fusion),
+        )
+        kernels.append(mine)
+        kernel_of[position] = len(kernels) - 1
+        if not mine.alone:
+            for p in sorted(before, reverse=True):
+                other = kernels[kernel_of[p]]
+                if other is mine or other.alone or not _same_loop(other, mine):
+                    continue
+                if _makes_cycle(other, mine, sources, ancestors):
+                    continue
+                number = kernel_of[p]
+                other.members += mine.members
+                other.bits |= mine.bits
+                other.rows |= mine.rows
+                other.elements = max(other.elements, mine.elements)
+                for m in mine.members:
+                    kernel_of[m] = number
+                mine.members = []
+                mine = other
+        if op.kind != "host":  # a view writes nothing
+            for t in op.outputs:
+                writer[_base(tensors, t)] = position
+    return sorted((sorted(k.members) for k in kernels if k.members), key=lambda m: m[0])
+
+
+def _joins(op: Operator, fusion: str) -> bool:
+    if not _is_fusible(op):
+        return False
+    return fusion == "compiled" or op.kind != "norm"
+
+
+def _elements(op: Operator) -> int:
+    return op.dims["rows"] * op.dims["cols"] if "rows" in op.dims else 0
+
+
+def _same_loop(a: _Kernel, b: _Kernel) -> bool:
+    """Whether two kernels run over the same elements, or one over the other's reduced rows."""
+    return a.elements == b.elements or b.elements in a.rows or a.elements in b.rows
+
+
+def _makes_cycle(a: _Kernel, b: _Kernel, sources: Sequence[set[int]], ancestors: Sequence[int]) -> bool:
+    """Whether something outside both would have to run between their members."""
+    both = a.bits | b.bits
+    return any(
+        (ancestors[p] & both) for m in (*a.members, *b.members) for p in sources[m] if not (1 << p) & both
+    )
+
+
+class _Traffic:
+    """What each kernel reads and writes."""
+
+    def __init__(self, segment: Segment, kernels: Mapping[Phase, Sequence[Sequence[int]]]) -> None:
+        self._tensors = {t.index: t for t in segment.tensors}
+        self._fused_index: dict[int, int] = {}
+        self._kernel_of: dict[int, int] = {}
+        """Operator -> first member of its kernel."""
+        self._made_by: dict[int, int] = {}
+        """Storage -> kernel that made it first."""
+        self._users: dict[int, set[int]] = {}
+        """Storage -> kernels that read it."""
+        self._fusible: set[int] = set()
+        self._inputs: dict[int, set[int]] = {}
+        """Kernel -> tensors it reads from outside."""
+        self._backward: set[int] = set()
+        for phase, groups in kernels.items():
+            ops = segment.phase(phase)
+            for members in groups:
+                first = ops[members[0]]
+                if _is_fusible(first):
+                    self._fusible.add(first.index)
+                if phase is Phase.BACKWARD:
+                    self._backward.add(first.index)
+                for i in members:
+                    self._kernel_of[ops[i].index] = first.index
+        for op in segment.operators:
+            if op.phase is Phase.OPTIMIZER or op.kind == "host":
+                continue
+            kernel = self._kernel_of[op.index]
+            outside = self._inputs.setdefault(kernel, set())
+            for t in op.inputs:
+                base = _base(self._tensors, t)
+                self._users.setdefault(base, set()).add(kernel)
+                if self._made_by.get(base) != kernel:
+                    outside.add(t)
+            for t in op.outputs:
+                self._made_by.setdefault(_base(self._tensors, t), kernel)
+        self.internal = {base for base in self._made_by if self._is_internal(base)}
+        """Storages that never reach memory."""
+
+    def _is_internal(self, base: int) -> bool:
+        """Made by a fused kernel, used, and by nothing but itself and backward kernels that make it again."""
+        kernel, users = self._made_by[base], self._users.get(base, set())
+        if kernel not in self._fusible or not users:
+            return False
+        forward = kernel not in self._backward
+        return all(
+            user == kernel or (forward and user in self._backward and user in self._fusible) for user in users
+        )
+
+    def kernel(self, group: Sequence[Operator]) -> Operator:
+        """The operators of one fused kernel as one operator; alone, only what it need not move changes."""
+        number = group[0].index
+        read: set[int] = set()
+        for t in self._inputs.get(number, set()):
+            read |= self._materialised(t)
+        written = {
+            t
+            for op in group
+            for t in op.outputs
+            if _base(self._tensors, t) not in self.internal or len(group) == 1
+        }
+        read_bytes, written_bytes = self._moved(read), self._moved(written)
+        if len(group) == 1:
+            read_bytes = min(read_bytes, group[0].bytes_read) or group[0].bytes_read
+            written_bytes = group[0].bytes_written
+        lead = min(group, key=lambda op: (_LEADING.index(op.kind), -_elements(op)))
+        largest = max(group, key=_elements)
+        forward = {
+            self._kernel_of.get(op.forward_index, op.forward_index)
+            for op in group
+            if op.forward_index is not None
+        }
+        return replace(
+            lead,
+            index=number,
+            target=" + ".join(dict.fromkeys(op.target for op in group)),
+            dims={
+                "rows": lead.dims["rows"] if lead.kind != "elementwise" else largest.dims["rows"],
+                "cols": lead.dims["cols"] if lead.kind != "elementwise" else largest.dims["cols"],
+                "bytes": read_bytes + written_bytes,
+            },
+            flop=sum(op.flop for op in group),
+            bytes_read=read_bytes,
+            bytes_written=written_bytes,
+            inputs=tuple(sorted(read)),
+            outputs=tuple(sorted(written)),
+            forward_index=min(forward) if forward else None,
+        )
+
+    def _materialised(self, tensor: int) -> set[int]:
+        """The tensor, or what it is made of where it never reached memory."""
+        base = _base(self._tensors, tensor)
+        if base not in self.internal:
+            return {tensor}
+        return {t for t in self._inputs[self._made_by[base]] if _base(self._tensors, t) not in self.internal}
+
+    def _moved(self, tensors: Iterable[int]) -> int:
+        """Bytes of the tensors; parts of one storage count no more than the whole."""
+        parts: dict[int, int] = {}
+        for t in tensors:
+            base = _base(self._tensors, t)
+            parts[base] = parts.get(base, 0) + _size(self._tensors[t])
+        return sum(min(size, _size(self._tensors[base])) for base, size in parts.items())
+
+
+def _size(tensor: TensorInfo) -> int:
+    return prod(tensor.shape) * _ELEMENT_BYTES.get(tensor.dtype, _OTHER_BYTES)
