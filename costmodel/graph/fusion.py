@@ -1,15 +1,17 @@
-"""The kernels that a segment's memory-bound operators become when a compiler or a framework fuses them.
+"""The kernels that a segment's memory-bound operators become on a device.
 
-eager     every operator is a kernel.
-fused     what frameworks write by hand: chains of element-wise operators (bias + GELU, SwiGLU, bias + dropout
-          + add), normalisations out of element-wise pieces, softmax with its scale and mask; a normalisation
-          that is a kernel already stays one.
-compiled  TorchInductor's rule: element-wise operators, reductions, normalisations and softmax over the same
-          elements become one kernel wherever that makes no cycle (PyTorch 2, ASPLOS 2024, section 4.3).
+as_traced  every operator is a kernel, as torch runs them on a CPU.
+eager      so it is on a GPU, but for dropout: one kernel there, with a mask of one byte an element.
+fused      what frameworks write by hand besides: chains of element-wise operators (bias + GELU, SwiGLU,
+           bias + dropout + add), normalisations out of element-wise pieces, softmax with the scale and mask
+           before it. A kernel ends with its softmax; sums into parameter gradients and whole normalisations
+           stay kernels of their own (arXiv 2104.04473, section 4.2).
+compiled   TorchInductor's rule: element-wise operators, reductions, normalisations and softmax over the same
+           elements become one kernel wherever that makes no cycle (PyTorch 2, ASPLOS 2024, section 4.3).
 
 A fused kernel reads what comes from outside it and writes what is used outside it. What forward makes for
 nothing but a backward kernel is not written: backward makes it again from the forward kernel's inputs (the
-same paper's min-cut rematerialisation, in its most common outcome).
+same paper's min-cut rematerialisation, in its most common outcome). Random masks are kept unless compiled.
 """
 
 from __future__ import annotations
@@ -18,18 +20,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo
+from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
 
-__all__ = ["FUSIONS", "fused_operators", "unwritten_tensors"]
+__all__ = ["FUSIONS", "fused_operators", "mask_tensors", "unwritten_tensors"]
 
-FUSIONS = ("eager", "fused", "compiled")
-"""How a framework runs memory-bound operators."""
+FUSIONS = ("as_traced", "eager", "fused", "compiled")
+"""How memory-bound operators run."""
 
 _FUSIBLE = ("elementwise", "softmax", "norm", "reduction")
 _LEADING = ("norm", "softmax", "reduction", "elementwise")
 """A fused kernel is priced as the first of these kinds that it has."""
 _ELEMENT_BYTES = {"fp64": 8, "int64": 8, "fp32": 4, "int32": 4, "fp16": 2, "bf16": 2, "fp8": 1, "bool": 1}
 _OTHER_BYTES = 4
+_RANDOM = "bernoulli"
+_DROPOUT = ("aten.bernoulli_", "aten.div_", "aten.mul")
+"""What dropout is made of where torch has no kernel for it."""
 
 
 @dataclass(slots=True)
@@ -43,18 +48,21 @@ class _Kernel:
     rows: set[int] = field(default_factory=set)
     """Results of the members that reduce: later members may run over those."""
     alone: bool = False
+    random: bool = False
+    ended: bool = False
+    """Nothing may follow its members inside the kernel."""
 
 
 def fused_operators(segment: Segment, fusion: str) -> tuple[Operator, ...]:
     """Forward and backward operators of a segment with fused ones in place of their members, in order."""
     operators = [op for op in segment.operators if op.phase is not Phase.OPTIMIZER]
-    if fusion == "eager":
+    if fusion == "as_traced":
         return tuple(operators)
     tensors = {t.index: t for t in segment.tensors}
     kernels = {
         phase: _kernels(segment.phase(phase), tensors, fusion) for phase in (Phase.FORWARD, Phase.BACKWARD)
     }
-    traffic = _Traffic(segment, kernels)
+    traffic = _Traffic(segment, kernels, fusion)
     result = []
     for phase in (Phase.FORWARD, Phase.BACKWARD):
         ops = segment.phase(phase)
@@ -66,13 +74,21 @@ def fused_operators(segment: Segment, fusion: str) -> tuple[Operator, ...]:
 
 def unwritten_tensors(segment: Segment, fusion: str) -> frozenset[int]:
     """Forward tensors (their storage's index) that fusion keeps out of memory."""
-    if fusion == "eager":
+    if fusion == "as_traced":
         return frozenset()
     tensors = {t.index: t for t in segment.tensors}
     kernels = {
         phase: _kernels(segment.phase(phase), tensors, fusion) for phase in (Phase.FORWARD, Phase.BACKWARD)
     }
-    return frozenset(_Traffic(segment, kernels).internal)
+    return frozenset(_Traffic(segment, kernels, fusion).internal)
+
+
+def mask_tensors(segment: Segment) -> frozenset[int]:
+    """Random masks (their storage's index): a GPU's dropout keeps one byte of each element."""
+    tensors = {t.index: t for t in segment.tensors}
+    return frozenset(
+        _base(tensors, t) for op in segment.operators if _RANDOM in op.target for t in op.outputs
+    )
 
 
 def _is_fusible(op: Operator) -> bool:
@@ -104,14 +120,18 @@ def _kernels(ops: Sequence[Operator], tensors: Mapping[int, TensorInfo], fusion:
             bits=1 << position,
             elements=_elements(op),
             rows={op.dims["rows"]} if op.kind == "reduction" else set(),
-            alone=not _joins(op, fusion),
+            alone=not _joins(op, fusion, tensors),
+            random=_RANDOM in op.target,
+            ended=fusion == "fused" and op.kind == "softmax",
         )
         kernels.append(mine)
         kernel_of[position] = len(kernels) - 1
         if not mine.alone:
             for p in sorted(before, reverse=True):
                 other = kernels[kernel_of[p]]
-                if other is mine or other.alone or not _same_loop(other, mine):
+                if other is mine or other.alone or other.ended or not _same_loop(other, mine):
+                    continue
+                if fusion == "eager" and not other.random:
                     continue
                 if _makes_cycle(other, mine, sources, ancestors):
                     continue
@@ -119,6 +139,8 @@ def _kernels(ops: Sequence[Operator], tensors: Mapping[int, TensorInfo], fusion:
                 other.members += mine.members
                 other.bits |= mine.bits
                 other.rows |= mine.rows
+                other.random |= mine.random
+                other.ended |= mine.ended
                 other.elements = max(other.elements, mine.elements)
                 for m in mine.members:
                     kernel_of[m] = number
@@ -130,10 +152,15 @@ def _kernels(ops: Sequence[Operator], tensors: Mapping[int, TensorInfo], fusion:
     return sorted((sorted(k.members) for k in kernels if k.members), key=lambda m: m[0])
 
 
-def _joins(op: Operator, fusion: str) -> bool:
+def _joins(op: Operator, fusion: str, tensors: Mapping[int, TensorInfo]) -> bool:
     if not _is_fusible(op):
         return False
-    return fusion == "compiled" or op.kind != "norm"
+    if fusion == "eager":
+        return op.target.startswith(_DROPOUT)
+    if fusion == "compiled":
+        return True
+    summed = op.kind == "reduction" and any(tensors[t].role is TensorRole.GRADIENT for t in op.outputs)
+    return op.kind != "norm" and not summed
 
 
 def _elements(op: Operator) -> int:
@@ -156,7 +183,12 @@ def _makes_cycle(a: _Kernel, b: _Kernel, sources: Sequence[set[int]], ancestors:
 class _Traffic:
     """What each kernel reads and writes."""
 
-    def __init__(self, segment: Segment, kernels: Mapping[Phase, Sequence[Sequence[int]]]) -> None:
+    def __init__(
+        self, segment: Segment, kernels: Mapping[Phase, Sequence[Sequence[int]]], fusion: str
+    ) -> None:
+        self._masks = mask_tensors(segment)
+        self._rematerialised = fusion != "eager"
+        self._kept = self._masks if fusion != "compiled" else frozenset[int]()
         self._tensors = {t.index: t for t in segment.tensors}
         self._fused_index: dict[int, int] = {}
         self._kernel_of: dict[int, int] = {}
@@ -186,6 +218,8 @@ class _Traffic:
             outside = self._inputs.setdefault(kernel, set())
             for t in op.inputs:
                 base = _base(self._tensors, t)
+                if _RANDOM in op.target and base in self._masks:
+                    continue  # drawn in place over nothing
                 self._users.setdefault(base, set()).add(kernel)
                 if self._made_by.get(base) != kernel:
                     outside.add(t)
@@ -197,9 +231,9 @@ class _Traffic:
     def _is_internal(self, base: int) -> bool:
         """Made by a fused kernel, used, and by nothing but itself and backward kernels that make it again."""
         kernel, users = self._made_by[base], self._users.get(base, set())
-        if kernel not in self._fusible or not users:
+        if kernel not in self._fusible or not users or (base in self._kept and users != {kernel}):
             return False
-        forward = kernel not in self._backward
+        forward = kernel not in self._backward and self._rematerialised
         return all(
             user == kernel or (forward and user in self._backward and user in self._fusible) for user in users
         )
@@ -252,13 +286,23 @@ class _Traffic:
         return {t for t in self._inputs[self._made_by[base]] if _base(self._tensors, t) not in self.internal}
 
     def _moved(self, tensors: Iterable[int]) -> int:
-        """Bytes of the tensors; parts of one storage count no more than the whole."""
-        parts: dict[int, int] = {}
+        """Bytes of the tensors; parts of one storage count no more than the whole.
+
+        A rank's part of a sharded tensor has its own `size_bytes`; views of it are smaller by as much.
+        """
+        parts: dict[int, float] = {}
         for t in tensors:
             base = _base(self._tensors, t)
-            parts[base] = parts.get(base, 0) + _size(self._tensors[t])
-        return sum(min(size, _size(self._tensors[base])) for base, size in parts.items())
+            info, whole = self._tensors[t], self._tensors[base]
+            share = whole.size_bytes / max(1, _unsharded_bytes(whole))
+            parts[base] = parts.get(base, 0.0) + _unsharded_bytes(info) * share
+        return round(sum(self._least(base, size) for base, size in parts.items()))
+
+    def _least(self, base: int, size: float) -> float:
+        whole = self._tensors[base]
+        wider = _ELEMENT_BYTES.get(whole.dtype, _OTHER_BYTES) if base in self._masks else 1
+        return min(size, whole.size_bytes) / wider
 
 
-def _size(tensor: TensorInfo) -> int:
+def _unsharded_bytes(tensor: TensorInfo) -> int:
     return prod(tensor.shape) * _ELEMENT_BYTES.get(tensor.dtype, _OTHER_BYTES)

@@ -69,8 +69,14 @@ def _attention(how: str) -> Iterator[None]:
         with _FlashAttention():
             yield
     elif how == "unfused":
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            yield
+        # torch would do products of half-precision inputs in fp32; frameworks that write attention out do not
+        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+        try:
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
     else:
         yield
 

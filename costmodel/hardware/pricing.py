@@ -5,7 +5,8 @@ Order of fall-back, each step widening the interval:
 1. a fit of this kind, variant, dtype and (where asked) timing;
 2. another variant of the kind (gemm nn and tn from nt);
 3. another dtype: fp16 and bf16 stand for each other; any other one lends its efficiencies but not its
-   correction, and the target's own peak and element width count;
+   correction, and the target's own peak and element width count (where time is traffic, dtype matters less
+   than kind and variant: there this step comes before 2, and the correction stays);
 4. another kind of the same form (bmm from gemm, one memory-bound kind from another);
 5. the form's start parameters on the datasheet.
 
@@ -123,19 +124,27 @@ def choose_fit(
         if fit.dtype != dtype and fit.dtype not in others:
             continue
         near = fit.dtype == dtype or (fit.dtype in _HALF and dtype in _HALF)
+        other_dtype = 0 if near else 1 + others.index(fit.dtype)
+        other_variant = 0 if fit.variant == variant else 1 + _rank(form.plain_variants, fit.variant)
+        what = (
+            (int(fit.kind != kind), other_variant, int(fit.transferred_from is not None), other_dtype)
+            if form.streams
+            else (other_dtype, int(fit.kind != kind), int(fit.transferred_from is not None), other_variant)
+        )
         distance = (
             int(timing is not None and fit.timing != timing),
-            0 if near else 1 + others.index(fit.dtype),
-            int(fit.kind != kind),
-            int(fit.transferred_from is not None),
-            int(fit.variant != variant),
-            _TIMINGS.index(fit.timing) if fit.timing in _TIMINGS else len(_TIMINGS),
+            *what,
+            _rank(_TIMINGS, fit.timing),
             int(fit.dtype != dtype),
             -fit.n_samples,
         )
         if best is None or distance < best[0]:
             best = (distance, fit)
     return None if best is None else _restated(best[1], profile.device, kind, variant, dtype, timing)
+
+
+def _rank(order: tuple[str, ...], name: str) -> int:
+    return order.index(name) if name in order else len(order)
 
 
 def _restated(
@@ -158,7 +167,7 @@ def _restated(
         extra.append(spread.same_width_dtype_log_sigma if same_width else spread.dtype_log_sigma)
     if len(extra) == 1:
         return fit
-    keeps = (same_dtype or same_width) and fit.kind == kind
+    keeps = (same_dtype or same_width or FORMS[kind].streams) and fit.kind == kind
     return fit.model_copy(
         update={
             "kind": kind,

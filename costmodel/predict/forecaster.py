@@ -82,6 +82,11 @@ class Forecaster:
         """How attention runs: on a CPU as torch dispatches it, else as the framework does."""
         return "as_run" if self.profile.device.kind == "cpu" else self.framework.attention
 
+    @property
+    def fusion(self) -> str:
+        """Which kernels memory-bound operators become, see `graph.fusion`."""
+        return "as_traced" if self.profile.device.kind == "cpu" else self.framework.fusion
+
     def _tp_options(self, tp: int) -> dict[str, Any]:
         """The layer styles that a real run uses, or the model's and solver's own choice."""
         if self._styles is not None and tp > 1:
@@ -164,6 +169,7 @@ class Forecaster:
                     segment,
                     profile=self.profile,
                     framework=self.framework,
+                    fusion=self.fusion,
                     collective=lambda op, size, axis: self.collective(plan, op, size, axis),
                     recompute=plan.recompute,
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
 
 __all__ = ["PricedOperators", "host_cost_s", "price_operators"]
+
+
+_FLAT_COLS = 4096.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,8 @@ def price_operators(
             name: np.array([operators[i].dims.get(name, 0) for i in positions], dtype=np.float64)
             for name in names
         }
+        if kind == "elementwise" and profile.device.kind != "cpu":
+            dims = _flat(dims)
         estimate = operator_times(profile, kind, variant, dtype, dims)
         device_s[positions] = estimate.median_s
         contended[positions] = contended_s(profile, kind, variant, dtype, dims)
@@ -77,6 +82,16 @@ def price_operators(
         log_sigma=log_sigma,
         fit=fit,
     )
+
+
+def _flat(dims: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """Element-wise work as a GPU's kernels see it: one run of elements, whatever their shape in the model.
+
+    Measured tables have a token's width as `cols`; so have these.
+    """
+    elements = dims["rows"] * dims["cols"]
+    cols = np.minimum(np.maximum(elements, 1.0), _FLAT_COLS)
+    return {**dims, "rows": np.maximum(np.round(elements / cols), 1.0), "cols": cols}
 
 
 def _host_times(

@@ -63,6 +63,7 @@ def price_segment(
     *,
     profile: HardwareProfile,
     framework: FrameworkProfile,
+    fusion: str,
     collective: CollectivePricer,
     recompute: str,
 ) -> SegmentCosts:
@@ -72,7 +73,7 @@ def price_segment(
     `backward_input`. `recompute`: none, selective (operators of attention that no GEMM weight belongs to
     run again) or full (the forward runs again, its collectives too).
     """
-    operators = fused_operators(segment.local, framework.fusion)
+    operators = fused_operators(segment.local, fusion)
     priced = price_operators(operators, profile, framework)
     gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
     device, contended = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)

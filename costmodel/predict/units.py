@@ -105,7 +105,7 @@ def unit_costs(
                 accumulate_s=_accumulate_s(forecaster, plan, unit),
                 gather_s=gather_s[i],
                 reduce_s=reduce_s[i],
-                saved_bytes=saved_bytes(unit.shard.local, plan.recompute, forecaster.framework.fusion),
+                saved_bytes=saved_bytes(unit.shard.local, plan.recompute, forecaster.fusion),
                 peak_extra_bytes=unit.temporary_bytes,
             )
         )

@@ -51,6 +51,11 @@ class Form(ABC):
     """Stored in the profile with the parameters. Change it when their meaning changes."""
     kinds: tuple[str, ...] = ()
     """Operator kinds this form is registered for."""
+    streams: bool = False
+    """Time is traffic: what was measured holds for another dtype of as many bytes, so a fit of the same kind
+    and variant in another dtype is nearer than one of another variant."""
+    plain_variants: tuple[str, ...] = ()
+    """Which variants stand for those that were not measured, the likeliest first."""
 
     @abstractmethod
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:

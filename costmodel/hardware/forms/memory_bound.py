@@ -24,6 +24,8 @@ class MemoryBoundForm(Form):
     """One form for every kind whose time is traffic; sizes `rows`, `cols`, `bytes`."""
 
     name = "memory_bound_2"
+    streams = True
+    plain_variants = ("add", "mul", "fwd", "layernorm", "sum")
     kinds: tuple[str, ...] = ("elementwise", "norm", "softmax", "reduction", "embedding", "quantise")
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:

@@ -1,0 +1,146 @@
+"""What fusion may and may not change: arithmetic, products, what leaves a kernel, and the order of work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from costmodel.graph import trace, trace_module
+from costmodel.graph.fusion import FUSIONS, fused_operators, unwritten_tensors
+from costmodel.graph.liveness import saved_bytes
+from costmodel.graph.model_graph import ModelGraph, Operator, Phase, Segment
+from costmodel.models import resolve
+from tests.costmodel.graph.test_tracing import LLAMA, SMALL
+
+MEMORY_BOUND = ("elementwise", "softmax", "norm", "reduction")
+
+
+class TanhGelu(nn.Module):
+    """A chain of eight element-wise operators between two products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 256), nn.Linear(256, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.up(x)
+        h = 0.5 * h * (1.0 + torch.tanh(0.79788456 * (h + 0.044715 * torch.pow(h, 3.0))))
+        return self.down(h)
+
+
+class Dropped(nn.Module):
+    """Attention's middle: scale, softmax, dropout, product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.values(torch.dropout(torch.softmax(0.125 * x, -1), 0.1, train=True))
+
+
+class RootMeanSquare(nn.Module):
+    """A normalisation written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def whole(graph: ModelGraph) -> Segment:
+    assert len(graph.segments) == 1
+    return graph.segments[0]
+
+
+def traced(module: nn.Module, *shape: int) -> Segment:
+    graph = trace_module(module, (torch.randn(*shape, requires_grad=True),), reduce=False)
+    return whole(graph)
+
+
+def memory_bound(operators: tuple[Operator, ...], phase: Phase) -> list[Operator]:
+    return [op for op in operators if op.phase is phase and op.kind in MEMORY_BOUND]
+
+
+def test_a_cpu_runs_what_was_traced() -> None:
+    segment = traced(TanhGelu(), 32, 64)
+    expected = tuple(op for op in segment.operators if op.phase is not Phase.OPTIMIZER)
+    assert fused_operators(segment, "as_traced") == expected
+    assert unwritten_tensors(segment, "as_traced") == frozenset()
+
+
+@pytest.mark.parametrize("fusion", ["fused", "compiled"])
+def test_a_chain_between_products_is_one_kernel(fusion: str) -> None:
+    segment = traced(TanhGelu(), 32, 64)
+    kernels = fused_operators(segment, fusion)
+    chain = [op for op in memory_bound(kernels, Phase.FORWARD) if "tanh" in op.target]
+    assert len(chain) == 1
+    assert chain[0].bytes_read == 32 * 256 * 4
+    assert chain[0].bytes_written == 32 * 256 * 4
+    back = [op for op in memory_bound(kernels, Phase.BACKWARD) if "tanh_backward" in op.target]
+    assert len(back) == 1
+    # reads the gradient and the forward chain's input; a compiler sums the bias's gradient in the same sweep
+    assert back[0].bytes_read == 2 * 32 * 256 * 4
+    assert back[0].bytes_written == (32 + (fusion == "compiled")) * 256 * 4
+
+
+def test_a_hand_written_softmax_takes_its_scale_and_leaves_the_dropout() -> None:
+    segment = traced(Dropped(), 32, 64)
+    size = 32 * 64
+    softmax, dropout, *_ = memory_bound(fused_operators(segment, "fused"), Phase.FORWARD)
+    assert (softmax.kind, softmax.bytes_read, softmax.bytes_written) == ("softmax", 4 * size, 4 * size)
+    assert (dropout.bytes_read, dropout.bytes_written) == (4 * size, 4 * size + size)
+    eager = memory_bound(fused_operators(segment, "eager"), Phase.FORWARD)
+    assert [op.kind for op in eager[:3]] == ["elementwise", "softmax", "elementwise"]
+    assert eager[2].bytes_written == 5 * size
+    one, *_ = memory_bound(fused_operators(segment, "compiled"), Phase.FORWARD)
+    assert one.bytes_read == 4 * size
+    assert "softmax" in one.target
+    assert "bernoulli" in one.target
+
+
+def test_a_normalisation_in_pieces_is_one_kernel() -> None:
+    segment = traced(RootMeanSquare(), 32, 64)
+    kernels = memory_bound(fused_operators(segment, "fused"), Phase.FORWARD)
+    normalising = [op for op in kernels if "rsqrt" in op.target]
+    assert len(normalising) == 1
+    assert normalising[0].bytes_written <= 32 * 64 * 4 + 2 * 32 * 4
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("name", ["gpt2", "bert-large", "t5-small", "resnet-50", "llama"])
+def test_fusion_keeps_arithmetic_and_products_and_never_moves_more(name: str, fusion: str) -> None:
+    overrides = LLAMA if name == "llama" else SMALL[name]
+    graph = trace(
+        resolve(
+            "llama-3.1-8b" if name == "llama" else name, micro_batch_size=2, seq_len=16, overrides=overrides
+        )
+    )
+    for segment in graph.segments:
+        eager = fused_operators(segment, "as_traced")
+        kernels = fused_operators(segment, fusion)
+        assert sum(op.flop for op in kernels) == sum(op.flop for op in eager)
+        products = [op for op in eager if op.kind not in MEMORY_BOUND]
+        assert [op for op in kernels if op.kind not in MEMORY_BOUND] == products
+        assert sum(op.bytes_read + op.bytes_written for op in kernels) <= 1.001 * sum(
+            op.bytes_read + op.bytes_written for op in eager
+        )
+        assert len(kernels) <= len(eager)
+        assert saved_bytes(segment, fusion=fusion) <= saved_bytes(segment)
+
+
+@pytest.mark.parametrize("fusion", ["fused", "compiled"])
+def test_every_kernel_runs_after_what_it_reads(fusion: str) -> None:
+    graph = trace(resolve("gpt2", micro_batch_size=2, seq_len=16, overrides=SMALL["gpt2"]))
+    for segment in graph.segments:
+        kernels = fused_operators(segment, fusion)
+        made = {t for op in kernels for t in op.outputs}
+        internal = unwritten_tensors(segment, fusion)
+        storage = {t.index: t.index if t.view_of is None else t.view_of for t in segment.tensors}
+        for op in kernels:
+            if op.kind != "host":  # a view moves nothing
+                assert not {storage[t] for t in op.inputs} & internal, op.target
+        assert made
