@@ -45,6 +45,12 @@ class FrameworkProfile(BaseModel):
     overlap_p2p: bool = False
     host_factor: float = Field(1.0, ge=0)
     """Host time per operator relative to the profile's plain eager dispatch."""
+    host_operator_s: float = Field(0.0, ge=0)
+    """Host time per kernel where the hardware profile has no measured dispatch."""
+    host_collective_s: float = Field(0.0, ge=0)
+    """Host time of issuing one collective inside a layer."""
+    host_recompute_s: float = Field(0.0, ge=0)
+    """Host time of running one block's forward again, beside its kernels (random state, autograd graph)."""
     step_overhead_s: float = Field(0.0, ge=0)
     vocab_multiple: int = Field(1, ge=1)
     """The vocabulary is padded to a multiple of this (times tp)."""

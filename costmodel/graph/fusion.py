@@ -22,7 +22,7 @@ from math import prod
 
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
 
-__all__ = ["FUSIONS", "fused_operators", "mask_tensors", "unwritten_tensors"]
+__all__ = ["FUSIONS", "FusedSegment", "fuse"]
 
 FUSIONS = ("as_traced", "eager", "fused", "compiled")
 """How memory-bound operators run."""
@@ -53,42 +53,43 @@ class _Kernel:
     """Nothing may follow its members inside the kernel."""
 
 
-def fused_operators(segment: Segment, fusion: str) -> tuple[Operator, ...]:
-    """Forward and backward operators of a segment with fused ones in place of their members, in order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedSegment:
+    """Kernels of a segment's forward and backward, in order, and what they keep out of memory.
+
+    `unwritten`: forward tensors (their storage's index) that are never written. `masks`: random masks, of
+    which a GPU's dropout keeps one byte of each element.
+    """
+
+    operators: tuple[Operator, ...]
+    unwritten: frozenset[int] = frozenset()
+    masks: frozenset[int] = frozenset()
+
+
+def fuse(segment: Segment, fusion: str) -> FusedSegment:
+    """The kernels of a segment under one of FUSIONS."""
     operators = [op for op in segment.operators if op.phase is not Phase.OPTIMIZER]
     if fusion == "as_traced":
-        return tuple(operators)
+        return FusedSegment(operators=tuple(operators))
     tensors = {t.index: t for t in segment.tensors}
-    kernels = {
-        phase: _kernels(segment.phase(phase), tensors, fusion) for phase in (Phase.FORWARD, Phase.BACKWARD)
-    }
+    phases = {phase: segment.phase(phase) for phase in (Phase.FORWARD, Phase.BACKWARD)}
+    kernels = {phase: _kernels(ops, tensors, fusion) for phase, ops in phases.items()}
     traffic = _Traffic(segment, kernels, fusion)
     result = []
-    for phase in (Phase.FORWARD, Phase.BACKWARD):
-        ops = segment.phase(phase)
+    for phase, ops in phases.items():
         for members in kernels[phase]:
             group = [ops[i] for i in members]
-            result.append(group[0] if not _is_fusible(group[0]) else traffic.kernel(group))
-    return tuple(sorted(result, key=lambda op: op.index))
-
-
-def unwritten_tensors(segment: Segment, fusion: str) -> frozenset[int]:
-    """Forward tensors (their storage's index) that fusion keeps out of memory."""
-    if fusion == "as_traced":
-        return frozenset()
-    tensors = {t.index: t for t in segment.tensors}
-    kernels = {
-        phase: _kernels(segment.phase(phase), tensors, fusion) for phase in (Phase.FORWARD, Phase.BACKWARD)
-    }
-    return frozenset(_Traffic(segment, kernels, fusion).internal)
-
-
-def mask_tensors(segment: Segment) -> frozenset[int]:
-    """Random masks (their storage's index): a GPU's dropout keeps one byte of each element."""
-    tensors = {t.index: t for t in segment.tensors}
-    return frozenset(
-        _base(tensors, t) for op in segment.operators if _RANDOM in op.target for t in op.outputs
+            result.append(traffic.kernel(group) if _is_fusible(group[0]) else group[0])
+    return FusedSegment(
+        operators=tuple(sorted(result, key=lambda op: op.index)),
+        unwritten=frozenset(traffic.internal),
+        masks=traffic.masks,
     )
+
+
+def _mask_tensors(segment: Segment, tensors: Mapping[int, TensorInfo]) -> frozenset[int]:
+    drawn = [t for op in segment.operators if _RANDOM in op.target for t in op.outputs]
+    return frozenset(_base(tensors, t) for t in drawn)
 
 
 def _is_fusible(op: Operator) -> bool:
@@ -186,10 +187,10 @@ class _Traffic:
     def __init__(
         self, segment: Segment, kernels: Mapping[Phase, Sequence[Sequence[int]]], fusion: str
     ) -> None:
-        self._masks = mask_tensors(segment)
-        self._rematerialised = fusion != "eager"
-        self._kept = self._masks if fusion != "compiled" else frozenset[int]()
         self._tensors = {t.index: t for t in segment.tensors}
+        self.masks = _mask_tensors(segment, self._tensors)
+        self._rematerialised = fusion != "eager"
+        self._kept = self.masks if fusion != "compiled" else frozenset[int]()
         self._fused_index: dict[int, int] = {}
         self._kernel_of: dict[int, int] = {}
         """Operator -> first member of its kernel."""
@@ -218,7 +219,7 @@ class _Traffic:
             outside = self._inputs.setdefault(kernel, set())
             for t in op.inputs:
                 base = _base(self._tensors, t)
-                if _RANDOM in op.target and base in self._masks:
+                if _RANDOM in op.target and base in self.masks:
                     continue  # drawn in place over nothing
                 self._users.setdefault(base, set()).add(kernel)
                 if self._made_by.get(base) != kernel:
@@ -300,7 +301,7 @@ class _Traffic:
 
     def _least(self, base: int, size: float) -> float:
         whole = self._tensors[base]
-        wider = _ELEMENT_BYTES.get(whole.dtype, _OTHER_BYTES) if base in self._masks else 1
+        wider = _ELEMENT_BYTES.get(whole.dtype, _OTHER_BYTES) if base in self.masks else 1
         return min(size, whole.size_bytes) / wider
 
 

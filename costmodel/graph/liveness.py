@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from math import prod
 
-from costmodel.graph.fusion import mask_tensors, unwritten_tensors
+from costmodel.graph.fusion import FusedSegment
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
 
 __all__ = ["allocated_bytes", "recomputed_operators", "saved_bytes", "temporary_bytes"]
@@ -43,7 +43,7 @@ def recomputed_operators(segment: Segment, recompute: str) -> frozenset[int]:
     )
 
 
-def saved_bytes(segment: Segment, recompute: str = "none", fusion: str = "as_traced") -> int:
+def saved_bytes(segment: Segment, recompute: str = "none", fused: FusedSegment | None = None) -> int:
     """Bytes held from forward to backward by one instance, after the recompute policy.
 
     What is recomputed does not keep what it makes; a fully recomputed block keeps its input only. What fused
@@ -53,8 +53,8 @@ def saved_bytes(segment: Segment, recompute: str = "none", fusion: str = "as_tra
     if recompute == "full" and again:
         return segment.output_bytes
     dropped = {t for op in segment.operators if op.index in again for t in op.outputs}
-    dropped |= unwritten_tensors(segment, fusion)
-    masks = frozenset[int]() if fusion == "as_traced" else mask_tensors(segment)
+    dropped |= fused.unwritten if fused else frozenset()
+    masks = fused.masks if fused else frozenset[int]()
     return sum(
         allocated_bytes(prod(t.shape) if t.index in masks else t.size_bytes)
         for t in segment.tensors

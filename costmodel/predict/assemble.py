@@ -205,7 +205,7 @@ def _memory(
                 stage=rank,
                 state=state,
                 activations=int(step.peak_activation_bytes[rank]),
-                temporary=max((unit.temporary_bytes for unit in mine), default=0),
+                temporary=max((unit.costs.temporary_bytes for unit in mine), default=0),
                 largest_unit_parameters=max((sum(unit.elements) for unit in mine), default=0),
                 n_parameters=n_parameters,
                 framework=forecaster.framework,

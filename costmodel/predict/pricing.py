@@ -98,10 +98,13 @@ def _host_times(
     operators: Sequence[Operator], profile: HardwareProfile, framework: FrameworkProfile
 ) -> FloatArray:
     asynchronous = profile.device.kind != "cpu"
-    dispatch = host_cost_s(profile, "dispatch_s") if asynchronous else 0.0
+    dispatch = 0.0
+    if asynchronous:  # a shipped profile of a GPU knows no host: then the framework's runs tell
+        measured = profile.host.get("dispatch_s")
+        dispatch = framework.host_operator_s if measured is None else measured.value_s * framework.host_factor
     view = host_cost_s(profile, "host_view_s")
     autograd = host_cost_s(profile, "autograd_s")
     times = np.array([view if op.kind == "host" else dispatch for op in operators])
     differentiated = {op.forward_index for op in operators if op.phase is Phase.BACKWARD}
     times += np.array([autograd if op.index in differentiated else 0.0 for op in operators])
-    return times * framework.host_factor
+    return times if asynchronous else times * framework.host_factor

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from costmodel.graph.fusion import fused_operators
-from costmodel.graph.liveness import recomputed_operators
+from costmodel.graph.fusion import fuse
+from costmodel.graph.liveness import recomputed_operators, saved_bytes, temporary_bytes
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.stage_costs import CostParts
@@ -40,6 +40,10 @@ class SegmentCosts:
     host_s: Mapping[str, float]
     comm_s: Mapping[str, Mapping[str, float]]
     """Part -> breakdown name (tp_comm, cp_comm, ep_comm) -> seconds, not overlapped."""
+    saved_bytes: int
+    """Held from forward to backward."""
+    temporary_bytes: int
+    """Highest memory above what is held while the instance runs."""
     error_s: Mapping[tuple[str, str], float]
     """(what errs together, part) -> seconds of one standard deviation."""
     asynchronous: bool
@@ -52,10 +56,20 @@ class SegmentCosts:
         """
         device = self.device_s[part] - self.contended_s[part] * (1.0 - utilisation)
         device *= 1.0 + waiting
-        host = self.host_s[part]
-        exposed_host = max(0.0, host - device) if self.asynchronous else host
         name = "recompute" if part == "recompute" else "compute"
-        return CostParts(parts_s={name: device, "host": exposed_host, **self.comm_s[part]})
+        host = {} if self.asynchronous else {"host": self.host_s[part]}
+        return CostParts(parts_s={name: device, **host, **self.comm_s[part]})
+
+    def exposed_host(self, parts: Mapping[str, CostParts]) -> CostParts:
+        """What the device waits for the host over parts that run one after another.
+
+        Where the host queues kernels ahead, it is late only by what it takes longer than the device does over
+        all of them: a long kernel gives it time for the short ones that follow.
+        """
+        if not self.asynchronous:
+            return CostParts()
+        host = sum(self.host_s[part] for part in parts)
+        return CostParts(parts_s={"host": max(0.0, host - sum(cost.total_s for cost in parts.values()))})
 
 
 def price_segment(
@@ -73,7 +87,8 @@ def price_segment(
     `backward_input`. `recompute`: none, selective (operators of attention that no GEMM weight belongs to
     run again) or full (the forward runs again, its collectives too).
     """
-    operators = fused_operators(segment.local, fusion)
+    fused = fuse(segment.local, fusion)
+    operators = fused.operators
     priced = price_operators(operators, profile, framework)
     gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
     device, contended = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
@@ -94,15 +109,35 @@ def price_segment(
     # measured over forward and backward together; each takes half
     for part in ("forward", "backward_input"):
         host[part] += 0.5 * module_s * len(dispatched)
+    if profile.device.kind != "cpu":
+        for part, seconds in _framework_host_s(segment, framework, bool(again), recompute).items():
+            host[part] += seconds
     comm = _comm_times(segment.collectives, collective, recompute == "full" and bool(again), error)
     return SegmentCosts(
         device_s=device,
         contended_s=contended,
         host_s=host,
         comm_s=comm,
+        saved_bytes=saved_bytes(segment.local, recompute, fused),
+        temporary_bytes=temporary_bytes(segment.local),
         error_s=error,
         asynchronous=profile.device.kind != "cpu",
     )
+
+
+def _framework_host_s(
+    segment: ShardedSegment, framework: FrameworkProfile, again: bool, recompute: str
+) -> dict[str, float]:
+    """Part -> host time of collectives and of running a block again, beside its kernels."""
+    host = dict.fromkeys(PARTS, 0.0)
+    for call in segment.collectives:
+        forward = call.phase is Phase.FORWARD
+        host["forward" if forward else "backward_input"] += framework.host_collective_s
+        if forward and again and recompute == "full":
+            host["recompute"] += framework.host_collective_s
+    if again:
+        host["recompute"] += framework.host_recompute_s
+    return host
 
 
 def dtensor_modules(segment: ShardedSegment) -> frozenset[str]:

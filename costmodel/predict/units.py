@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from costmodel.graph.liveness import saved_bytes, temporary_bytes
 from costmodel.hardware.pricing import operator_times
 from costmodel.plan import Plan
 from costmodel.predict.buckets import gradient_buckets
@@ -37,17 +36,10 @@ class Unit:
         """Elements of each parameter tensor on this rank, in registration order."""
         return tuple(prod(p.local_shape) for p in self.shard.parameters if not p.tied)
 
-    @property
-    def temporary_bytes(self) -> int:
-        """Highest memory above what is held while the unit runs."""
-        return temporary_bytes(self.shard.local)
-
     def seconds(self, utilisation: float) -> float:
         """Forward + backward + recomputation of one micro-batch."""
-        return sum(
-            self.costs.parts(part, utilisation).total_s
-            for part in ("forward", "backward_input", "backward_weight", "recompute")
-        )
+        forward, backward = _two_ways(self.costs, utilisation, 0.0)
+        return sum(cost.total_s for cost in (*forward.values(), *backward.values()))
 
 
 def expand(shards: tuple[ShardedSegment, ...], priced: tuple[SegmentCosts, ...]) -> list[Unit]:
@@ -89,27 +81,39 @@ def unit_costs(
     fsdp_s = 0.5 * host_cost_s(forecaster.profile, "fsdp_unit_s") if sharded else 0.0
     result = []
     for i, unit in enumerate(units):
-        parts = {
-            part: unit.costs.parts(part, utilisation, waiting)
-            for part in ("forward", "backward_input", "backward_weight", "recompute")
-        }
+        forward, backward = _two_ways(unit.costs, utilisation, waiting)
         extra = CostParts(parts_s={"host": fsdp_s}) if fsdp_s else CostParts()
         dp_work = CostParts(parts_s={"dp_comm": copies_s[i]}) if copies_s[i] else CostParts()
         result.append(
             UnitCosts(
                 name=unit.module,
-                forward=parts["forward"] + extra,
-                backward_input=parts["recompute"] + parts["backward_input"] + extra,
-                backward_weight=parts["backward_weight"] + dp_work,
+                forward=forward["forward"] + forward["host"] + extra,
+                backward_input=backward["recompute"] + backward["backward_input"] + backward["host"] + extra,
+                backward_weight=backward["backward_weight"] + dp_work,
                 parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
                 accumulate_s=_accumulate_s(forecaster, plan, unit),
                 gather_s=gather_s[i],
                 reduce_s=reduce_s[i],
-                saved_bytes=saved_bytes(unit.shard.local, plan.recompute, forecaster.fusion),
-                peak_extra_bytes=unit.temporary_bytes,
+                saved_bytes=unit.costs.saved_bytes,
+                peak_extra_bytes=unit.costs.temporary_bytes,
             )
         )
     return result
+
+
+def _two_ways(
+    costs: SegmentCosts, utilisation: float, waiting: float
+) -> tuple[dict[str, CostParts], dict[str, CostParts]]:
+    """Parts of forward and of backward, each with the host time that shows (`host`)."""
+    forward = {"forward": costs.parts("forward", utilisation, waiting)}
+    backward = {
+        part: costs.parts(part, utilisation, waiting)
+        for part in ("recompute", "backward_input", "backward_weight")
+    }
+    return (
+        {**forward, "host": costs.exposed_host(forward)},
+        {**backward, "host": costs.exposed_host(backward)},
+    )
 
 
 def _accumulate_s(forecaster: Forecaster, plan: Plan, unit: Unit) -> float:

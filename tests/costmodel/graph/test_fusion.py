@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from costmodel.graph import trace, trace_module
-from costmodel.graph.fusion import FUSIONS, fused_operators, unwritten_tensors
+from costmodel.graph.fusion import FUSIONS, fuse
 from costmodel.graph.liveness import saved_bytes
 from costmodel.graph.model_graph import ModelGraph, Operator, Phase, Segment
 from costmodel.models import resolve
@@ -68,14 +68,14 @@ def memory_bound(operators: tuple[Operator, ...], phase: Phase) -> list[Operator
 def test_a_cpu_runs_what_was_traced() -> None:
     segment = traced(TanhGelu(), 32, 64)
     expected = tuple(op for op in segment.operators if op.phase is not Phase.OPTIMIZER)
-    assert fused_operators(segment, "as_traced") == expected
-    assert unwritten_tensors(segment, "as_traced") == frozenset()
+    assert fuse(segment, "as_traced").operators == expected
+    assert fuse(segment, "as_traced").unwritten == frozenset()
 
 
 @pytest.mark.parametrize("fusion", ["fused", "compiled"])
 def test_a_chain_between_products_is_one_kernel(fusion: str) -> None:
     segment = traced(TanhGelu(), 32, 64)
-    kernels = fused_operators(segment, fusion)
+    kernels = fuse(segment, fusion).operators
     chain = [op for op in memory_bound(kernels, Phase.FORWARD) if "tanh" in op.target]
     assert len(chain) == 1
     assert chain[0].bytes_read == 32 * 256 * 4
@@ -90,13 +90,13 @@ def test_a_chain_between_products_is_one_kernel(fusion: str) -> None:
 def test_a_hand_written_softmax_takes_its_scale_and_leaves_the_dropout() -> None:
     segment = traced(Dropped(), 32, 64)
     size = 32 * 64
-    softmax, dropout, *_ = memory_bound(fused_operators(segment, "fused"), Phase.FORWARD)
+    softmax, dropout, *_ = memory_bound(fuse(segment, "fused").operators, Phase.FORWARD)
     assert (softmax.kind, softmax.bytes_read, softmax.bytes_written) == ("softmax", 4 * size, 4 * size)
     assert (dropout.bytes_read, dropout.bytes_written) == (4 * size, 4 * size + size)
-    eager = memory_bound(fused_operators(segment, "eager"), Phase.FORWARD)
+    eager = memory_bound(fuse(segment, "eager").operators, Phase.FORWARD)
     assert [op.kind for op in eager[:3]] == ["elementwise", "softmax", "elementwise"]
     assert eager[2].bytes_written == 5 * size
-    one, *_ = memory_bound(fused_operators(segment, "compiled"), Phase.FORWARD)
+    one, *_ = memory_bound(fuse(segment, "compiled").operators, Phase.FORWARD)
     assert one.bytes_read == 4 * size
     assert "softmax" in one.target
     assert "bernoulli" in one.target
@@ -104,7 +104,7 @@ def test_a_hand_written_softmax_takes_its_scale_and_leaves_the_dropout() -> None
 
 def test_a_normalisation_in_pieces_is_one_kernel() -> None:
     segment = traced(RootMeanSquare(), 32, 64)
-    kernels = memory_bound(fused_operators(segment, "fused"), Phase.FORWARD)
+    kernels = memory_bound(fuse(segment, "fused").operators, Phase.FORWARD)
     normalising = [op for op in kernels if "rsqrt" in op.target]
     assert len(normalising) == 1
     assert normalising[0].bytes_written <= 32 * 64 * 4 + 2 * 32 * 4
@@ -120,8 +120,8 @@ def test_fusion_keeps_arithmetic_and_products_and_never_moves_more(name: str, fu
         )
     )
     for segment in graph.segments:
-        eager = fused_operators(segment, "as_traced")
-        kernels = fused_operators(segment, fusion)
+        eager = fuse(segment, "as_traced").operators
+        kernels = fuse(segment, fusion).operators
         assert sum(op.flop for op in kernels) == sum(op.flop for op in eager)
         products = [op for op in eager if op.kind not in MEMORY_BOUND]
         assert [op for op in kernels if op.kind not in MEMORY_BOUND] == products
@@ -129,16 +129,16 @@ def test_fusion_keeps_arithmetic_and_products_and_never_moves_more(name: str, fu
             op.bytes_read + op.bytes_written for op in eager
         )
         assert len(kernels) <= len(eager)
-        assert saved_bytes(segment, fusion=fusion) <= saved_bytes(segment)
+        assert saved_bytes(segment, fused=fuse(segment, fusion)) <= saved_bytes(segment)
 
 
 @pytest.mark.parametrize("fusion", ["fused", "compiled"])
 def test_every_kernel_runs_after_what_it_reads(fusion: str) -> None:
     graph = trace(resolve("gpt2", micro_batch_size=2, seq_len=16, overrides=SMALL["gpt2"]))
     for segment in graph.segments:
-        kernels = fused_operators(segment, fusion)
+        kernels = fuse(segment, fusion).operators
         made = {t for op in kernels for t in op.outputs}
-        internal = unwritten_tensors(segment, fusion)
+        internal = fuse(segment, fusion).unwritten
         storage = {t.index: t.index if t.view_of is None else t.view_of for t in segment.tensors}
         for op in kernels:
             if op.kind != "host":  # a view moves nothing
