@@ -43,6 +43,11 @@ class FrameworkProfile(BaseModel):
     """Gradients live in the reducer's buckets; else they are copied in and out."""
     overlap_dp: bool = True
     overlap_p2p: bool = False
+    scatter_p2p: bool = False
+    """Ranks of a tensor-parallel group send a slice each to the next stage, which gathers them
+    (arXiv 2104.04473, section 4.1)."""
+    stages: Literal["balanced", "even"] = "balanced"
+    """Pipeline stages of least bottleneck, or of as many repeated blocks each (embedding and head extra)."""
     host_factor: float = Field(1.0, ge=0)
     """Host time per operator relative to the profile's plain eager dispatch."""
     host_operator_s: float = Field(0.0, ge=0)

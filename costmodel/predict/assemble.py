@@ -29,8 +29,15 @@ _CONTENTION_ROUNDS = 3
 """Utilisation and speed settle within two rounds (a contraction: each maps [0, 1] into itself)."""
 
 
-def stage_starts(units: list[Unit], n_stages: int) -> tuple[int, ...]:
-    """First unit of each stage: the contiguous cut with the least bottleneck."""
+def stage_starts(units: list[Unit], n_stages: int, stages: str = "balanced") -> tuple[int, ...]:
+    """First unit of each stage: the contiguous cut with the least bottleneck, or with as many blocks each.
+
+    Where blocks do not divide over the stages, they are balanced.
+    """
+    blocks = [i for i, unit in enumerate(units) if unit.shard.local.is_block]
+    if stages == "even" and blocks and len(blocks) % n_stages == 0:
+        each = len(blocks) // n_stages
+        return (0, *(blocks[k * each] for k in range(1, n_stages)))
     return balanced_partition([unit.seconds(1.0) for unit in units], n_stages)
 
 
@@ -39,7 +46,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     profile = forecaster.profile
     sharded = forecaster.sharded(plan)
     units = expand(sharded.segments, forecaster.segments(plan))
-    starts = stage_starts(units, plan.pp * plan.vpp)
+    starts = stage_starts(units, plan.pp * plan.vpp, forecaster.framework.stages)
     ends = (*starts[1:], len(units))
     groups = [units[a:b] for a, b in zip(starts, ends, strict=True)]
     alone = plan.world_size == 1
@@ -109,7 +116,7 @@ def _stage(
     send_bytes = 0 if last else units[-1].shard.output_bytes
     send_s = 0.0
     if send_bytes and plan.pp > 1:
-        send_s = float(forecaster.collective(plan, "p2p", float(send_bytes), "pp").median_s[0])
+        send_s = _send_s(forecaster, plan, send_bytes)
     elements = [n for unit in units for n in unit.elements]
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
     update_s, _ = optimizer_s(
@@ -128,6 +135,15 @@ def _stage(
         optimizer_s=update_s * (1.0 + waiting),
         state_bytes=state,
     )
+
+
+def _send_s(forecaster: Forecaster, plan: Plan, size_bytes: int) -> float:
+    """Time to hand one micro-batch's activations (or their gradient) to the next stage."""
+    slices = plan.tp if forecaster.framework.scatter_p2p and not plan.sequence_parallel else 1
+    send_s = float(forecaster.collective(plan, "p2p", size_bytes / slices, "pp").median_s[0])
+    if slices > 1:
+        send_s += float(forecaster.collective(plan, "all_gather", float(size_bytes), "tp").median_s[0])
+    return send_s
 
 
 def _n_dtensors(plan: Plan, units: list[Unit]) -> int:

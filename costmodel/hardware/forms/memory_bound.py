@@ -1,4 +1,4 @@
-"""Memory-bound operators: element-wise, normalisation, softmax, reduction, embedding, quantise.
+"""Memory-bound operators: normalisation, softmax, reduction, embedding, quantise.
 
     rate   = bandwidth * efficiency * (1 + (cache_speedup - 1) / (1 + (bytes / (cache_share * cache))^2))
     time   = launch + rows * row / units + bytes / rate + sqrt(ramp * bytes / rate)
@@ -26,7 +26,7 @@ class MemoryBoundForm(Form):
     name = "memory_bound_2"
     streams = True
     plain_variants = ("add", "mul", "fwd", "layernorm", "sum")
-    kinds: tuple[str, ...] = ("elementwise", "norm", "softmax", "reduction", "embedding", "quantise")
+    kinds: tuple[str, ...] = ("norm", "softmax", "reduction", "embedding", "quantise")
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
         """Efficiencies are fractions of the datasheet bandwidth."""
@@ -57,8 +57,8 @@ class MemoryBoundForm(Form):
         )
         busy = size / rate
         units = 1.0 if device.kind == "cpu" else float(device.multiprocessors)
-        total = theta["launch_s"] + rows * theta["row_s"] / units + busy + np.sqrt(theta["ramp_s"] * busy)
-        return np.asarray(total, dtype=np.float64)
+        overhead = theta["launch_s"] + rows * theta.get("row_s", 0.0) / units
+        return np.asarray(overhead + busy + np.sqrt(theta["ramp_s"] * busy), dtype=np.float64)
 
     def cached_bytes(self, device: DeviceSpec, dims: Dims) -> FloatArray:
         """What must fit the cache for the faster bandwidth [n], bytes."""
