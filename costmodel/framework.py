@@ -28,8 +28,12 @@ class FrameworkProfile(BaseModel):
     name: str
     source: str
     fusion: Literal["eager", "compiled", "fused"] = "eager"
+    memory_bound_efficiency: float = Field(1.0, gt=0)
+    """Bandwidth of the framework's element-wise, softmax and normalisation kernels over that of torch's."""
     attention: Literal["unfused", "flash"] = "flash"
     compute_dtype: str = "fp32"
+    fp32_products: Literal["fp32", "tf32"] = "fp32"
+    """Type in which products of fp32 operands are computed on GPUs that have both."""
     parameter_bytes: float = Field(4.0, gt=0)
     gradient_bytes: float = Field(4.0, ge=0)
     optimizer_state_bytes: float = Field(8.0, ge=0)

@@ -35,7 +35,7 @@ from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit, Residual
 
-__all__ = ["choose_fit", "contended_s", "datasheet_fit", "operator_times"]
+__all__ = ["choose_fit", "contended_s", "datasheet_fit", "operator_times", "streams"]
 
 _TIMINGS = ("cuda_graph", "kernel_only", "eager_loop", "torch_loop", "event_eager", "derived_from_efficiency")
 """Nearest to the kernel's own time first."""
@@ -88,6 +88,13 @@ def contended_s(
         return np.zeros_like(times)
     priced, sizes = _as_priced_kind(kind, _sizes(kind, dims))
     return np.minimum(per_byte_s * form_of(priced).least_bytes(sizes, dtype, variant), 0.5 * times)
+
+
+def streams(kind: str) -> bool:
+    """Whether an operator kind's time is its traffic."""
+    forms = load_forms()
+    priced = _AS_KIND.get(kind, kind)
+    return kind != "host" and priced in forms and forms[priced].streams
 
 
 def _in_blocks(

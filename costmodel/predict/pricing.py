@@ -11,7 +11,7 @@ import numpy as np
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
 from costmodel.hardware.kinds import OPERATOR_KINDS
-from costmodel.hardware.pricing import contended_s, operator_times
+from costmodel.hardware.pricing import contended_s, operator_times, streams
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -21,6 +21,7 @@ __all__ = ["PricedOperators", "host_cost_s", "price_operators"]
 
 
 _FLAT_COLS = 4096.0
+_PRODUCTS = ("gemm", "bmm", "grouped_gemm", "conv", "attention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,9 @@ def price_operators(
     groups: dict[tuple[str, str, str], list[int]] = {}
     for position, op in enumerate(operators):
         if op.kind != "host":
-            groups.setdefault((op.kind, op.variant, op.dtype), []).append(position)
+            groups.setdefault((op.kind, op.variant, _priced_dtype(op, profile, framework)), []).append(
+                position
+            )
     for number, ((kind, variant, dtype), positions) in enumerate(sorted(groups.items())):
         names = OPERATOR_KINDS[kind].dims
         dims = {
@@ -71,7 +74,8 @@ def price_operators(
         if kind == "elementwise" and profile.device.kind != "cpu":
             dims = _flat(dims)
         estimate = operator_times(profile, kind, variant, dtype, dims)
-        device_s[positions] = estimate.median_s
+        share = framework.memory_bound_efficiency if streams(kind) else 1.0
+        device_s[positions] = estimate.median_s / share
         contended[positions] = contended_s(profile, kind, variant, dtype, dims)
         log_sigma[positions] = estimate.log_sigma
         fit[positions] = number
@@ -82,6 +86,12 @@ def price_operators(
         log_sigma=log_sigma,
         fit=fit,
     )
+
+
+def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkProfile) -> str:
+    """The type an operator computes in: products of fp32 operands may be tf32."""
+    tf32 = framework.fp32_products == "tf32" and "tf32" in profile.device.peak_flop_per_s
+    return "tf32" if tf32 and op.dtype == "fp32" and op.kind in _PRODUCTS else op.dtype
 
 
 def _flat(dims: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

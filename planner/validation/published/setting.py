@@ -36,6 +36,8 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
     base = load_framework(name)
     dtype = _TRAINED_AS.get(row.text("dtype", "fp16"), "bf16")
     changes: dict[str, Any] = {"compute_dtype": dtype}
+    if row.text("dtype") == "tf32":
+        changes["fp32_products"] = "tf32"
     if dtype == "fp32":
         changes |= {"parameter_bytes": 4.0, "gradient_bytes": 4.0, "optimizer_state_bytes": 8.0}
         changes |= {"gradient_comm_bytes": 4.0, "parameter_comm_bytes": 4.0}
