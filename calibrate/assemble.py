@@ -17,7 +17,7 @@ from calibrate.parallel_fits import fit_groups
 from calibrate.runner import ALONE, TOGETHER
 from calibrate.samples import SampleTable
 from costmodel.estimate import expected_max
-from costmodel.hardware.forms.base import FORMS, load_forms
+from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.kinds import COLLECTIVE_KINDS, OPERATOR_KINDS
 from costmodel.hardware.schema import DeviceSpec, Environment, HardwareProfile
 
@@ -220,24 +220,26 @@ def _nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> N
     return NetworkModel(name=machine.device, ranks_per_node=machine.world_size, intra=(link,), source=source)
 
 
-def _contention(samples: Sequence[Sample]) -> dict[str, float]:
-    """Operator kind -> seconds per byte that all ranks at work cost over one alone, at least 0.
+def _contention(samples: Sequence[Sample]) -> float:
+    """Seconds per byte that all ranks at work cost over one alone, at least 0.
 
-    The median over the cases measured in both settings, weighted by their bytes.
+    The median over the cases measured in both settings, weighted by their bytes, of the kinds whose time is
+    traffic: what others lose per byte drowns in the noise of their arithmetic.
     """
 
     def case(s: Sample) -> tuple[str, str, str, tuple[tuple[str, int], ...]]:
         return s.kind, s.variant, s.dtype, tuple(sorted(s.dims.items()))
 
-    load_forms()
+    forms = load_forms()
     alone = {case(s): s.time_s for s in samples if s.setting == ALONE}
-    both = [s for s in samples if s.setting == TOGETHER and case(s) in alone]
-    costs: dict[str, list[tuple[float, float]]] = {}
-    for s in both:
+    costs: list[tuple[float, float]] = []
+    for s in samples:
+        if s.setting != TOGETHER or case(s) not in alone or not forms[s.kind].streams:
+            continue
         dims = {name: np.array([float(size)]) for name, size in s.dims.items()}
-        size = float(FORMS[s.kind].least_bytes(dims, s.dtype, s.variant)[0])
-        costs.setdefault(s.kind, []).append(((s.time_s - alone[case(s)]) / size, size))
-    return {kind: max(0.0, _weighted_median(pairs)) for kind, pairs in costs.items()}
+        size = float(forms[s.kind].least_bytes(dims, s.dtype, s.variant)[0])
+        costs.append(((s.time_s - alone[case(s)]) / size, size))
+    return max(0.0, _weighted_median(costs)) if costs else 0.0
 
 
 def _weighted_median(pairs: Sequence[tuple[float, float]]) -> float:

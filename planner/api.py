@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from costmodel.models import ModelSource
     from costmodel.plan import Plan
     from costmodel.predict import Forecast, Forecaster
+    from costmodel.predict.inference import ForwardCost, InferencePrediction
     from planner.search import SearchResult
     from planner.validation.scoring import Report
 
@@ -26,6 +27,7 @@ __all__ = [
     "forecaster",
     "graph_summary",
     "import_hardware",
+    "infer",
     "model_source",
     "operator_histogram",
     "parse_overrides",
@@ -242,6 +244,44 @@ def predict(
         overrides=overrides,
         trust_remote_code=trust_remote_code,
     ).forecast(parsed)
+
+
+def infer(
+    model: str,
+    *,
+    hardware: str,
+    plan: str = "dp1",
+    batch_size: int = 1,
+    prompt_len: int | None = None,
+    output_len: int | None = None,
+    seq_len: int | None = None,
+    framework: str = "pytorch-bf16",
+    overrides: Sequence[str] | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> InferencePrediction | ForwardCost:
+    """Requests of `prompt_len` tokens answered with `output_len` each; without both, one forward pass.
+
+    Raises UsageError where only one of the two is given, PlanError where the model cannot be run so.
+    """
+    from costmodel.framework import load_framework
+    from costmodel.predict.inference import InferenceForecaster
+
+    if (prompt_len is None) != (output_len is None):
+        raise UsageError("--prompt and --output go together; without both, one forward pass is predicted")
+    name, _, variant = hardware.partition(":")
+    source = model_source(
+        model, seq_len=prompt_len or seq_len, overrides=overrides, trust_remote_code=trust_remote_code
+    )
+    inference = InferenceForecaster(
+        source=source,
+        profile=_load(name),
+        framework=load_framework(framework),
+        network_variant=variant or None,
+    )
+    parsed = parse_plan(plan)
+    if prompt_len is None or output_len is None:
+        return inference.forward(parsed, batch_size=batch_size)
+    return inference.generate(parsed, batch_size=batch_size, prompt_len=prompt_len, output_len=output_len)
 
 
 def plan(

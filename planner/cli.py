@@ -16,6 +16,7 @@ from planner.commands import (
     demo,
     doctor,
     hardware,
+    infer,
     plan,
     predict,
     report,
@@ -39,6 +40,7 @@ app.command("calibrate")(calibrate.command)
 app.add_typer(hardware.app, name="hardware")
 app.command("trace")(tracing.command)
 app.command("predict")(predict.command)
+app.command("infer")(infer.command)
 app.command("plan")(plan.command)
 app.command("whatif")(whatif.command)
 app.add_typer(validate.app, name="validate")

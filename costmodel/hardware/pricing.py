@@ -82,7 +82,7 @@ def contended_s(
 
     A rank that waits less than half its time has the others idle to thank for no more than the other half.
     """
-    per_byte_s = profile.contention_s_per_byte.get(kind, 0.0)
+    per_byte_s = profile.contention_s_per_byte
     times = operator_times(profile, kind, variant, dtype, dims).median_s
     if not per_byte_s:
         return np.zeros_like(times)

@@ -207,9 +207,7 @@ class Environment(_Frozen):
 
 
 class HardwareProfile(_Frozen):
-    """One machine. `contention_s_per_byte`: operator kind -> seconds that each byte of its least memory
-    traffic takes longer while all local ranks run than while the others idle (CPU: they share the memory's
-    bandwidth; an operator that computes long on few bytes loses nothing)."""
+    """One machine."""
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -224,7 +222,10 @@ class HardwareProfile(_Frozen):
     host: dict[str, HostValue] = {}
     network: NetworkModel | None = None
     overlap: Overlap = Overlap()
-    contention_s_per_byte: dict[str, float] = {}
+    contention_s_per_byte: float = Field(default=0.0, ge=0)
+    """Seconds that each byte of an operator's least memory traffic takes longer while all local ranks run
+    than while the others idle. CPU: they share the memory's bandwidth; an operator that computes long on few
+    bytes loses next to nothing."""
     rank_log_sigma: float = Field(default=0.0, ge=0)
     """Spread of ln(time) among ranks that compute the same: where they exchange, the slowest is awaited."""
     environment: Environment = Environment()

@@ -66,13 +66,19 @@ class Forecaster:
         optimizer: str = "adamw",
         network_variant: str | None = None,
         styles: Callable[[int], Mapping[str, str]] | None = None,
+        training: bool = True,
+        adapt: Callable[[ModelGraph], ModelGraph] | None = None,
     ) -> None:
+        """`training`: gradients too. `adapt`: changes made to every traced graph before it is split."""
         self.source = source
         self.profile = profile
         self.framework = framework
         self.optimizer = optimizer
         self.network_variant = network_variant
         self._styles = styles
+        self._training = training
+        self._adapt = adapt
+        self._adapted: dict[int, ModelGraph] = {}
         self._sharded: dict[tuple[int, int, bool, int, int], ShardedGraph] = {}
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
         self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
@@ -108,12 +114,21 @@ class Forecaster:
     @cached_property
     def graphs(self) -> Any:
         """The traced graph, rescalable in batch and sequence."""
-        return scalable_graph(self.source, attention=self.attention, dtype=self.framework.compute_dtype)
+        return scalable_graph(
+            self.source,
+            training=self._training,
+            attention=self.attention,
+            dtype=self.framework.compute_dtype,
+        )
 
     def graph(self, micro_batch_size: int) -> ModelGraph:
         """The graph for one micro-batch size."""
         graph: ModelGraph = self.graphs.at(micro_batch_size=micro_batch_size)
-        return graph
+        if self._adapt is None:
+            return graph
+        if micro_batch_size not in self._adapted:
+            self._adapted[micro_batch_size] = self._adapt(graph)
+        return self._adapted[micro_batch_size]
 
     def sharded(self, plan: Plan) -> ShardedGraph:
         """The graph split by the plan's tensor, sequence, context and expert axes. Raises PlanError."""

@@ -21,6 +21,7 @@ __all__ = ["PricedOperators", "host_cost_s", "price_operators"]
 
 
 _FLAT_COLS = 4096.0
+_WEIGHTED = ("gemm", "grouped_gemm")
 _PRODUCTS = ("gemm", "bmm", "grouped_gemm", "conv", "attention")
 
 
@@ -89,7 +90,10 @@ def price_operators(
 
 
 def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkProfile) -> str:
-    """The type an operator computes in: products of fp32 operands may be tf32."""
+    """The type an operator computes in: products of fp32 operands may be tf32, with weights fp8."""
+    narrow = framework.half_products
+    if op.kind in _WEIGHTED and op.dtype in ("fp16", "bf16") and narrow in profile.device.peak_flop_per_s:
+        return narrow
     tf32 = framework.fp32_products == "tf32" and "tf32" in profile.device.peak_flop_per_s
     return "tf32" if tf32 and op.dtype == "fp32" and op.kind in _PRODUCTS else op.dtype
 

@@ -104,10 +104,13 @@ def test_contention_is_what_a_byte_costs_more_beside_busy_neighbours() -> None:
             a_sample("softmax", "fwd", 1e-5 + per_byte_s * size, dims),
             a_sample("softmax", "fwd", 1e-5, dims, setting="alone"),
         ]
-    dims = {"rows": 4, "cols": 64, "bytes": 2048}
-    samples += [a_sample("norm", "bwd", 1e-5, dims), a_sample("norm", "bwd", 2e-5, dims, setting="alone")]
+    product = {"m": 64, "n": 64, "k": 64}
+    samples += [
+        a_sample("gemm", "nt", 3e-5, product),
+        a_sample("gemm", "nt", 1e-5, product, setting="alone"),
+    ]
     profile = assemble_profile("x", a_machine(), samples)
-    assert profile.contention_s_per_byte == pytest.approx({"softmax": 6e-10, "norm": 0.0})
+    assert profile.contention_s_per_byte == pytest.approx(6e-10)
 
 
 def test_samples_taken_alone_are_not_fitted() -> None:

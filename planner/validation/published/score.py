@@ -11,6 +11,7 @@ from costmodel.models import resolve_config
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from planner.validation.published.conventions import Sizes, from_step_time
+from planner.validation.published.inference import TASKS, InferenceCache, predict_inference
 from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, read_rows
 from planner.validation.published.setting import row_framework, row_hardware, row_plan, row_variant
@@ -26,14 +27,22 @@ def validate_published(path: Path, *, limit: int | None = None) -> Report:
 
     Raises InputFileError where the table cannot be read or holds no row.
     """
-    cache: dict[str, Forecaster] = {}
+    cache = _Cache()
     rows = [_score(row, cache) for row in read_rows(path, limit=limit)]
     if not rows:
         raise InputFileError(f"{path}: holds no row; the README lists what a table of runs has")
     return Report.of(rows, by=("source", "gpu", "family", "task"), min_group=_MIN_GROUP)
 
 
-def _score(row: PublishedRow, cache: dict[str, Forecaster]) -> ScoredRow:
+class _Cache:
+    """Forecasters by what makes them differ."""
+
+    def __init__(self) -> None:
+        self.training: dict[str, Forecaster] = {}
+        self.inference: InferenceCache = {}
+
+
+def _score(row: PublishedRow, cache: _Cache) -> ScoredRow:
     labels = {"gpu": row.text("gpu"), "family": row.text("model_family"), "task": row.text("task")}
     group = "/".join(row.text(k) for k in ("source", "model_name", "n_gpus", "global_batch", "seq_len"))
     source = row.id.rpartition("-")[0] or row.text("source")
@@ -48,8 +57,9 @@ def _score(row: PublishedRow, cache: dict[str, Forecaster]) -> ScoredRow:
 
     if metric is None:
         return skipped("the row gives no metric")
-    if row.text("task") != "train":
-        return skipped(f"task {row.text('task')!r} is not modelled yet")
+    task = row.text("task")
+    if task not in ("train", *TASKS):
+        return skipped(f"task {task!r} is none of train, {', '.join(TASKS)}")
     plan = row_plan(row)
     if isinstance(plan, str):
         return skipped(plan)
@@ -58,7 +68,23 @@ def _score(row: PublishedRow, cache: dict[str, Forecaster]) -> ScoredRow:
         model = row_model(row, vocab_multiple=framework.vocab_multiple * plan.tp)
         if isinstance(model, str):
             return skipped(model)
-        prediction, forecaster = _predict(row, plan, model, cache)
+        if task != "train":
+            answer = predict_inference(row, plan, model, metric[0], cache.inference)
+            if isinstance(answer, str):
+                return skipped(answer)
+            low, value, high = answer
+            return ScoredRow(
+                id=row.id,
+                source=source,
+                group=group,
+                metric=metric[0],
+                measured=metric[1],
+                predicted=value,
+                low=low,
+                high=high,
+                labels=labels,
+            )
+        prediction, forecaster = _predict(row, plan, model, cache.training)
     except ForeshardError as error:
         return skipped(str(error))
     name, measured = metric

@@ -19,6 +19,8 @@ from planner.validation.published.rows import PublishedRow
 __all__ = ["row_framework", "row_hardware", "row_plan", "row_variant"]
 
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "settings.json"
+_INFERENCE = ("prefill", "decode", "forward")
+_NARROW = {"fp8": "fp8", "fp4": "nvfp4"}
 _TRAINED_AS = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}
 """Type the model is traced in; everything else (bf16, fp8, fp4) keeps its activations in bf16."""
 
@@ -38,6 +40,9 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
     changes: dict[str, Any] = {"compute_dtype": dtype}
     if row.text("dtype") == "tf32":
         changes["fp32_products"] = "tf32"
+    changes["half_products"] = _NARROW.get(row.text("dtype"), "same")
+    if row.text("task") in _INFERENCE and changes["half_products"] != "same":
+        changes["parameter_bytes"] = 1.0
     if dtype == "fp32":
         changes |= {"parameter_bytes": 4.0, "gradient_bytes": 4.0, "optimizer_state_bytes": 8.0}
         changes |= {"gradient_comm_bytes": 4.0, "parameter_comm_bytes": 4.0}

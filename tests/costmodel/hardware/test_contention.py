@@ -18,21 +18,22 @@ def test_without_a_measurement_nothing_is_lost() -> None:
 
 
 def test_every_byte_costs_the_same_more() -> None:
-    p = profile().model_copy(update={"contention_s_per_byte": {"elementwise": 1e-14}})
+    p = profile().model_copy(update={"contention_s_per_byte": 1e-14})
     more = {name: [2.0 * value[0]] for name, value in ROWS.items()}
     assert contended_s(p, "elementwise", "add", "fp32", ROWS) == pytest.approx([8e-14 * 1024**2])
     assert contended_s(p, "elementwise", "add", "fp32", more) == pytest.approx([16e-14 * 1024**2])
-    assert contended_s(p, "norm", "layernorm", "fp32", ROWS) == pytest.approx([0.0])
+    product = {"m": [2048.0], "n": [2048.0], "k": [2048.0]}
+    assert contended_s(p, "gemm", "nt", "fp32", product) == pytest.approx([1e-14 * 3 * 4 * 2048**2])
 
 
 def test_no_more_than_half_of_a_time_is_waiting() -> None:
-    p = profile().model_copy(update={"contention_s_per_byte": {"elementwise": 1.0}})
+    p = profile().model_copy(update={"contention_s_per_byte": 1.0})
     times = operator_times(p, "elementwise", "add", "fp32", ROWS).median_s
     assert contended_s(p, "elementwise", "add", "fp32", ROWS) == pytest.approx(0.5 * times)
 
 
 def test_an_optimizer_alone_is_faster_by_what_it_would_wait() -> None:
-    p = profile().model_copy(update={"contention_s_per_byte": {"optimizer": 1e-13}})
+    p = profile().model_copy(update={"contention_s_per_byte": 1e-13})
     busy, _ = optimizer_s([1 << 20] * 4, "adamw", p)
     alone, _ = optimizer_s([1 << 20] * 4, "adamw", p, utilisation=0.0)
     assert busy - alone == pytest.approx(1e-13 * 28 * 4 * (1 << 20))

@@ -1,0 +1,277 @@
+"""Inference: one forward pass, and requests answered token by token.
+
+    prefill        forward over the prompt; what follows the last block runs on the last token only
+    decode(c)      forward of one token a sequence, its attention over a context of c keys
+    time to first token   = prefill
+    time per output token = decode at the mean context, prompt + output / 2 (decode is affine in c)
+    latency               = prefill + (output - 1) * time per output token
+
+Both are the traced graph under the plan's tensor parallelism, priced without gradients. Pipeline stages run
+one after another: a batch that is not cut into micro-batches is in one of them at a time (the naive layer
+split).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from costmodel.errors import PlanError
+from costmodel.estimate import Z90
+from costmodel.graph.model_graph import ModelGraph, Operator
+from costmodel.hardware.device import element_bytes
+from costmodel.plan import Plan
+from costmodel.predict.forecaster import Forecaster
+from costmodel.predict.pricing import host_cost_s
+from costmodel.predict.uncertainty import step_log_sigma
+from costmodel.predict.units import Unit, expand
+
+if TYPE_CHECKING:
+    from costmodel.framework import FrameworkProfile
+    from costmodel.hardware.schema import HardwareProfile
+    from costmodel.models import ModelSource
+
+__all__ = ["ForwardCost", "InferenceForecaster", "InferencePrediction"]
+
+_VARIANTS = {"fwd": ("prefill", "decode"), "mla_prefill": ("mla_prefill", "mla_decode")}
+"""Variant of a traced attention call -> those of a prompt and of one token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardCost:
+    """One forward pass of a batch: seconds, and the parts that add up to them."""
+
+    time_s: float
+    log_sigma: float
+    """Spread of ln(time)."""
+    breakdown_s: Mapping[str, float]
+
+    @property
+    def interval_s(self) -> tuple[float, float]:
+        """90 % interval of the time."""
+        return _interval(self.time_s, self.log_sigma)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "interval_s": self.interval_s}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferencePrediction:
+    """A batch of requests of one shape, answered together.
+
+    `time_to_first_token_s`: the prompt's forward. `time_per_output_token_s`: mean over the tokens after the
+    first. `latency_s`: of the whole answer. Bytes are per rank (of the fullest stage, blocks spread evenly).
+    """
+
+    plan: Plan
+    batch_size: int
+    prompt_len: int
+    output_len: int
+    time_to_first_token_s: float
+    time_per_output_token_s: float
+    latency_s: float
+    tokens_per_s: float
+    """Output tokens of all sequences per second of latency."""
+    parameter_bytes: int
+    kv_cache_bytes: int
+    device_memory_bytes: int
+    log_sigma: float
+    """Spread of ln(latency)."""
+    breakdown_s: Mapping[str, float]
+    """Parts of `latency_s`."""
+
+    @property
+    def time_s(self) -> float:
+        """The latency."""
+        return self.latency_s
+
+    @property
+    def interval_s(self) -> tuple[float, float]:
+        """90 % interval of the latency."""
+        return _interval(self.latency_s, self.log_sigma)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "plan": str(self.plan), "interval_s": self.interval_s, "fits": self.fits}
+
+    @property
+    def fits(self) -> bool:
+        """Whether parameters and cache fit the device."""
+        return self.parameter_bytes + self.kv_cache_bytes <= self.device_memory_bytes
+
+
+class InferenceForecaster:
+    """Inference of one model (a ModelSource) on one machine under one framework."""
+
+    def __init__(
+        self,
+        *,
+        source: ModelSource,
+        profile: HardwareProfile,
+        framework: FrameworkProfile,
+        network_variant: str | None = None,
+    ) -> None:
+        self.source = source
+        self.profile = profile
+        self.framework = framework
+        self.network_variant = network_variant
+        self._forecasters: dict[tuple[int, int], Forecaster] = {}
+
+    def forward(self, plan: Plan, *, batch_size: int) -> ForwardCost:
+        """One forward pass at the source's own sequence length (encoders, image models, a denoising step).
+
+        Raises PlanError where the model cannot be split as the plan says.
+        """
+        return self._cost(self._at(self.source.seq_len, 0), plan, batch_size)
+
+    def generate(
+        self, plan: Plan, *, batch_size: int, prompt_len: int, output_len: int
+    ) -> InferencePrediction:
+        """Answer `batch_size` prompts of `prompt_len` tokens with `output_len` tokens each.
+
+        Raises PlanError where sizes are not positive, the model has no sequence or no attention over one, or
+        the plan cannot split it.
+        """
+        for name, size in (("batch", batch_size), ("prompt", prompt_len), ("output", output_len)):
+            if size < 1:
+                raise PlanError(f"{name} of {size}: must be at least 1")
+        if not self.source.seq_len:
+            raise PlanError(f"{self.source.name} has no sequence, so there are no tokens to generate")
+        context = prompt_len + output_len // 2
+        one_token = self._at(1, context)
+        first = self._prefill(plan, batch_size, prompt_len, one_token)
+        following = self._cost(one_token, plan, batch_size)
+        steps = output_len - 1
+        latency_s = first.time_s + steps * following.time_s
+        caches = self._cache_bytes_per_token(one_token, plan, batch_size)
+        parameters = sum(
+            prod(p.local_shape)
+            for unit in self._units(one_token, plan, batch_size)
+            for p in unit.shard.parameters
+            if not p.tied
+        )
+        return InferencePrediction(
+            plan=plan,
+            batch_size=batch_size,
+            prompt_len=prompt_len,
+            output_len=output_len,
+            time_to_first_token_s=first.time_s,
+            time_per_output_token_s=following.time_s,
+            latency_s=latency_s,
+            tokens_per_s=batch_size * output_len / latency_s,
+            parameter_bytes=round(parameters * self.framework.parameter_bytes / plan.pp),
+            kv_cache_bytes=round(caches * (prompt_len + output_len) / plan.pp),
+            device_memory_bytes=int(self.profile.device.memory_bytes),
+            log_sigma=(first.log_sigma * first.time_s + following.log_sigma * steps * following.time_s)
+            / latency_s,
+            breakdown_s={
+                part: first.breakdown_s.get(part, 0.0) + steps * following.breakdown_s.get(part, 0.0)
+                for part in {*first.breakdown_s, *following.breakdown_s}
+            },
+        )
+
+    def _at(self, seq_len: int, context: int) -> Forecaster:
+        """Forecaster of forward passes at a sequence length; `context` > 0: keys of each new token."""
+        if (seq_len, context) not in self._forecasters:
+            self._forecasters[seq_len, context] = Forecaster(
+                source=replace(self.source, seq_len=seq_len) if seq_len else self.source,
+                profile=self.profile,
+                framework=self.framework,
+                network_variant=self.network_variant,
+                training=False,
+                adapt=partial(_attending, context=context),
+            )
+        return self._forecasters[seq_len, context]
+
+    def _units(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> list[Unit]:
+        shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
+        return expand(forecaster.sharded(shaped).segments, forecaster.segments(shaped))
+
+    def _cost(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> ForwardCost:
+        return self._sum(forecaster, plan, batch_size, self._units(forecaster, plan, batch_size))
+
+    def _prefill(self, plan: Plan, batch_size: int, prompt_len: int, one_token: Forecaster) -> ForwardCost:
+        """The prompt through the blocks, its last token through what follows them."""
+        forecaster = self._at(prompt_len, 0)
+        units = self._units(forecaster, plan, batch_size)
+        single = self._units(one_token, plan, batch_size)
+        tail = _after_blocks(units)
+        if tail and tail == _after_blocks(single):
+            units = [*units[:-tail], *single[-tail:]]
+        return self._sum(forecaster, plan, batch_size, units)
+
+    def _sum(self, forecaster: Forecaster, plan: Plan, batch_size: int, units: list[Unit]) -> ForwardCost:
+        parts: dict[str, float] = {}
+        for unit in units:
+            cost = unit.costs.parts("forward", 0.0)
+            for costs in (cost, unit.costs.exposed_host({"forward": cost})):
+                for name, seconds in costs.parts_s.items():
+                    parts[name] = parts.get(name, 0.0) + seconds
+        overhead_s = host_cost_s(self.profile, "step_s") + self.framework.step_overhead_s
+        parts["host"] = parts.get("host", 0.0) + overhead_s
+        blocks = [unit for unit in units if unit.shard.local.is_block]
+        if plan.pp > 1 and blocks:
+            shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
+            size = float(_output_bytes(blocks[0]))
+            send_s = float(forecaster.collective(shaped, "p2p", size, "pp").median_s[0])
+            parts["pp_comm"] = (plan.pp - 1) * send_s
+        time_s = sum(parts.values())
+        sigma = step_log_sigma(units, parts, time_s, comm_log_sigma=0.0, framework=self.framework)
+        return ForwardCost(time_s=time_s, log_sigma=sigma, breakdown_s=parts)
+
+    def _cache_bytes_per_token(self, one_token: Forecaster, plan: Plan, batch_size: int) -> float:
+        """Keys and values that every token leaves on a rank, over all layers."""
+        width = element_bytes(self.framework.compute_dtype)
+        total = 0.0
+        for unit in self._units(one_token, plan, batch_size):
+            for op in unit.shard.local.operators:
+                if op.kind == "attention":
+                    heads = op.dims["batch"] * op.dims["kv_heads"]
+                    total += width * heads * (op.dims["qk_dim"] + op.dims["v_dim"])
+        return total
+
+
+def _attending(graph: ModelGraph, *, context: int) -> ModelGraph:
+    """The graph with its attention in its phase: over a prompt, or of one token over `context` keys."""
+    segments = tuple(
+        replace(segment, operators=tuple(_phase(op, context) for op in segment.operators))
+        for segment in graph.segments
+    )
+    return replace(graph, segments=segments)
+
+
+def _phase(op: Operator, context: int) -> Operator:
+    if op.kind != "attention" or op.variant not in _VARIANTS:
+        return op
+    prompt, token = _VARIANTS[op.variant]
+    if not context:
+        return replace(op, variant=prompt)
+    return replace(op, variant=token, dims={**op.dims, "kv_len": context, "causal": 0})
+
+
+def _output_bytes(unit: Unit) -> int:
+    """What a block hands to the next: the result of its last operator that makes one."""
+    segment = unit.shard.local
+    tensors = {t.index: t for t in segment.tensors}
+    for op in reversed(segment.operators):
+        made = [tensors[t] for t in op.outputs if tensors[t].view_of is None]
+        if made and op.kind != "host":
+            return max(t.size_bytes for t in made)
+    return 0
+
+
+def _interval(time_s: float, log_sigma: float) -> tuple[float, float]:
+    return time_s * math.exp(-Z90 * log_sigma), time_s * math.exp(Z90 * log_sigma)
+
+
+def _after_blocks(units: list[Unit]) -> int:
+    """How many units follow the last repeated block; 0 where there are no blocks."""
+    for count, unit in enumerate(reversed(units)):
+        if unit.shard.local.is_block:
+            return count
+    return 0

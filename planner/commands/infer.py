@@ -1,0 +1,91 @@
+"""`foreshard infer`: a batch of requests, or one forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.commands.options import (
+    Framework,
+    Hardware,
+    Json,
+    Model,
+    Overrides,
+    PlanText,
+    Seq,
+    TrustRemoteCode,
+)
+
+if TYPE_CHECKING:
+    from costmodel.predict.inference import ForwardCost, InferencePrediction
+
+__all__ = ["command"]
+
+
+def command(
+    model: Model,
+    hardware: Hardware,
+    plan: PlanText = "dp1",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences or images answered together.")] = 1,
+    prompt: Annotated[int | None, typer.Option("--prompt", min=1, help="Tokens of each prompt.")] = None,
+    output: Annotated[int | None, typer.Option("--output", min=1, help="Tokens generated for each.")] = None,
+    seq: Seq = None,
+    framework: Framework = "pytorch-bf16",
+    set_: Overrides = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Predict inference: with --prompt and --output time to first token, per token and of the whole answer;
+    without, one forward pass."""
+    from planner import api
+
+    answer = api.infer(
+        model,
+        hardware=hardware,
+        plan=plan,
+        batch_size=batch,
+        prompt_len=prompt,
+        output_len=output,
+        seq_len=seq,
+        framework=framework,
+        overrides=set_,
+        trust_remote_code=trust_remote_code,
+    )
+    if json:
+        from planner.render import print_json
+
+        print_json(answer.to_dict())
+        return
+    _show(model, hardware, answer)
+
+
+def _show(model: str, hardware: str, answer: InferencePrediction | ForwardCost) -> None:
+    from costmodel.predict.inference import InferencePrediction
+    from planner.render import bytes_text, duration, percent, print_table
+
+    low_s, high_s = answer.interval_s
+    print(
+        f"{model} on {hardware}: {duration(answer.time_s)} [{duration(low_s)} .. {duration(high_s)}] "
+        + ("an answer" if isinstance(answer, InferencePrediction) else "a forward pass")
+    )
+    print_table(
+        ["part", "time", "share"],
+        [
+            [part, duration(seconds), percent(seconds / answer.time_s)]
+            for part, seconds in answer.breakdown_s.items()
+            if seconds > 0
+        ],
+        title="where the time goes",
+    )
+    if isinstance(answer, InferencePrediction):
+        print(
+            f"{answer.plan}, batch {answer.batch_size}, {answer.prompt_len} tokens in, "
+            f"{answer.output_len} out: first token {duration(answer.time_to_first_token_s)}, each other "
+            f"{duration(answer.time_per_output_token_s)}, {answer.tokens_per_s:.5g} tokens/s"
+        )
+        verdict = "fits" if answer.fits else "DOES NOT FIT"
+        print(
+            f"memory per rank: parameters {bytes_text(answer.parameter_bytes)}, cache "
+            f"{bytes_text(answer.kv_cache_bytes)}: {verdict} in {bytes_text(answer.device_memory_bytes)}"
+        )

@@ -1,0 +1,99 @@
+"""Inference against bounds that no machine can beat and identities that any forecast must keep."""
+
+from __future__ import annotations
+
+import pytest
+
+from costmodel.errors import PlanError
+from costmodel.framework import load_framework
+from costmodel.hardware.store import load_profile
+from costmodel.models import resolve
+from costmodel.plan import Plan
+from costmodel.predict.inference import InferenceForecaster
+
+GPT = {"n_layer": 4, "n_embd": 1024, "n_head": 16, "vocab_size": 1024, "n_positions": 2048}
+WIDTH, LAYERS = 1024, 4
+
+
+def inference(name: str = "gpt2", overrides: object = GPT, **source: int) -> InferenceForecaster:
+    given = dict(overrides) if isinstance(overrides, dict) else {}
+    return InferenceForecaster(
+        source=resolve(name, overrides=given, **source),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=load_framework("pytorch-bf16"),
+    )
+
+
+@pytest.fixture(scope="module")
+def gpt() -> InferenceForecaster:
+    return inference(seq_len=512)
+
+
+def test_an_answer_is_its_first_token_and_the_others(gpt: InferenceForecaster) -> None:
+    answer = gpt.generate(Plan(), batch_size=4, prompt_len=512, output_len=33)
+    expected = answer.time_to_first_token_s + 32 * answer.time_per_output_token_s
+    assert answer.latency_s == pytest.approx(expected)
+    assert sum(answer.breakdown_s.values()) == pytest.approx(answer.latency_s)
+    assert answer.tokens_per_s == pytest.approx(4 * 33 / answer.latency_s)
+    low_s, high_s = answer.interval_s
+    assert low_s < answer.latency_s < high_s
+
+
+def test_cache_holds_keys_and_values_of_every_token(gpt: InferenceForecaster) -> None:
+    answer = gpt.generate(Plan(), batch_size=4, prompt_len=512, output_len=32)
+    assert answer.kv_cache_bytes == 2 * 2 * LAYERS * WIDTH * 4 * (512 + 32)
+    assert answer.parameter_bytes == pytest.approx(2 * (12 * WIDTH**2 * LAYERS), rel=0.15)
+    assert answer.fits
+
+
+def test_no_token_is_faster_than_reading_the_weights(gpt: InferenceForecaster) -> None:
+    answer = gpt.generate(Plan(), batch_size=1, prompt_len=128, output_len=16)
+    blocks_bytes = 2 * 12 * WIDTH**2 * LAYERS
+    assert answer.time_per_output_token_s > blocks_bytes / gpt.profile.device.memory_bytes_per_s
+    assert answer.time_to_first_token_s < 128 * answer.time_per_output_token_s
+
+
+def test_no_prompt_is_faster_than_its_arithmetic(gpt: InferenceForecaster) -> None:
+    answer = gpt.generate(Plan(), batch_size=8, prompt_len=1024, output_len=2)
+    flop = 2 * 12 * WIDTH**2 * LAYERS * 8 * 1024
+    assert answer.time_to_first_token_s > flop / gpt.profile.device.peak_flop_per_s["bf16"]
+
+
+def test_longer_contexts_and_batches_take_longer_but_share_the_weights(gpt: InferenceForecaster) -> None:
+    def per_token(batch: int, prompt: int) -> float:
+        answer = gpt.generate(Plan(), batch_size=batch, prompt_len=prompt, output_len=2)
+        return answer.time_per_output_token_s
+
+    assert per_token(16, 2000) > per_token(16, 100)
+    assert per_token(1, 100) <= per_token(16, 100) < 16 * per_token(1, 100)
+
+
+def test_tensor_parallelism_divides_weights_and_cache(gpt: InferenceForecaster) -> None:
+    one = gpt.generate(Plan(), batch_size=4, prompt_len=512, output_len=32)
+    two = gpt.generate(Plan(tp=2), batch_size=4, prompt_len=512, output_len=32)
+    assert two.kv_cache_bytes == one.kv_cache_bytes // 2
+    assert two.parameter_bytes < 0.7 * one.parameter_bytes
+    assert two.breakdown_s["tp_comm"] > 0
+
+
+def test_a_layer_split_saves_memory_not_time(gpt: InferenceForecaster) -> None:
+    one = gpt.generate(Plan(), batch_size=4, prompt_len=512, output_len=32)
+    split = gpt.generate(Plan(pp=2), batch_size=4, prompt_len=512, output_len=32)
+    assert split.latency_s > one.latency_s
+    assert split.parameter_bytes == pytest.approx(one.parameter_bytes / 2, abs=1)
+    assert split.breakdown_s["pp_comm"] > 0
+
+
+def test_models_without_tokens_have_a_forward_pass() -> None:
+    images = inference("resnet-50", {"image_size": 64})
+    one, many = (images.forward(Plan(), batch_size=b) for b in (1, 64))
+    assert one.time_s < many.time_s < 64 * one.time_s
+    with pytest.raises(PlanError, match="no sequence"):
+        images.generate(Plan(), batch_size=1, prompt_len=8, output_len=8)
+
+
+@pytest.mark.parametrize("sizes", [(0, 8, 8), (1, 0, 8), (1, 8, 0)])
+def test_sizes_are_positive(gpt: InferenceForecaster, sizes: tuple[int, int, int]) -> None:
+    batch, prompt, output = sizes
+    with pytest.raises(PlanError, match="must be at least 1"):
+        gpt.generate(Plan(), batch_size=batch, prompt_len=prompt, output_len=output)
