@@ -63,6 +63,8 @@ class FrameworkProfile(BaseModel):
     host_recompute_s: float = Field(0.0, ge=0)
     """Host time of running one block's forward again, beside its kernels (random state, autograd graph)."""
     step_overhead_s: float = Field(0.0, ge=0)
+    forward_overhead_s: float = Field(0.0, ge=0)
+    """Host time of a forward pass in inference beside its kernels (sampling, bookkeeping)."""
     vocab_multiple: int = Field(1, ge=1)
     """The vocabulary is padded to a multiple of this (times tp)."""
     memory_overhead_bytes: int = Field(0, ge=0)

@@ -212,7 +212,7 @@ class InferenceForecaster:
             for costs in (cost, unit.costs.exposed_host({"forward": cost})):
                 for name, seconds in costs.parts_s.items():
                     parts[name] = parts.get(name, 0.0) + seconds
-        overhead_s = host_cost_s(self.profile, "step_s") + self.framework.step_overhead_s
+        overhead_s = host_cost_s(self.profile, "step_s") + self.framework.forward_overhead_s
         parts["host"] = parts.get("host", 0.0) + overhead_s
         blocks = [unit for unit in units if unit.shard.local.is_block]
         if plan.pp > 1 and blocks:
