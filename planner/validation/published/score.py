@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from costmodel.errors import ForeshardError, InputFileError
@@ -20,6 +23,10 @@ from planner.validation.scoring import Report, ScoredRow
 __all__ = ["validate_published"]
 
 _MIN_GROUP = 4
+_MODEL_COLUMNS = ("model_family", "layers", "hidden", "ffn_hidden", "seq_len", "framework", "gpu", "dtype")
+_ROWS_WORTH_WORKERS = 40
+_SHARES_PER_WORKER = 2
+"""Shares are taken as workers get free; more of them would trace a model's siblings more often."""
 
 
 def validate_published(path: Path, *, limit: int | None = None) -> Report:
@@ -27,11 +34,34 @@ def validate_published(path: Path, *, limit: int | None = None) -> Report:
 
     Raises InputFileError where the table cannot be read or holds no row.
     """
-    cache = _Cache()
-    rows = [_score(row, cache) for row in read_rows(path, limit=limit)]
+    rows = _scored(list(read_rows(path, limit=limit)))
     if not rows:
         raise InputFileError(f"{path}: holds no row; the README lists what a table of runs has")
     return Report.of(rows, by=("source", "gpu", "family", "task"), min_group=_MIN_GROUP)
+
+
+def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
+    """Every row's score, in order. Rows of one model go to one process: they share its traces."""
+    models: dict[tuple[str, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        models.setdefault(tuple(row.text(column) for column in _MODEL_COLUMNS), []).append(number)
+    workers = min(os.cpu_count() or 1, len(models))
+    if workers < 2 or len(rows) < _ROWS_WORTH_WORKERS:
+        return _score_all(rows)
+    shares: list[list[int]] = [[] for _ in range(workers * _SHARES_PER_WORKER)]
+    for numbers in sorted(models.values(), key=len, reverse=True):
+        min(shares, key=len).extend(numbers)
+    found: dict[int, ScoredRow] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        scored = pool.map(_score_all, [[rows[n] for n in share] for share in shares])
+        for share, results in zip(shares, scored, strict=True):
+            found.update(zip(share, results, strict=True))
+    return [found[number] for number in range(len(rows))]
+
+
+def _score_all(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
+    cache = _Cache()
+    return [_score(row, cache) for row in rows]
 
 
 class _Cache:
