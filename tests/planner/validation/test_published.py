@@ -1,0 +1,58 @@
+"""Published runs: a few rows whose accuracy must not fall, and rows that cannot be forecast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from costmodel.errors import InputFileError
+from planner.validation.published.score import validate_published
+from planner.validation.scoring import Report, ScoredRow
+
+ROWS = Path(__file__).parent / "data" / "published_rows.csv"
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return validate_published(ROWS)
+
+
+def row(report: Report, name: str) -> ScoredRow:
+    return next(r for r in report.rows if r.id == name)
+
+
+def error(report: Report, name: str) -> float:
+    found = row(report, name)
+    assert found.predicted is not None
+    assert found.measured is not None
+    return found.predicted / found.measured - 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("sc21-1", 0.06), ("sc21-5", 0.06), ("sc21-6", 0.06), ("ft-1", 0.12), ("rn50-1", 0.35)],
+)
+def test_accuracy_has_not_fallen(report: Report, name: str, bound: float) -> None:
+    assert abs(error(report, name)) <= bound
+
+
+def test_the_interval_holds_the_forecast(report: Report) -> None:
+    for scored in report.rows:
+        if scored.predicted is not None:
+            assert scored.low is not None
+            assert scored.high is not None
+            assert scored.low < scored.predicted < scored.high
+
+
+def test_no_row_is_skipped_without_a_reason(report: Report) -> None:
+    assert len(report.rows) == 7
+    assert row(report, "silent-1").skipped == "the source does not say the batch"
+    assert "none of train, forward, prefill, decode" in str(row(report, "unknown-1").skipped)
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "runs.csv"
+    empty.write_text(ROWS.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputFileError, match="holds no row"):
+        validate_published(empty)
