@@ -90,7 +90,14 @@ def price_operators(
 
 
 def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkProfile) -> str:
-    """The type an operator computes in: products of fp32 operands may be tf32, with weights fp8."""
+    """The type an operator computes in: products of fp32 operands may be tf32, with weights fp8.
+
+    Where a GPU is slower in half precision than in fp32 (consumer Pascal), libraries compute in fp32.
+    """
+    peaks = profile.device.peak_flop_per_s
+    half = op.kind in _PRODUCTS and op.dtype in ("fp16", "bf16")
+    if half and profile.device.kind != "cpu" and peaks.get(op.dtype, 0.0) < peaks.get("fp32", 0.0):
+        return "fp32"
     narrow = framework.half_products
     if op.kind in _WEIGHTED and op.dtype in ("fp16", "bf16") and narrow in profile.device.peak_flop_per_s:
         return narrow

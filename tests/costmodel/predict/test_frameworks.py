@@ -85,6 +85,19 @@ def test_tf32_products_are_faster_than_fp32_and_slower_than_half() -> None:
     assert half < tf32 < fp32
 
 
+def test_half_products_run_in_fp32_where_that_is_faster() -> None:
+    def compute_s(gpu: str, dtype: str) -> float:
+        forecaster = Forecaster(
+            source=resolve("gpt2", seq_len=256, overrides=GPT),
+            profile=load_profile(gpu),
+            framework=load_framework("megatron").model_copy(update={"compute_dtype": dtype}),
+        )
+        plan = Plan(micro_batch_size=16, global_batch_size=16)
+        return forecaster.forecast(plan).prediction.breakdown_s["compute"]
+
+    assert compute_s("gtx-1080-ti", "fp16") < compute_s("gtx-1080-ti", "fp32")
+
+
 def test_fusion_saves_time_and_memory() -> None:
     plan = Plan(micro_batch_size=64, global_batch_size=64)
     eager, fused, compiled = (forecast(plan, fusion=f) for f in ("eager", "fused", "compiled"))
