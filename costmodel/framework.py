@@ -60,8 +60,6 @@ class FrameworkProfile(BaseModel):
     """Host time per kernel where the hardware profile has no measured dispatch."""
     host_collective_s: float = Field(0.0, ge=0)
     """Host time of issuing one collective inside a layer."""
-    host_recompute_s: float = Field(0.0, ge=0)
-    """Host time of running one block's forward again, beside its kernels (random state, autograd graph)."""
     step_overhead_s: float = Field(0.0, ge=0)
     forward_overhead_s: float = Field(0.0, ge=0)
     """Host time of a forward pass in inference beside its kernels (sampling, bookkeeping)."""

@@ -191,7 +191,6 @@ class _Traffic:
         self.masks = _mask_tensors(segment, self._tensors)
         self._rematerialised = fusion != "eager"
         self._kept = self.masks if fusion != "compiled" else frozenset[int]()
-        self._fused_index: dict[int, int] = {}
         self._kernel_of: dict[int, int] = {}
         """Operator -> first member of its kernel."""
         self._made_by: dict[int, int] = {}

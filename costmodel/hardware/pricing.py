@@ -76,18 +76,22 @@ def operator_times(
 
 
 def contended_s(
-    profile: HardwareProfile, kind: str, variant: str, dtype: str, dims: Mapping[str, ArrayLike]
+    profile: HardwareProfile,
+    kind: str,
+    variant: str,
+    dtype: str,
+    dims: Mapping[str, ArrayLike],
+    times_s: FloatArray,
 ) -> FloatArray:
-    """Seconds [n] of `operator_times` that operators wait for memory because all local ranks use it at once.
+    """Seconds [n] of `times_s` [n] that operators wait for memory because all local ranks use it at once.
 
     A rank that waits less than half its time has the others idle to thank for no more than the other half.
     """
     per_byte_s = profile.contention_s_per_byte
-    times = operator_times(profile, kind, variant, dtype, dims).median_s
     if not per_byte_s:
-        return np.zeros_like(times)
+        return np.zeros_like(times_s)
     priced, sizes = _as_priced_kind(kind, _sizes(kind, dims))
-    return np.minimum(per_byte_s * form_of(priced).least_bytes(sizes, dtype, variant), 0.5 * times)
+    return np.minimum(per_byte_s * form_of(priced).least_bytes(sizes, dtype, variant), 0.5 * times_s)
 
 
 def streams(kind: str) -> bool:

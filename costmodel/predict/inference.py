@@ -149,6 +149,11 @@ class InferenceForecaster:
         steps = output_len - 1
         latency_s = first.time_s + steps * following.time_s
         caches = self._cache_bytes_per_token(one_token, plan, batch_size)
+        if not caches:
+            raise PlanError(
+                f"{self.source.name} has no fused attention under framework {self.framework.name!r}, so what "
+                "a token costs over its context is not known; take a framework with attention=flash"
+            )
         parameters = sum(
             prod(p.local_shape)
             for unit in self._units(one_token, plan, batch_size)
@@ -207,8 +212,11 @@ class InferenceForecaster:
 
     def _sum(self, forecaster: Forecaster, plan: Plan, batch_size: int, units: list[Unit]) -> ForwardCost:
         parts: dict[str, float] = {}
+        utilisation = (
+            0.0 if plan.dp * plan.tp * plan.cp == 1 else 1.0
+        )  # stages take turns, other ranks do not
         for unit in units:
-            cost = unit.costs.parts("forward", 0.0)
+            cost = unit.costs.parts("forward", utilisation)
             for costs in (cost, unit.costs.exposed_host({"forward": cost})):
                 for name, seconds in costs.parts_s.items():
                     parts[name] = parts.get(name, 0.0) + seconds

@@ -77,7 +77,7 @@ def optimizer_s(
     rows = np.array(list(sizes.values()), dtype=np.float64)
     dims = {"rows": rows, "cols": cols, "bytes": 4.0 * rows * cols * (traffic.read + traffic.written)}
     estimate = operator_times(profile, "optimizer", traffic.variant, "fp32", dims)
-    waiting_s = contended_s(profile, "optimizer", traffic.variant, "fp32", dims)
+    waiting_s = contended_s(profile, "optimizer", traffic.variant, "fp32", dims, estimate.median_s)
     update_s = float((estimate.median_s - waiting_s * (1.0 - utilisation)).sum())
     dispatch_s = n_dtensors * host_cost_s(profile, "dtensor_update_s")
     longest = int(np.argmax(estimate.median_s))

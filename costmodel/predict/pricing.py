@@ -21,6 +21,7 @@ __all__ = ["PricedOperators", "host_cost_s", "price_operators"]
 
 
 _FLAT_COLS = 4096.0
+"""Width of a run of elements: a token's, as in the tables that element-wise kernels are fitted to."""
 _WEIGHTED = ("gemm", "grouped_gemm")
 _PRODUCTS = ("gemm", "bmm", "grouped_gemm", "conv", "attention")
 
@@ -77,7 +78,7 @@ def price_operators(
         estimate = operator_times(profile, kind, variant, dtype, dims)
         share = framework.memory_bound_efficiency if streams(kind) else 1.0
         device_s[positions] = estimate.median_s / share
-        contended[positions] = contended_s(profile, kind, variant, dtype, dims)
+        contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)
         log_sigma[positions] = estimate.log_sigma
         fit[positions] = number
     return PricedOperators(

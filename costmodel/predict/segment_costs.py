@@ -128,15 +128,13 @@ def price_segment(
 def _framework_host_s(
     segment: ShardedSegment, framework: FrameworkProfile, again: bool, recompute: str
 ) -> dict[str, float]:
-    """Part -> host time of collectives and of running a block again, beside its kernels."""
+    """Part -> host time of issuing collectives, beside that of kernels."""
     host = dict.fromkeys(PARTS, 0.0)
     for call in segment.collectives:
         forward = call.phase is Phase.FORWARD
         host["forward" if forward else "backward_input"] += framework.host_collective_s
         if forward and again and recompute == "full":
             host["recompute"] += framework.host_collective_s
-    if again:
-        host["recompute"] += framework.host_recompute_s
     return host
 
 

@@ -11,17 +11,13 @@ from pathlib import Path
 import costmodel
 from costmodel.errors import UsageError
 from costmodel.estimate import Z90
-from costmodel.models import resolve_config
 from costmodel.plan import Plan
 from costmodel.predict.inference import InferenceForecaster
 from planner.validation.published.model_map import RowModel
 from planner.validation.published.rows import PublishedRow
-from planner.validation.published.setting import row_framework, row_hardware, row_variant
+from planner.validation.published.setting import row_arguments
 
-__all__ = ["TASKS", "InferenceCache", "predict_inference"]
-
-TASKS = ("forward", "prefill", "decode")
-"""Values of a row's `task` that are inference."""
+__all__ = ["InferenceCache", "predict_inference"]
 
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "conventions.json"
 
@@ -40,16 +36,9 @@ def predict_inference(
 
     Raises what the model, the plan or the profile raise.
     """
-    profile, framework = row_hardware(row), row_framework(row)
-    variant = row_variant(row, profile)
-    key = json.dumps([dict(model.config), model.seq_len, profile.name, framework.model_dump(), variant])
+    key, arguments = row_arguments(row, model)
     if key not in cache:
-        cache[key] = InferenceForecaster(
-            source=resolve_config(model.config, name=row.text("model_name"), seq_len=model.seq_len or None),
-            profile=profile,
-            framework=framework,
-            network_variant=variant,
-        )
+        cache[key] = InferenceForecaster(**arguments)
     batch = max(1, plan.global_batch_size // plan.dp)
     task = row.text("task")
     if task == "forward":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -10,14 +9,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from costmodel.errors import ForeshardError, InputFileError
-from costmodel.models import resolve_config
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from planner.validation.published.conventions import Sizes, from_step_time
-from planner.validation.published.inference import TASKS, InferenceCache, predict_inference
+from planner.validation.published.inference import InferenceCache, predict_inference
 from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, read_rows
-from planner.validation.published.setting import row_framework, row_hardware, row_plan, row_variant
+from planner.validation.published.setting import INFERENCE_TASKS, row_arguments, row_framework, row_plan
 from planner.validation.scoring import Report, ScoredRow
 
 __all__ = ["validate_published"]
@@ -88,8 +86,8 @@ def _score(row: PublishedRow, cache: _Cache) -> ScoredRow:
     if metric is None:
         return skipped("the row gives no metric")
     task = row.text("task")
-    if task not in ("train", *TASKS):
-        return skipped(f"task {task!r} is none of train, {', '.join(TASKS)}")
+    if task not in ("train", *INFERENCE_TASKS):
+        return skipped(f"task {task!r} is none of train, {', '.join(INFERENCE_TASKS)}")
     plan = row_plan(row)
     if isinstance(plan, str):
         return skipped(plan)
@@ -136,16 +134,9 @@ def _score(row: PublishedRow, cache: _Cache) -> ScoredRow:
 def _predict(
     row: PublishedRow, plan: Plan, model: RowModel, cache: dict[str, Forecaster]
 ) -> tuple[Prediction, Forecaster]:
-    profile, framework = row_hardware(row), row_framework(row)
-    variant = row_variant(row, profile)
-    key = json.dumps([dict(model.config), model.seq_len, profile.name, framework.model_dump(), variant])
+    key, arguments = row_arguments(row, model)
     if key not in cache:
-        cache[key] = Forecaster(
-            source=resolve_config(model.config, name=row.text("model_name"), seq_len=model.seq_len or None),
-            profile=profile,
-            framework=framework,
-            network_variant=variant,
-        )
+        cache[key] = Forecaster(**arguments)
     return cache[key].forecast(plan).prediction, cache[key]
 
 

@@ -11,15 +11,19 @@ from typing import Any
 import costmodel
 from costmodel.errors import PlanError
 from costmodel.framework import FrameworkProfile, load_framework
+from costmodel.hardware.device import weight_bytes
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.hardware.store import load_profile
+from costmodel.models import resolve_config
 from costmodel.plan import RECOMPUTE, Plan
+from planner.validation.published.model_map import RowModel
 from planner.validation.published.rows import PublishedRow
 
-__all__ = ["row_framework", "row_hardware", "row_plan", "row_variant"]
+__all__ = ["INFERENCE_TASKS", "row_arguments", "row_framework", "row_hardware", "row_plan", "row_variant"]
 
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "settings.json"
-_INFERENCE = ("prefill", "decode", "forward")
+INFERENCE_TASKS = ("forward", "prefill", "decode")
+"""Values of a row's `task` that are inference."""
 _NARROW = {"fp8": "fp8", "fp4": "nvfp4"}
 _TRAINED_AS = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}
 """Type the model is traced in; everything else (bf16, fp8, fp4) keeps its activations in bf16."""
@@ -41,8 +45,8 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
     if row.text("dtype") == "tf32":
         changes["fp32_products"] = "tf32"
     changes["half_products"] = _NARROW.get(row.text("dtype"), "same")
-    if row.text("task") in _INFERENCE and changes["half_products"] != "same":
-        changes["parameter_bytes"] = 1.0
+    if row.text("task") in INFERENCE_TASKS and changes["half_products"] != "same":
+        changes["parameter_bytes"] = weight_bytes(changes["half_products"])
     if dtype == "fp32":
         changes |= {"parameter_bytes": 4.0, "gradient_bytes": 4.0, "optimizer_state_bytes": 8.0}
         changes |= {"gradient_comm_bytes": 4.0, "parameter_comm_bytes": 4.0}
@@ -71,6 +75,23 @@ def row_variant(row: PublishedRow, profile: HardwareProfile) -> str | None:
             known = () if profile.network is None else profile.network.variants()
             return entry["link"] if entry["link"] in known else None
     return None
+
+
+def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, dict[str, Any]]:
+    """What a forecaster of the row is made with, and a key that is equal where all of it is.
+
+    Raises what the model and the profile raise.
+    """
+    profile, framework = row_hardware(row), row_framework(row)
+    variant = row_variant(row, profile)
+    key = json.dumps([dict(model.config), model.seq_len, profile.name, framework.model_dump(), variant])
+    source = resolve_config(model.config, name=row.text("model_name"), seq_len=model.seq_len or None)
+    return key, {
+        "source": source,
+        "profile": profile,
+        "framework": framework,
+        "network_variant": variant,
+    }
 
 
 def row_plan(row: PublishedRow) -> Plan | str:

@@ -97,10 +97,15 @@ def test_cases_stay_within_the_time_of_one_call() -> None:
 
 def test_host_cases_run_with_one_rank() -> None:
     bench = a_bench()
-    for case in BENCHMARKS["host"](bench):
+    cases = BENCHMARKS["host"](bench)
+    assert cases
+    for case in cases:
         call = case.prepare(bench)
-        call()
-        call()
+        first, second = call(), call()
+        if case.self_timed:
+            assert isinstance(first, float)
+            assert isinstance(second, float)
+            assert min(first, second) >= 0.0
 
 
 def test_points_are_spread_over_the_logarithms() -> None:

@@ -5,31 +5,38 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from costmodel.estimate import FloatArray
 from costmodel.hardware.forms.optimizer import OptimizerForm
 from costmodel.hardware.pricing import contended_s, operator_times
+from costmodel.hardware.schema import HardwareProfile
 from costmodel.predict.optimizer_costs import optimizer_s
 from tests.costmodel.hardware.devices import device, profile
 
 ROWS = {"rows": [1024.0], "cols": [1024.0], "bytes": [8 * 1024.0**2]}
 
 
+def waiting_s(p: HardwareProfile, kind: str, variant: str, dims: dict[str, list[float]]) -> FloatArray:
+    times_s = operator_times(p, kind, variant, "fp32", dims).median_s
+    return contended_s(p, kind, variant, "fp32", dims, times_s)
+
+
 def test_without_a_measurement_nothing_is_lost() -> None:
-    assert contended_s(profile(), "elementwise", "add", "fp32", ROWS) == pytest.approx([0.0])
+    assert waiting_s(profile(), "elementwise", "add", ROWS) == pytest.approx([0.0])
 
 
 def test_every_byte_costs_the_same_more() -> None:
     p = profile().model_copy(update={"contention_s_per_byte": 1e-14})
     more = {name: [2.0 * value[0]] for name, value in ROWS.items()}
-    assert contended_s(p, "elementwise", "add", "fp32", ROWS) == pytest.approx([8e-14 * 1024**2])
-    assert contended_s(p, "elementwise", "add", "fp32", more) == pytest.approx([16e-14 * 1024**2])
+    assert waiting_s(p, "elementwise", "add", ROWS) == pytest.approx([8e-14 * 1024**2])
+    assert waiting_s(p, "elementwise", "add", more) == pytest.approx([16e-14 * 1024**2])
     product = {"m": [2048.0], "n": [2048.0], "k": [2048.0]}
-    assert contended_s(p, "gemm", "nt", "fp32", product) == pytest.approx([1e-14 * 3 * 4 * 2048**2])
+    assert waiting_s(p, "gemm", "nt", product) == pytest.approx([1e-14 * 3 * 4 * 2048**2])
 
 
 def test_no_more_than_half_of_a_time_is_waiting() -> None:
     p = profile().model_copy(update={"contention_s_per_byte": 1.0})
     times = operator_times(p, "elementwise", "add", "fp32", ROWS).median_s
-    assert contended_s(p, "elementwise", "add", "fp32", ROWS) == pytest.approx(0.5 * times)
+    assert waiting_s(p, "elementwise", "add", ROWS) == pytest.approx(0.5 * times)
 
 
 def test_an_optimizer_alone_is_faster_by_what_it_would_wait() -> None:

@@ -92,6 +92,16 @@ def test_models_without_tokens_have_a_forward_pass() -> None:
         images.generate(Plan(), batch_size=1, prompt_len=8, output_len=8)
 
 
+def test_without_attention_over_the_context_no_token_is_priced() -> None:
+    unfused = InferenceForecaster(
+        source=resolve("gpt2", overrides=GPT, seq_len=128),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=load_framework("megatron"),
+    )
+    with pytest.raises(PlanError, match="attention=flash"):
+        unfused.generate(Plan(), batch_size=1, prompt_len=128, output_len=8)
+
+
 @pytest.mark.parametrize("sizes", [(0, 8, 8), (1, 0, 8), (1, 8, 0)])
 def test_sizes_are_positive(gpt: InferenceForecaster, sizes: tuple[int, int, int]) -> None:
     batch, prompt, output = sizes

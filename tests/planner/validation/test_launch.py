@@ -80,6 +80,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
         launcher.kill()
         launcher.wait()
         _until(lambda: alive(tmp_path / "run") == [], 20.0)
+        assert alive(tmp_path / "run") == []
     finally:
         launcher.kill()
 

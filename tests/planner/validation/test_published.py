@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from costmodel.errors import InputFileError
+from planner.validation.published import score
 from planner.validation.published.score import validate_published
 from planner.validation.scoring import Report, ScoredRow
 
@@ -49,6 +51,14 @@ def test_no_row_is_skipped_without_a_reason(report: Report) -> None:
     assert len(report.rows) == 7
     assert row(report, "silent-1").skipped == "the source does not say the batch"
     assert "none of train, forward, prefill, decode" in str(row(report, "unknown-1").skipped)
+
+
+def test_shares_of_several_processes_come_back_in_order(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "_ROWS_WORTH_WORKERS", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert validate_published(ROWS).rows == report.rows
 
 
 def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
