@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from costmodel.graph.workspaces import with_workspace
+
 __all__ = ["Capture", "capture_step", "storage_key"]
 
 _INVISIBLE = ("prim.device", "prim.layout", "aten.detach", "aten.alias", "aten.is_pinned", "aten.lift_fresh")
@@ -72,6 +74,7 @@ class Capture(TorchDispatchMode):
         """Run the call and record it."""
         kwargs = kwargs or {}
         out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else func(*args, **kwargs)
+        out = with_workspace(func, args, out)
         packet = str(func.overloadpacket)
         if packet in _INVISIBLE:
             self._alias(args, out)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from costmodel.graph.blocks import Unit
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
 
-__all__ = ["boundaries_are_clean", "cut_segments"]
+__all__ = ["are_chains", "boundaries_are_clean", "cut_segments"]
 
 
 def cut_segments(
@@ -71,6 +72,30 @@ def boundaries_are_clean(
         for i in range(len(groups) - 1)
         if group_unit[i] is not None and group_unit[i + 1] is not None
     )
+
+
+def are_chains(
+    operators: Sequence[Operator], tensors: Mapping[int, TensorInfo], units: Sequence[Unit]
+) -> bool:
+    """Whether each run that was shortened passes its results on from element to element only.
+
+    Where something else reads an element that is not the last (branches that are summed or stacked), a
+    shorter run would change what follows it.
+    """
+    followers = {id(unit): after for unit, after in pairwise(units) if len(after.instances) > 1}
+    unit_of = {path: unit for unit in units for path in unit.elements}
+    maker: dict[int, Unit] = {}
+    for op in operators:
+        if op.phase is not Phase.FORWARD:
+            continue
+        unit = _unit(op.module, unit_of)
+        for index in op.inputs:
+            made_by = maker.get(_base(tensors, index))
+            if made_by is not None and unit is not made_by and unit is not followers[id(made_by)]:
+                return False
+        if unit is not None and id(unit) in followers:
+            maker |= {_base(tensors, index): unit for index in op.outputs}
+    return True
 
 
 def _unit(module: str, unit_of: Mapping[str, Unit]) -> Unit | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from torch.utils import _pytree as pytree
 from costmodel.errors import ForeshardError, TraceError
 from costmodel.graph.blocks import Unit, find_units, reduced
 from costmodel.graph.capture import Capture, capture_step
+from costmodel.graph.libraries import as_on_real_tensors
 from costmodel.graph.model_graph import ModelGraph, Segment
 from costmodel.graph.nodes import Reader
-from costmodel.graph.segments import boundaries_are_clean, cut_segments
+from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segments
 
 if TYPE_CHECKING:
     from costmodel.models import ModelSource
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["ATTENTION", "default_loss", "trace", "trace_module"]
 
 _OWN_FOLDER = str(Path(__file__).parent)
+_CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
+_REMEDY = {
+    f"{_CPU_ATTENTION}{back}.default": " (--attention flash counts them)" for back in ("", "_backward")
+}
 _DEEPEST = 2
 """How far nested lists are tried as units."""
 ATTENTION = ("as_run", "flash", "unfused")
@@ -60,7 +66,28 @@ class _FlashAttention(TorchFunctionMode):
             args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             if len(args) > 4:
                 values.pop("dropout_p")
+            fused = _of_two_widths(*args, **values)
+            if fused is not None:
+                return fused
         return func(*args, **values)
+
+
+def _of_two_widths(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor | None:
+    """The fused call where values are of another width than keys, which a CPU would write out; else None."""
+    if query.ndim != 4 or query.shape[-1] == value.shape[-1]:
+        return None
+    attend = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out: torch.Tensor = attend(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+    return out
 
 
 @contextmanager
@@ -157,6 +184,7 @@ def trace_module(
         with (
             mode if real else nullcontext(),
             _attention(attention),
+            as_on_real_tensors(),
             _Swapped(module, mode) if real else nullcontext(),
         ):
             if real:
@@ -185,12 +213,16 @@ def trace_module(
 
 def _notes(segments: Sequence[Segment]) -> tuple[str, ...]:
     """What the totals leave out."""
-    uncounted = sum(s.count for s in segments for op in s.operators if op.kind == "attention" and not op.flop)
-    if not uncounted:
-        return ()
-    return (
-        f"{uncounted} fused CPU attention calls have no FLOP formula in torch.utils.flop_counter: their FLOP "
-        "are in the predicted time but not in the totals (--attention flash counts them)",
+    calls: Counter[str] = Counter()
+    for segment in segments:
+        for op in segment.operators:
+            if op.flop or op.kind not in ("attention", "gemm") or not op.outputs:
+                continue
+            calls[op.target] += segment.count
+    return tuple(
+        f"{n} calls of {target} have no FLOP formula in torch.utils.flop_counter: their FLOP are in the "
+        "predicted time but not in the totals" + _REMEDY.get(target, "")
+        for target, n in calls.items()
     )
 
 
@@ -234,6 +266,10 @@ def _finest(step: _Traced, reduce: bool) -> tuple[list[Unit], Reader]:
                 continue
             # the model counts on the full length of its lists
             units, kept = find_units(step.module, reduce=False)
+            reader = step.record(kept)
+        if kept and not are_chains(reader.operators, reader.tensors, units):
+            # what follows a list reads more than its last element: every element counts
+            units, kept = find_units(step.module, reduce=False, depth=depth)
             reader = step.record(kept)
         if depth == 0 or boundaries_are_clean(reader.operators, reader.tensors, units):
             return units, reader

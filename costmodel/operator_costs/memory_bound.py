@@ -41,7 +41,18 @@ _ELEMENTWISE = {
     "mul": ("mul", "mul_", "tanh_backward", "sigmoid_backward"),
     "div": ("div", "div_"),
     "pow": ("pow", "pow_", "sqrt", "rsqrt", "exp", "log", "reciprocal"),
-    "relu": ("relu", "relu_", "threshold_backward", "clamp", "clamp_min", "maximum", "minimum", "leaky_relu"),
+    "relu": (
+        "relu",
+        "relu_",
+        "threshold_backward",
+        "clamp",
+        "clamp_min",
+        "maximum",
+        "minimum",
+        "leaky_relu",
+        "leaky_relu_",
+        "leaky_relu_backward",
+    ),
     "gelu": ("gelu", "gelu_backward"),
     "tanh": ("tanh", "tanh_", "sigmoid", "erf", "cos", "sin"),
     "silu_and_mul": ("silu", "silu_", "silu_backward", "glu", "glu_backward", "mish", "mish_backward"),
@@ -74,11 +85,17 @@ _ELEMENTWISE = {
         "select_backward",
         "slice_scatter",
         "select_scatter",
-        "upsample_nearest2d",
-        "upsample_nearest2d_backward",
-        "upsample_bilinear2d",
-        "upsample_bilinear2d_backward",
-        "reflection_pad2d",
+        *(
+            f"upsample_{how}{back}"
+            for how in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")
+            for back in ("", "_backward")
+        ),
+        *(
+            f"{how}_pad{d}d{back}"
+            for how in ("reflection", "replication")
+            for d in (1, 2, 3)
+            for back in ("", "_backward")
+        ),
         "im2col",
         "col2im",
     ),
@@ -247,6 +264,9 @@ _REDUCTIONS = {
         "_unique2",
         "nonzero",
         "value_selecting_reduction_backward",
+        "_fft_r2c",
+        "_fft_c2r",
+        "_fft_c2c",
         "bucketize",
         "searchsorted",
         "std_mean",
