@@ -47,6 +47,12 @@ class FrameworkProfile(BaseModel):
     first_bucket_bytes: int = Field(2**20, gt=0)
     gradient_as_bucket_view: bool = False
     """Gradients live in the reducer's buckets; else they are copied in and out."""
+    gradients_persist: bool = False
+    """Gradients keep their memory over steps (flat buffers); else they appear during backward."""
+    fused_optimizer: bool = False
+    """The update runs in one kernel without temporaries (apex)."""
+    attention_efficiency: float = Field(1.0, gt=0)
+    """Speed of the framework's attention kernels over that of the profile's measured ones."""
     overlap_dp: bool = True
     overlap_p2p: bool = False
     scatter_p2p: bool = False

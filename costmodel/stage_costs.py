@@ -69,8 +69,6 @@ class UnitCosts:
     """All-reduce or reduce-scatter of the unit's gradients over the data-parallel group."""
     saved_bytes: int = 0
     """Activations held from the unit's forward to its backward, per micro-batch, after recompute policy."""
-    peak_extra_bytes: int = 0
-    """Highest temporary memory above what is held, while the unit runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,11 +119,12 @@ class Capture(TorchDispatchMode):
         flop = self._flop(func, args, kwargs, out)
         node.meta.update(val=out, module=module, backward=grad_node is not None, forward=forward, flop=flop)
         self.keep.append((args, kwargs, out))
-        flat = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
         if isinstance(out, torch.Tensor):
             self._nodes[id(out)] = node
         else:
-            for position, tensor in enumerate(flat):
+            for position, tensor in enumerate(pytree.tree_leaves(out)):
+                if not isinstance(tensor, torch.Tensor):
+                    continue  # a gradient that nobody asked for
                 item = self.graph.create_node("call_function", _item, (node, position))
                 item.meta.update(val=tensor, module=module, backward=grad_node is not None, item_of=node)
                 self._nodes[id(tensor)] = item

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import prod
 
 from costmodel.graph.fusion import FusedSegment
-from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
+from costmodel.graph.model_graph import Operator, Phase, Segment, TensorRole
 
-__all__ = ["allocated_bytes", "recomputed_operators", "saved_bytes", "temporary_bytes"]
+__all__ = ["SegmentMemory", "allocated_bytes", "recomputed_operators", "saved_bytes", "segment_memory"]
 
 _SELECTIVE_KINDS = ("attention", "softmax", "bmm")
 
@@ -62,46 +63,138 @@ def saved_bytes(segment: Segment, recompute: str = "none", fused: FusedSegment |
     )
 
 
-def temporary_bytes(segment: Segment) -> int:
-    """Highest memory above saved activations and model state while one instance runs, forward or backward."""
-    tensors = {t.index: t for t in segment.tensors}
-    forward = _peak(segment.phase(Phase.FORWARD), tensors, held=set())
-    saved = {t.index for t in segment.tensors if t.saved and t.view_of is None}
-    backward = _peak(segment.phase(Phase.BACKWARD), tensors, held=saved)
-    return max(forward, backward)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentMemory:
+    """What one instance allocates over a step. Levels are bytes above model state."""
+
+    saved_bytes: int
+    """Held from the end of its forward to its backward."""
+    forward_bytes: int
+    """Highest level during its forward, above the level at which it starts."""
+    backward_bytes: int
+    """Highest level during its backward (and recomputation), above the level at which it starts; gradients
+    of parameters stay."""
+    accumulating_bytes: int
+    """The same where gradients of parameters are added to others and freed."""
+    gradient_bytes: int
+    """Gradients of parameters that its backward makes."""
 
 
-def _base(tensors: dict[int, TensorInfo], index: int) -> int:
-    base = tensors[index].view_of
-    return index if base is None or base not in tensors else base
+def segment_memory(
+    segment: Segment,
+    recompute: str = "none",
+    fused: FusedSegment | None = None,
+    saved_elsewhere: frozenset[int] = frozenset(),
+) -> SegmentMemory:
+    """Walk one instance's operators, forward and backward.
+
+    `saved_elsewhere`: tensors (of the same trace) that other segments keep for backward. Where operators run
+    again, everything they make lives from there to its last use in backward.
+    """
+    sizes = _Sizes(segment, fused)
+    again = recomputed_operators(segment, recompute)
+    whole = recompute == "full" and bool(again)
+    saved = {t.index for t in segment.tensors if t.saved and t.view_of is None and sizes.of(t.index)}
+    dropped = {t for op in segment.operators if op.index in again for t in op.outputs} & saved
+    made = {sizes.base(t) for op in segment.operators for t in op.outputs}
+    forward, backward = segment.phase(Phase.FORWARD), segment.phase(Phase.BACKWARD)
+    foreign = saved_elsewhere - made
+    walked = _walk(forward, sizes, foreign, kept=saved - dropped)
+    if whole:
+        walked = _walk(forward, sizes, foreign, kept=set())
+    held = saved_bytes(segment, recompute, fused)
+    # what a whole block holds is its output, which went when the next block's backward was done
+    start = sum(map(sizes.of, saved)) - held if whole else sum(map(sizes.of, dropped))
+    repeated = _walk(forward, sizes, foreign, kept=saved).peak - held if whole else 0
+    peaks = [
+        max(repeated, start + _walk(backward, sizes, foreign, held=saved, gradients_stay=stay).peak)
+        for stay in (True, False)
+    ]
+    return SegmentMemory(
+        saved_bytes=held,
+        forward_bytes=max(walked.peak, held),
+        backward_bytes=peaks[0],
+        accumulating_bytes=peaks[1],
+        gradient_bytes=sum(
+            sizes.of(index)
+            for index in {sizes.base(t) for op in backward for t in op.outputs}
+            if sizes.role(index) is TensorRole.GRADIENT
+        ),
+    )
 
 
-def _peak(operators: Iterable[Operator], tensors: dict[int, TensorInfo], held: set[int]) -> int:
-    """Most bytes alive above those in `held` at the start; held tensors are freed after their last use."""
+class _Sizes:
+    """Bytes that each storage of a segment takes on the device."""
+
+    def __init__(self, segment: Segment, fused: FusedSegment | None) -> None:
+        self._tensors = {t.index: t for t in segment.tensors}
+        unwritten = fused.unwritten if fused else frozenset[int]()
+        masks = fused.masks if fused else frozenset[int]()
+        self._bytes = {
+            t.index: allocated_bytes(prod(t.shape) if t.index in masks else t.size_bytes)
+            for t in segment.tensors
+            if t.view_of is None and t.index not in unwritten
+        }
+
+    def of(self, index: int) -> int:
+        """Bytes of a storage; 0 for one that is never written."""
+        return self._bytes.get(index, 0)
+
+    def base(self, index: int) -> int:
+        """The tensor that owns a view's storage."""
+        base = self._tensors[index].view_of
+        return index if base is None or base not in self._tensors else base
+
+    def role(self, index: int) -> TensorRole:
+        """What the tensor is to the model."""
+        return self._tensors[index].role
+
+
+@dataclass(frozen=True, slots=True)
+class _Walked:
+    peak: int
+
+
+_LASTING = (TensorRole.PARAMETER, TensorRole.BUFFER, TensorRole.INPUT)
+
+
+def _walk(
+    operators: Iterable[Operator],
+    sizes: _Sizes,
+    foreign: frozenset[int],
+    *,
+    kept: Iterable[int] = (),
+    held: Iterable[int] = (),
+    gradients_stay: bool = False,
+) -> _Walked:
+    """Most bytes above the level at the start.
+
+    `kept` stay to the end, `held` are there at the start and go after their last use (at once where nothing
+    uses them: what did has run), `foreign` belong to others. What else comes from outside is there at the
+    start too and counts until its last use.
+    """
     ops = list(operators)
     last: dict[int, int] = {}
+    made: set[int] = set()
     for position, op in enumerate(ops):
         for index in (*op.inputs, *op.outputs):
-            last[_base(tensors, index)] = position
-    lasting = (TensorRole.PARAMETER, TensorRole.BUFFER, TensorRole.INPUT, TensorRole.GRADIENT)
-    alive = peak = 0
-    live: set[int] = set()
-    released = set(held)
+            last[sizes.base(index)] = position
+        made |= {sizes.base(index) for index in op.outputs}
+    staying, counted = set(kept), set(held)
+    incoming = {i for i in last if i not in made and i not in counted and i not in foreign}
+    incoming = {i for i in incoming if sizes.role(i) not in (*_LASTING, TensorRole.GRADIENT)}
+    level = sum(map(sizes.of, incoming)) - sum(sizes.of(i) for i in counted if i not in last)
+    peak = max(0, level)
+    live = incoming | {i for i in counted if i in last}
     for position, op in enumerate(ops):
-        for index in op.outputs:
-            base = _base(tensors, index)
-            info = tensors[base]
-            if base in live or info.role in lasting or (info.saved and base not in held):
-                continue
-            live.add(base)
-            alive += allocated_bytes(info.size_bytes)
-        peak = max(peak, alive)
-        for index in {_base(tensors, i) for i in (*op.inputs, *op.outputs)}:
-            if last[index] == position:
-                if index in live:
-                    live.discard(index)
-                    alive -= allocated_bytes(tensors[index].size_bytes)
-                elif index in released:
-                    released.discard(index)
-                    alive -= allocated_bytes(tensors[index].size_bytes)
-    return max(0, peak)
+        for base in {sizes.base(i) for i in op.outputs} - live - foreign:
+            if sizes.role(base) not in _LASTING:
+                live.add(base)
+                level += sizes.of(base)
+        peak = max(peak, level)
+        for base in {sizes.base(i) for i in (*op.inputs, *op.outputs)} & live:
+            stays = base in staying or (gradients_stay and sizes.role(base) is TensorRole.GRADIENT)
+            if last[base] == position and not stays:
+                live.discard(base)
+                level -= sizes.of(base)
+    return _Walked(peak)

@@ -36,10 +36,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Result:
-    """What a call returned: tensor indices and the tensors."""
+    """What a call returned: positions among its results, tensor indices and the tensors."""
 
+    positions: tuple[int, ...]
     indices: tuple[int, ...]
     tensors: tuple[torch.Tensor, ...]
+
+    def at(self, positions: Sequence[int]) -> tuple[int, ...]:
+        """Tensor indices of the results at these positions."""
+        return tuple(i for at, i in zip(self.positions, self.indices, strict=True) if at in positions)
 
 
 class Reader:
@@ -91,10 +96,11 @@ class Reader:
     def _result(self, node: fx.Node) -> _Result:
         value = node.meta["val"]
         if isinstance(value, torch.Tensor):
-            return _Result(indices=(self._tensor(node, value),), tensors=(value,))
+            return _Result(positions=(0,), indices=(self._tensor(node, value),), tensors=(value,))
         items = [user for user in node.users if user.meta.get("item_of") is node]
         items.sort(key=lambda item: int(item.args[1]))  # type: ignore[arg-type]
         return _Result(
+            positions=tuple(int(item.args[1]) for item in items),  # type: ignore[arg-type]
             indices=tuple(self._tensor(item, item.meta["val"]) for item in items),
             tensors=tuple(item.meta["val"] for item in items),
         )
@@ -106,7 +112,7 @@ class Reader:
         call = self._call(node, func, inputs, result)
         forward = node.meta["forward"]
         for piece in self._pieces(node, call, inputs, result):
-            made = piece.outputs if piece.outputs is not None else tuple(range(len(result.indices)))
+            made = result.positions if piece.outputs is None else piece.outputs
             index = len(self.operators)
             self._operator_of.setdefault(node, index)
             self.node_of.append(node)
@@ -122,7 +128,7 @@ class Reader:
                     bytes_read=piece.read_bytes,
                     bytes_written=piece.written_bytes,
                     inputs=tuple(self._index[n] for n in inputs),
-                    outputs=tuple(result.indices[i] for i in made if i < len(result.indices)),
+                    outputs=result.at(made),
                     phase=Phase.BACKWARD if node.meta["backward"] else Phase.FORWARD,
                     module=node.meta["module"],
                     forward_index=None if forward is None else self._operator_of.get(forward),

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from costmodel.estimate import Z90, expected_max
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.plan import Plan
-from costmodel.predict.memory import model_state, stage_memory
+from costmodel.predict.memory import model_state
 from costmodel.predict.optimizer_costs import optimizer_s, state_bytes_per_parameter
 from costmodel.predict.partition import balanced_partition
-from costmodel.predict.prediction import HardwareUsed, Prediction, StageMemory
+from costmodel.predict.peak import rank_memory
+from costmodel.predict.prediction import HardwareUsed, Prediction
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
 from costmodel.predict.uncertainty import step_log_sigma
@@ -69,7 +70,6 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
         comm_log_sigma=_comm_log_sigma(forecaster, plan, units),
         framework=forecaster.framework,
     )
-    memory = _memory(forecaster, plan, groups, step)
     samples_per_s = plan.global_batch_size / step_time_s
     model_flop_per_s = forecaster.model_flop() * samples_per_s
     peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
@@ -83,7 +83,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
         step_time_high_s=step_time_s * math.exp(Z90 * sigma),
         breakdown_s=breakdown,
         bubble_fraction=step.bubble_fraction,
-        memory=memory,
+        memory=rank_memory(forecaster, plan, groups, step),
         device_memory_bytes=int(profile.device.memory_bytes),
         samples_per_s=samples_per_s,
         tokens_per_s=samples_per_s * graph.seq_len if graph.seq_len else None,
@@ -199,37 +199,6 @@ def _comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> fl
         size = float(max(unit.shard.output_bytes for unit in units))
         sigmas.append(float(forecaster.collective(plan, "p2p", size, "pp").log_sigma[0]))
     return max(sigmas)
-
-
-def _memory(
-    forecaster: Forecaster, plan: Plan, groups: list[list[Unit]], step: StepResult
-) -> tuple[StageMemory, ...]:
-    result = []
-    for rank in range(plan.pp):
-        mine = [unit for chunk in groups[rank :: plan.pp] for unit in chunk]
-        n_parameters = sum(n for unit in mine for n in unit.elements)
-        state = model_state(
-            n_parameters,
-            framework=forecaster.framework,
-            optimizer_bytes=state_bytes_per_parameter(forecaster.optimizer, forecaster.framework),
-            zero_stage=plan.zero_stage,
-            dp=plan.dp,
-            dp_shard=plan.dp_shard,
-        )
-        result.append(
-            stage_memory(
-                stage=rank,
-                state=state,
-                activations=int(step.peak_activation_bytes[rank]),
-                temporary=max((unit.costs.temporary_bytes for unit in mine), default=0),
-                largest_unit_parameters=max((sum(unit.elements) for unit in mine), default=0),
-                n_parameters=n_parameters,
-                framework=forecaster.framework,
-                zero_stage=plan.zero_stage,
-                dp=plan.dp,
-            )
-        )
-    return tuple(result)
 
 
 def _peak_flop_per_s(profile: HardwareProfile, dtype: str) -> float:

@@ -179,6 +179,10 @@ class Forecaster:
             groups["ep"],
         )
         if key not in self._priced:
+            segments = self.sharded(plan).segments
+            saved = frozenset(
+                t.index for s in segments for t in s.local.tensors if t.saved and t.view_of is None
+            )
             self._priced[key] = tuple(
                 price_segment(
                     segment,
@@ -187,8 +191,9 @@ class Forecaster:
                     fusion=self.fusion,
                     collective=lambda op, size, axis: self.collective(plan, op, size, axis),
                     recompute=plan.recompute,
+                    saved_elsewhere=saved,
                 )
-                for segment in self.sharded(plan).segments
+                for segment in segments
             )
         return self._priced[key]
 

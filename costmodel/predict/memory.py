@@ -1,4 +1,4 @@
-"""Peak memory of each stage's rank, by what holds it.
+"""Bytes of model state and of data parallelism's buffers.
 
 Model state follows the ZeRO paper (arXiv 1910.02054, section 3.1 and figure 1): with psi parameters and
 mixed precision Adam 2 psi + 2 psi + 12 psi bytes; stage 1 divides the optimizer's part by the
@@ -11,12 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from costmodel.predict.prediction import StageMemory
-
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
 
-__all__ = ["ModelState", "model_state", "stage_memory"]
+__all__ = ["ModelState", "communication_bytes", "model_state"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,39 +52,26 @@ def model_state(
     return ModelState(parameters=round(sizes[0]), gradients=round(sizes[1]), optimizer=round(sizes[2]))
 
 
-def stage_memory(
-    *,
-    stage: int,
-    state: ModelState,
-    activations: int,
-    temporary: int,
-    largest_unit_parameters: int,
+def communication_bytes(
     n_parameters: int,
+    *,
+    largest_unit_parameters: int,
     framework: FrameworkProfile,
     zero_stage: int,
     dp: int,
-) -> StageMemory:
-    """Put a stage's parts together; `activations` is the peak held over all micro-batches in flight.
+) -> int:
+    """Buffers of data parallelism on a rank that holds `n_parameters` before sharding.
 
-    Communication buffers: under plain data parallelism the reducer's buckets (as large as the gradients);
-    under ZeRO-3 two gathered units (the one in use and the prefetched one) and one unsharded gradient.
+    Plain data parallelism copies gradients into buckets of their size, unless they live there. Under ZeRO-3
+    two gathered units (the one in use and the prefetched one) and one unsharded gradient are there; under
+    ZeRO-1 and 2 two buckets, unless gradients live in them.
     """
-    communication = 0
-    if dp > 1 and zero_stage == 0:
-        communication = round(n_parameters * framework.gradient_comm_bytes)
-    elif dp > 1 and zero_stage == 3:
-        communication = round(
-            largest_unit_parameters * (2 * framework.parameter_comm_bytes + framework.gradient_comm_bytes)
-        )
-    elif dp > 1:
-        communication = round(min(n_parameters * framework.gradient_comm_bytes, 2 * framework.bucket_bytes))
-    return StageMemory(
-        stage=stage,
-        parameters=state.parameters,
-        gradients=state.gradients,
-        optimizer=state.optimizer,
-        activations=activations,
-        temporary=temporary,
-        communication=communication,
-        framework=framework.memory_overhead_bytes,
-    )
+    if dp == 1:
+        return 0
+    if zero_stage == 3:
+        per_parameter = 2 * framework.parameter_comm_bytes + framework.gradient_comm_bytes
+        return round(largest_unit_parameters * per_parameter)
+    if framework.gradient_as_bucket_view:
+        return 0
+    copied = n_parameters * framework.gradient_comm_bytes
+    return round(copied if zero_stage == 0 else min(copied, 2 * framework.bucket_bytes))

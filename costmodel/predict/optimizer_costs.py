@@ -16,25 +16,34 @@ if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
     from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["OPTIMIZERS", "Traffic", "optimizer_s", "optimizer_variant", "state_bytes_per_parameter"]
+__all__ = [
+    "OPTIMIZERS",
+    "Traffic",
+    "optimizer_s",
+    "optimizer_variant",
+    "state_bytes_per_parameter",
+    "update_bytes",
+]
 
 
 class Traffic:
     """fp32 tensors of a parameter's size that one update reads and writes, and those it keeps."""
 
-    __slots__ = ("kept", "read", "variant", "written")
+    __slots__ = ("kept", "read", "rooted", "variant", "written")
 
-    def __init__(self, variant: str, *, read: int, written: int, kept: int) -> None:
+    def __init__(self, variant: str, *, read: int, written: int, kept: int, rooted: bool = False) -> None:
         self.variant = variant
         self.read = read
         self.written = written
         self.kept = kept
+        self.rooted = rooted
+        """Whether the update makes a root of a tensor's size on its way."""
 
 
 OPTIMIZERS = {
     "sgd": Traffic("sgd", read=2, written=1, kept=0),
-    "adam": Traffic("adam", read=4, written=3, kept=2),
-    "adamw": Traffic("adam", read=4, written=3, kept=2),
+    "adam": Traffic("adam", read=4, written=3, kept=2, rooted=True),
+    "adamw": Traffic("adam", read=4, written=3, kept=2, rooted=True),
     "adafactor": Traffic("adafactor", read=2, written=1, kept=0),
     "muon": Traffic("muon", read=3, written=2, kept=1),
 }
@@ -53,6 +62,17 @@ def state_bytes_per_parameter(name: str, framework: FrameworkProfile) -> float:
     """Optimizer bytes per parameter: the framework's figure is for Adam; others keep fewer moments."""
     moments_missing = OPTIMIZERS["adam"].kept - optimizer_variant(name).kept
     return max(0.0, framework.optimizer_state_bytes - 4.0 * moments_missing)
+
+
+def update_bytes(elements: Sequence[int], name: str, *, looped: bool) -> int:
+    """Temporary bytes of an update of tensors with these element counts, on top of the optimizer's state.
+
+    Adam makes the root of its second moment: for all tensors at once (torch's `foreach`, its way on a GPU),
+    or `looped`, tensor by tensor, twice (the root and its quotient).
+    """
+    if not optimizer_variant(name).rooted or not elements:
+        return 0
+    return 4 * (2 * max(elements) if looped else sum(elements))
 
 
 def optimizer_s(

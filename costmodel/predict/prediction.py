@@ -14,7 +14,10 @@ __all__ = ["HardwareUsed", "Prediction", "StageMemory"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMemory:
-    """Peak memory of one pipeline stage's rank, bytes, by what holds it."""
+    """Peak memory of one pipeline stage's rank, bytes, by what holds it.
+
+    Gradients are counted whole: `activations` is what the peak has above model state and temporaries.
+    """
 
     stage: int
     parameters: int

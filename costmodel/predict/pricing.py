@@ -77,6 +77,7 @@ def price_operators(
             dims = _flat(dims)
         estimate = operator_times(profile, kind, variant, dtype, dims)
         share = framework.memory_bound_efficiency if streams(kind) else 1.0
+        share *= framework.attention_efficiency if kind == "attention" else 1.0
         device_s[positions] = estimate.median_s / share
         contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)
         log_sigma[positions] = estimate.log_sigma

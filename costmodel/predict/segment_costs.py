@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from costmodel.graph.fusion import fuse
-from costmodel.graph.liveness import recomputed_operators, saved_bytes, temporary_bytes
+from costmodel.graph.liveness import SegmentMemory, recomputed_operators, segment_memory
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.stage_costs import CostParts
@@ -40,10 +40,7 @@ class SegmentCosts:
     host_s: Mapping[str, float]
     comm_s: Mapping[str, Mapping[str, float]]
     """Part -> breakdown name (tp_comm, cp_comm, ep_comm) -> seconds, not overlapped."""
-    saved_bytes: int
-    """Held from forward to backward."""
-    temporary_bytes: int
-    """Highest memory above what is held while the instance runs."""
+    memory: SegmentMemory
     error_s: Mapping[tuple[str, str], float]
     """(what errs together, part) -> seconds of one standard deviation."""
     asynchronous: bool
@@ -80,6 +77,7 @@ def price_segment(
     fusion: str,
     collective: CollectivePricer,
     recompute: str,
+    saved_elsewhere: frozenset[int] = frozenset(),
 ) -> SegmentCosts:
     """Price every kernel and collective of one instance.
 
@@ -118,8 +116,7 @@ def price_segment(
         contended_s=contended,
         host_s=host,
         comm_s=comm,
-        saved_bytes=saved_bytes(segment.local, recompute, fused),
-        temporary_bytes=temporary_bytes(segment.local),
+        memory=segment_memory(segment.local, recompute, fused, saved_elsewhere),
         error_s=error,
         asynchronous=profile.device.kind != "cpu",
     )

@@ -94,8 +94,7 @@ def unit_costs(
                 accumulate_s=_accumulate_s(forecaster, plan, unit),
                 gather_s=gather_s[i],
                 reduce_s=reduce_s[i],
-                saved_bytes=unit.costs.saved_bytes,
-                peak_extra_bytes=unit.costs.temporary_bytes,
+                saved_bytes=unit.costs.memory.saved_bytes,
             )
         )
     return result

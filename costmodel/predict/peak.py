@@ -1,0 +1,135 @@
+"""When memory is highest on each rank, and what holds it then.
+
+A rank holds model state, and the activations of the micro-batches in flight. While one of its stages runs a
+micro-batch, levels rise and fall with what operators allocate (`graph.liveness`): through the stage forward,
+back again while gradients appear, then through the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from costmodel.predict.memory import ModelState, communication_bytes, model_state
+from costmodel.predict.optimizer_costs import state_bytes_per_parameter, update_bytes
+from costmodel.predict.prediction import StageMemory
+
+if TYPE_CHECKING:
+    from costmodel.graph.liveness import SegmentMemory
+    from costmodel.plan import Plan
+    from costmodel.predict.forecaster import Forecaster
+    from costmodel.predict.units import Unit
+    from costmodel.step import StepResult
+
+__all__ = ["Peak", "peak_of_stage", "rank_memory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The highest level while one micro-batch passes a stage: what holds it, bytes above model state."""
+
+    activations: int
+    gradients: int
+    temporary: int
+
+    @property
+    def total(self) -> int:
+        """Sum of the three."""
+        return self.activations + self.gradients + self.temporary
+
+
+def peak_of_stage(units: Sequence[SegmentMemory], *, gradients_appear: bool) -> Peak:
+    """Walk a stage's units forward and back. `gradients_appear`: none are there before backward."""
+    held = gradients = 0
+    best = Peak(activations=0, gradients=0, temporary=0)
+
+    def see(above: int) -> None:
+        nonlocal best
+        if held + gradients + above > best.total:
+            best = Peak(activations=held, gradients=gradients, temporary=above)
+
+    for unit in units:
+        see(unit.forward_bytes)
+        held += unit.saved_bytes
+    for unit in reversed(units):
+        see(unit.backward_bytes if gradients_appear else unit.accumulating_bytes)
+        held -= unit.saved_bytes
+        gradients += unit.gradient_bytes if gradients_appear else 0
+    return best
+
+
+def rank_memory(
+    forecaster: Forecaster, plan: Plan, groups: Sequence[Sequence[Unit]], step: StepResult
+) -> tuple[StageMemory, ...]:
+    """Peak memory of each pipeline rank. `groups`: the units of each (virtual) stage."""
+    return tuple(
+        _rank(forecaster, plan, rank, [list(groups[stage]) for stage in mine], step)
+        for rank, mine in enumerate(step.stages_of)
+    )
+
+
+def _rank(
+    forecaster: Forecaster, plan: Plan, rank: int, stages: list[list[Unit]], step: StepResult
+) -> StageMemory:
+    framework, optimizer = forecaster.framework, forecaster.optimizer
+    elements = [n for stage in stages for unit in stage for n in unit.elements]
+    state = model_state(
+        sum(elements),
+        framework=framework,
+        optimizer_bytes=state_bytes_per_parameter(optimizer, framework),
+        zero_stage=plan.zero_stage,
+        dp=plan.dp,
+        dp_shard=plan.dp_shard,
+    )
+    appear = not framework.gradients_persist and plan.num_microbatches == 1 and plan.zero_stage < 2
+    resting = _resting(state, appear, step.weight_versions[rank])
+    most_held = int(step.peak_activation_bytes[rank])
+    peaks = []
+    for stage in stages:
+        memories = [unit.costs.memory for unit in stage]
+        peak = peak_of_stage(memories, gradients_appear=appear)
+        others = max(0, most_held - sum(m.saved_bytes for m in memories))
+        peaks.append(
+            Peak(
+                activations=others + peak.activations,
+                gradients=resting.gradients + peak.gradients,
+                temporary=peak.temporary,
+            )
+        )
+    update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
+    shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
+    if framework.fused_optimizer:
+        update = 0
+    peaks.append(Peak(activations=0, gradients=state.gradients, temporary=update // shard))
+    highest = max(peaks, key=lambda p: p.total)
+    # gradients that appear during backward take the place of activations: what is above all of them
+    above = max(0, highest.total - state.gradients)
+    temporary = min(highest.temporary, above)
+    resident = step.resident_state_bytes
+    swapped = resident is not None
+    return StageMemory(
+        stage=rank,
+        parameters=resident[rank] if resident is not None else resting.parameters,
+        gradients=0 if swapped else state.gradients,
+        optimizer=0 if swapped else resting.optimizer,
+        activations=above - temporary,
+        temporary=temporary,
+        communication=communication_bytes(
+            sum(elements),
+            largest_unit_parameters=max((sum(u.elements) for stage in stages for u in stage), default=0),
+            framework=framework,
+            zero_stage=plan.zero_stage,
+            dp=plan.dp,
+        ),
+        framework=framework.memory_overhead_bytes,
+    )
+
+
+def _resting(state: ModelState, gradients_appear: bool, versions: int) -> ModelState:
+    """Model state between micro-batches; schedules without a flush keep several versions of the weights."""
+    return ModelState(
+        parameters=state.parameters * versions,
+        gradients=0 if gradients_appear else state.gradients,
+        optimizer=state.optimizer,
+    )

@@ -1,0 +1,154 @@
+"""Peak memory against torch's MemTracker on real steps, and against hand-made walks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+from costmodel.graph import trace_module
+from costmodel.graph.liveness import SegmentMemory, segment_memory
+from costmodel.graph.model_graph import ModelGraph
+from costmodel.graph.tracing import default_loss
+from costmodel.predict.optimizer_costs import update_bytes
+from costmodel.predict.peak import peak_of_stage
+from tests.costmodel.graph.zoo import ZOO
+
+REAL = [
+    "llama",
+    "gpt2",
+    "bert",
+    "t5",
+    "mixtral",
+    "deepseek-v3",
+    "mamba",
+    "vit",
+    "swin",
+    "resnet",
+    "convnext",
+    "mobilenet-v2",
+    "unet-2d",
+    "dit",
+    "autoencoder-kl",
+    "gru",
+    "torch-transformer",
+]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _tensors(inputs: Inputs) -> list[torch.Tensor]:
+    return [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+
+
+def measured_peak_bytes(module: nn.Module, inputs: Inputs) -> int:
+    """Most bytes during the second of two steps of AdamW, tensor by tensor."""
+    optimizer = torch.optim.AdamW(module.parameters(), foreach=False)
+    tracker = MemTracker()
+    tracker.track_external(module, optimizer, *_tensors(inputs))
+    args, kwargs = inputs
+    for step in range(2):
+        with tracker:
+            loss = default_loss(module(*args, **kwargs))
+            loss.backward()
+            del loss
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 0:
+            tracker.reset_mod_stats()
+    snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    return int(next(size for key, size in snapshot.items() if str(key).endswith("Total")))
+
+
+def predicted_peak_bytes(graph: ModelGraph, module: nn.Module, inputs: Inputs, recompute: str) -> int:
+    """Parameters, buffers, Adam's moments and what the walk finds above them."""
+    saved = frozenset(t.index for s in graph.segments for t in s.tensors if t.saved and t.view_of is None)
+    units = [segment_memory(s, recompute, None, saved) for s in graph.segments for _ in range(s.count)]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    sizes = [p.numel() for p in trained]
+    update = 4 * sum(sizes) + update_bytes(sizes, "adamw", looped=True)
+    state = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) + 2 * 4 * sum(sizes)
+    peak = peak_of_stage(units, gradients_appear=True)
+    not_saved = sum(t.nbytes for t in _tensors(inputs) if not t.is_floating_point())
+    return state + not_saved + max(peak.total, update)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_peak_of_a_real_step(name: str) -> None:
+    torch.manual_seed(0)
+    module, args, kwargs = ZOO[name]()
+    module.train()
+    graph = trace_module(module, args, kwargs)
+    measured = measured_peak_bytes(module, (args, kwargs))
+    assert predicted_peak_bytes(graph, module, (args, kwargs), "none") == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit", "mamba"])
+def test_peak_under_full_recomputation(name: str) -> None:
+    torch.manual_seed(0)
+    module, args, kwargs = ZOO[name]()
+    module.train()
+    kwargs = {
+        k: v.repeat(6, *[1] * (v.ndim - 1)) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()
+    }
+    graph = trace_module(module, args, kwargs)
+    without = measured_peak_bytes(module, (args, kwargs))
+    module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    measured = measured_peak_bytes(module, (args, kwargs))
+    assert measured < 0.9 * without
+    assert predicted_peak_bytes(graph, module, (args, kwargs), "full") == pytest.approx(measured, rel=0.03)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, *, selective: bool) -> None:
+        super().__init__()
+        self.heads, self.selective = heads, selective
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def core(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scores = torch.matmul(q, k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+        return torch.matmul(nn.functional.dropout(torch.softmax(scores, -1), 0.1), v)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, s, h = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(b, s, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        core: Callable[..., torch.Tensor] = self.core
+        attended = checkpoint(core, q, k, v, use_reentrant=False) if self.selective else core(q, k, v)
+        x = x + self.out(attended.transpose(1, 2).reshape(b, s, h))
+        return x + self.mlp(x)
+
+
+def test_peak_under_selective_recomputation() -> None:
+    """The core of attention runs again (arXiv 2205.05198, section 4.3): here checkpointed by hand."""
+
+    def make(*, selective: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(*(_Block(64, 4, selective=selective) for _ in range(4)), nn.Linear(64, 10))
+
+    inputs: Inputs = ((torch.randn(4, 96, 64),), {})
+    graph = trace_module(make(selective=False), *inputs)
+    for selective, recompute in ((False, "none"), (True, "selective")):
+        module = make(selective=selective)
+        measured = measured_peak_bytes(module, inputs)
+        assert predicted_peak_bytes(graph, module, inputs, recompute) == pytest.approx(measured, rel=0.03)
+
+
+def test_walk_of_a_stage() -> None:
+    unit = SegmentMemory(
+        saved_bytes=10, forward_bytes=14, backward_bytes=6, accumulating_bytes=4, gradient_bytes=12
+    )
+    fresh = peak_of_stage([unit] * 3, gradients_appear=True)
+    # after two backwards 10 are held, 24 are gradients, 6 pass
+    assert (fresh.activations, fresh.gradients, fresh.temporary) == (10, 24, 6)
+    added = peak_of_stage([unit] * 3, gradients_appear=False)
+    assert (added.activations, added.gradients, added.temporary) == (20, 0, 14)
