@@ -4,7 +4,7 @@ as_traced  every operator is a kernel, as torch runs them on a CPU.
 eager      so it is on a GPU, but for dropout: one kernel there, with a mask of one byte an element.
 fused      what frameworks write by hand besides: chains of element-wise operators (bias + GELU, SwiGLU,
            bias + dropout + add), normalisations out of element-wise pieces, softmax with the scale and mask
-           before it. A kernel ends with its softmax; sums into parameter gradients and whole normalisations
+           before it, permutations of rows. A kernel ends with its softmax; sums into parameter gradients and whole normalisations
            stay kernels of their own (arXiv 2104.04473, section 4.2).
 compiled   TorchInductor's rule: element-wise operators, reductions, normalisations and softmax over the same
            elements become one kernel wherever that makes no cycle (PyTorch 2, ASPLOS 2024, section 4.3).
@@ -79,12 +79,22 @@ def fuse(segment: Segment, fusion: str) -> FusedSegment:
     for phase, ops in phases.items():
         for members in kernels[phase]:
             group = [ops[i] for i in members]
-            result.append(traffic.kernel(group) if _is_fusible(group[0]) else group[0])
+            alone = group[0] if fusion == "eager" else _streamed(group[0], tensors)
+            result.append(traffic.kernel(group) if _is_fusible(group[0]) else alone)
     return FusedSegment(
         operators=tuple(sorted(result, key=lambda op: op.index)),
         unwritten=frozenset(traffic.internal),
         masks=traffic.masks,
     )
+
+
+def _streamed(op: Operator, tensors: Mapping[int, TensorInfo]) -> Operator:
+    """Rows of activations that are permuted (tokens on their way to experts and back): kernels written for it
+    stream them, where a look-up in a table of parameters does not."""
+    table = (TensorRole.PARAMETER, TensorRole.GRADIENT)
+    if op.kind != "embedding" or any(tensors[i].role in table for i in (*op.inputs, *op.outputs)):
+        return op
+    return replace(op, kind="elementwise", variant="copy")
 
 
 def _mask_tensors(segment: Segment, tensors: Mapping[int, TensorInfo]) -> frozenset[int]:

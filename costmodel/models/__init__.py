@@ -6,7 +6,7 @@ inputs.py    example inputs that follow from a configuration
 modules.py   the shipped modules that no library has
 """
 
-from costmodel.models.resolve import resolve, resolve_config, shipped_names
+from costmodel.models.resolve import resolve, resolve_config, shipped_config, shipped_names
 from costmodel.models.source import BuiltModel, ModelSource
 
-__all__ = ["BuiltModel", "ModelSource", "resolve", "resolve_config", "shipped_names"]
+__all__ = ["BuiltModel", "ModelSource", "resolve", "resolve_config", "shipped_config", "shipped_names"]

@@ -13,7 +13,7 @@ from costmodel.errors import ModelArgumentError
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
 from costmodel.models.source import BuiltModel, ModelSource
 
-__all__ = ["resolve", "resolve_config", "shipped_names"]
+__all__ = ["resolve", "resolve_config", "shipped_config", "shipped_names"]
 
 _FOLDER = Path(__file__).parents[1] / "data" / "models"
 
@@ -21,6 +21,12 @@ _FOLDER = Path(__file__).parents[1] / "data" / "models"
 def shipped_names() -> list[str]:
     """Names that need no file."""
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+def shipped_config(name: str) -> dict[str, Any]:
+    """The configuration that a shipped name stands for."""
+    config: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text())["config"]
+    return config
 
 
 def resolve(

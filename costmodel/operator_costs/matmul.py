@@ -68,7 +68,8 @@ def batched(call: Call) -> list[Piece]:
 def grouped(call: Call) -> list[Piece]:
     """One product per group; `m` is the total of rows: 2 m n k FLOP for [m,k] x [groups,k,n].
 
-    With two matrices (weight gradients) the groups divide k: 2 m n k over the whole k.
+    With two matrices (weight gradients) the groups divide k: 2 m n k over the whole k. It is the forward's
+    work with another result, and is named by the forward's sizes: the rows that the groups share are `m`.
     """
     a, b = [t for t in call.tensors if len(t.shape) >= 2 and t.is_floating][:2]
     out = call.outputs[0]
@@ -77,6 +78,8 @@ def grouped(call: Call) -> list[Piece]:
         groups = out.shape[0]
     m, k = a.shape[-2], a.shape[-1]
     n = b.shape[-1]
+    if len(out.shape) == 3 and len(a.shape) == len(b.shape) == 2:
+        m, k = k, m
     return [
         Piece(
             kind="grouped_gemm",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import costmodel
+from costmodel.models import shipped_config
 from planner.validation.published.rows import PublishedRow
 
 __all__ = ["RowModel", "row_model"]
@@ -32,10 +34,30 @@ def _families() -> dict[str, dict[str, Any]]:
     return families
 
 
+@lru_cache(maxsize=1)
+def _models() -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = json.loads(_DATA.read_text())["models"]
+    return models
+
+
+def _named(row: PublishedRow) -> dict[str, Any] | None:
+    """The entry of a model whose published configuration says more than the table's columns can."""
+    wanted = row.text("model_name")
+    for model in _models():
+        if re.search(model["match"], wanted):
+            shipped = shipped_config(model["shipped"]) if "shipped" in model else {}
+            columns = {"vocab": "vocab_size", "seq_len": "max_position_embeddings"}
+            config = {**shipped, **model.get("config", {})}
+            if "pattern" in model:
+                config["layers_block_type"] = [model["layer_types"][letter] for letter in model["pattern"]]
+            return {"config": config, "columns": columns, "defaults": {}, "needs": ["seq_len"]}
+    return None
+
+
 def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     """The row's model, or the reason why it cannot be built. The vocabulary is padded to a multiple."""
     family = row.text("model_family")
-    entry = _families().get(family)
+    entry = _named(row) or _families().get(family)
     if entry is None:
         return f"family {family!r} is not in the table of families"
     values: dict[str, int] = {}

@@ -115,6 +115,7 @@ def row_plan(row: PublishedRow) -> Plan | str:
             pp=pp,
             vpp=vpp if pp > 1 else 1,
             cp=cp,
+            ep=row.integer("ep", 1) or 1,
             micro_batch_size=mbs,
             global_batch_size=gbs,
             schedule=schedule if pp > 1 else "1f1b",
