@@ -18,10 +18,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from costmodel.errors import PlanError
+from costmodel.recompute import POLICIES, Recompute
 
-__all__ = ["RECOMPUTE", "Plan"]
+__all__ = ["Plan"]
 
-RECOMPUTE = ("none", "selective", "full")
 _DEGREES = {
     "dp": "dp",
     "tp": "tp",
@@ -59,6 +59,7 @@ class Plan:
     dp_shard: int = 0
     sequence_parallel: bool = False
     recompute: str = "none"
+    """A policy of `costmodel.recompute`."""
     flags: tuple[str, ...] = ()
     """Further named choices (strategy or executor names of `foreshard systems`), sorted."""
 
@@ -70,8 +71,7 @@ class Plan:
             raise PlanError(f"global_batch_size={self.global_batch_size}: must be positive")
         if self.zero_stage not in (0, 1, 2, 3):
             raise PlanError(f"zero_stage={self.zero_stage}: must be 0, 1, 2 or 3")
-        if self.recompute not in RECOMPUTE:
-            raise PlanError(f"recompute={self.recompute!r}: must be one of {', '.join(RECOMPUTE)}")
+        Recompute.parse(self.recompute)
         if self.dp_shard and self.dp % self.dp_shard:
             raise PlanError(f"dp({self.dp}) is not a multiple of dp_shard({self.dp_shard})")
         if self.ep > 1 and (self.dp * self.tp * self.cp) % self.ep:
@@ -149,14 +149,15 @@ class Plan:
                 value: Any = token
             elif token == "sp":
                 name, value = "sequence_parallel", True
-            elif token in RECOMPUTE:
+            elif Recompute.is_one(token):
                 name, value = "recompute", token
             elif match and match[1] in _DEGREES:
                 name, value = _DEGREES[match[1]], int(match[2])
             else:
                 raise PlanError(
                     f"plan {text!r}: unknown token {token!r}; there are: "
-                    f"{', '.join(f'{t}N' for t in _DEGREES)}, sp, {', '.join(RECOMPUTE)}, "
+                    f"{', '.join(f'{t}N' for t in _DEGREES)}, sp, "
+                    f"{', '.join(POLICIES)}, fullN, modules-NAME, "
                     f"{', '.join(sorted(words))}"
                 )
             if name in values:

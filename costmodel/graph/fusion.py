@@ -4,8 +4,8 @@ as_traced  every operator is a kernel, as torch runs them on a CPU.
 eager      so it is on a GPU, but for dropout: one kernel there, with a mask of one byte an element.
 fused      what frameworks write by hand besides: chains of element-wise operators (bias + GELU, SwiGLU,
            bias + dropout + add), normalisations out of element-wise pieces, softmax with the scale and mask
-           before it, permutations of rows. A kernel ends with its softmax; sums into parameter gradients and whole normalisations
-           stay kernels of their own (arXiv 2104.04473, section 4.2).
+           before it, permutations of rows. A kernel ends with its softmax; sums into parameter gradients and
+           whole normalisations stay kernels of their own (arXiv 2104.04473, section 4.2).
 compiled   TorchInductor's rule: element-wise operators, reductions, normalisations and softmax over the same
            elements become one kernel wherever that makes no cycle (PyTorch 2, ASPLOS 2024, section 4.3).
 
@@ -92,7 +92,11 @@ def _streamed(op: Operator, tensors: Mapping[int, TensorInfo]) -> Operator:
     """Rows of activations that are permuted (tokens on their way to experts and back): kernels written for it
     stream them, where a look-up in a table of parameters does not."""
     table = (TensorRole.PARAMETER, TensorRole.GRADIENT)
-    if op.kind != "embedding" or any(tensors[i].role in table for i in (*op.inputs, *op.outputs)):
+    if (
+        op.kind != "embedding"
+        or "embedding" in op.target
+        or any(tensors[i].role in table for i in (*op.inputs, *op.outputs))
+    ):
         return op
     return replace(op, kind="elementwise", variant="copy")
 

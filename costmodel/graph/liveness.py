@@ -9,6 +9,7 @@ from math import prod
 
 from costmodel.graph.fusion import FusedSegment
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorRole
+from costmodel.recompute import Recompute
 
 __all__ = ["SegmentMemory", "allocated_bytes", "recomputed_operators", "saved_bytes", "segment_memory"]
 
@@ -26,22 +27,33 @@ def allocated_bytes(size_bytes: int) -> int:
 
 
 def recomputed_operators(segment: Segment, recompute: str) -> frozenset[int]:
-    """Indices of the forward operators that run a second time before backward.
+    """Indices of the forward operators that run a second time before backward, see `costmodel.recompute`.
 
-    full: every operator of a block (embedding, head and loss are not blocks). selective: the core of
-    attention, from the first to the last of its products (arXiv 2205.05198, section 4.3).
+    Embedding, head and loss are not blocks: they never run again. selective: the core of attention, from the
+    first to the last of its products (arXiv 2205.05198, section 4.3).
     """
+    policy = Recompute.parse(recompute)
     forward = segment.phase(Phase.FORWARD)
-    if not segment.is_block or recompute == "none":
+    if not segment.is_block or policy.kind == "none":
         return frozenset()
-    if recompute == "full":
+    if policy.kind == "full":
         return frozenset(op.index for op in forward)
+    if policy.kind == "modules":
+        return frozenset(op.index for op in forward if policy.names(op.module))
     core = [i for i, op in enumerate(forward) if op.kind in _SELECTIVE_KINDS]
     if not core:
         return frozenset()
     return frozenset(
         op.index for op in forward[core[0] : core[-1] + 1] if op.kind not in ("gemm", "conv", "norm")
     )
+
+
+def _not_kept(segment: Segment, again: frozenset[int]) -> set[int]:
+    """What operators that run again make for themselves; what others read of it is kept for them."""
+    base = {t.index: t.index if t.view_of is None else t.view_of for t in segment.tensors}
+    made = {t for op in segment.operators if op.index in again for t in op.outputs if base[t] == t}
+    others = (op for op in segment.phase(Phase.FORWARD) if op.index not in again and op.kind != "host")
+    return made - {base[t] for op in others for t in op.inputs}
 
 
 def saved_bytes(segment: Segment, recompute: str = "none", fused: FusedSegment | None = None) -> int:
@@ -53,7 +65,7 @@ def saved_bytes(segment: Segment, recompute: str = "none", fused: FusedSegment |
     again = recomputed_operators(segment, recompute)
     if recompute == "full" and again:
         return segment.output_bytes
-    dropped = {t for op in segment.operators if op.index in again for t in op.outputs}
+    dropped = _not_kept(segment, again)
     dropped |= fused.unwritten if fused else frozenset()
     masks = fused.masks if fused else frozenset[int]()
     return sum(
@@ -95,7 +107,7 @@ def segment_memory(
     again = recomputed_operators(segment, recompute)
     whole = recompute == "full" and bool(again)
     saved = {t.index for t in segment.tensors if t.saved and t.view_of is None and sizes.of(t.index)}
-    dropped = {t for op in segment.operators if op.index in again for t in op.outputs} & saved
+    dropped = _not_kept(segment, again) & saved
     made = {sizes.base(t) for op in segment.operators for t in op.outputs}
     forward, backward = segment.phase(Phase.FORWARD), segment.phase(Phase.BACKWARD)
     foreign = saved_elsewhere - made

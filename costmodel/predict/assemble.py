@@ -45,8 +45,7 @@ def stage_starts(units: list[Unit], n_stages: int, stages: str = "balanced") -> 
 def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult]:
     """Predict one plan. Raises PlanError where the model or schedule cannot take it."""
     profile = forecaster.profile
-    sharded = forecaster.sharded(plan)
-    units = expand(sharded.segments, forecaster.segments(plan))
+    units = expand(forecaster, plan)
     starts = stage_starts(units, plan.pp * plan.vpp, forecaster.framework.stages)
     ends = (*starts[1:], len(units))
     groups = [units[a:b] for a, b in zip(starts, ends, strict=True)]

@@ -195,7 +195,7 @@ class InferenceForecaster:
 
     def _units(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> list[Unit]:
         shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
-        return expand(forecaster.sharded(shaped).segments, forecaster.segments(shaped))
+        return expand(forecaster, shaped)
 
     def _cost(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> ForwardCost:
         return self._sum(forecaster, plan, batch_size, self._units(forecaster, plan, batch_size))

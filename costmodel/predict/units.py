@@ -12,6 +12,7 @@ from costmodel.hardware.pricing import operator_times
 from costmodel.plan import Plan
 from costmodel.predict.buckets import gradient_buckets
 from costmodel.predict.pricing import host_cost_s
+from costmodel.recompute import Recompute
 from costmodel.stage_costs import CostParts, UnitCosts
 
 if TYPE_CHECKING:
@@ -42,13 +43,22 @@ class Unit:
         return sum(cost.total_s for cost in (*forward.values(), *backward.values()))
 
 
-def expand(shards: tuple[ShardedSegment, ...], priced: tuple[SegmentCosts, ...]) -> list[Unit]:
-    """Every instance of every segment, in forward order."""
-    units = []
-    for number, (segment, costs) in enumerate(zip(shards, priced, strict=True)):
+def expand(forecaster: Forecaster, plan: Plan) -> list[Unit]:
+    """Every instance of every segment, in forward order, under its own recomputation."""
+    policy = Recompute.parse(plan.recompute)
+    shards = forecaster.sharded(plan).segments
+    priced: dict[str, tuple[SegmentCosts, ...]] = {}
+    units: list[Unit] = []
+    block = 0
+    for number, segment in enumerate(shards):
         for instance in range(segment.count):
+            recompute = policy.of_block(block)
+            if recompute not in priced:
+                priced[recompute] = forecaster.segments(plan.with_(recompute=recompute))
+            block += segment.local.is_block
             modules = segment.local.modules
             module = modules[instance] if instance < len(modules) else segment.name
+            costs = priced[recompute][number]
             units.append(Unit(segment=number, module=module, shard=segment, costs=costs))
     return units
 

@@ -21,7 +21,7 @@ degrees = st.sampled_from([1, 2, 3, 4, 8])
     accumulate=degrees,
     zero=st.integers(0, 3),
     sp=st.booleans(),
-    recompute=st.sampled_from(["none", "selective", "full"]),
+    recompute=st.sampled_from(["none", "selective", "full", "full4", "modules-mlp", "modules-mlp-self_attn"]),
 )
 def test_round_trips(dp, tp, pp, cp, mbs, accumulate, zero, sp, recompute):  # type: ignore[no-untyped-def]
     plan = Plan(

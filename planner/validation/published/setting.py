@@ -15,7 +15,8 @@ from costmodel.hardware.device import weight_bytes
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config
-from costmodel.plan import RECOMPUTE, Plan
+from costmodel.plan import Plan
+from costmodel.recompute import Recompute
 from planner.validation.published.model_map import RowModel
 from planner.validation.published.rows import PublishedRow
 
@@ -121,7 +122,7 @@ def row_plan(row: PublishedRow) -> Plan | str:
             schedule=schedule if pp > 1 else "1f1b",
             zero_stage=row.integer("zero_stage"),
             sequence_parallel=bool(row.flag("sequence_parallel")) and tp > 1,
-            recompute=recompute if recompute in RECOMPUTE else "none",
+            recompute=recompute if Recompute.is_one(recompute) else "none",
         )
     except PlanError as error:
         return str(error)

@@ -246,7 +246,7 @@ def check_runnable(plan: Plan) -> None:
         ("context parallelism", plan.cp > 1, "cp1"),
         ("expert parallelism", plan.ep > 1, "ep1"),
         ("sequence parallelism", plan.sequence_parallel, "a plan without sp"),
-        ("selective recomputation", plan.recompute == "selective", "none or full"),
+        ("recomputation of parts of blocks", plan.recompute not in ("none", "full"), "none or full"),
         (f"the choice {' '.join(plan.flags)!r}", bool(plan.flags), "a plan without it"),
         ("ZeRO under a pipeline's own optimizer", plan.zero_stage == 1 and plan.pp > 1, "zero0 or zero3"),
     ):

@@ -123,8 +123,8 @@ def test_fusion_keeps_arithmetic_and_products_and_never_moves_more(name: str, fu
         eager = fuse(segment, "as_traced").operators
         kernels = fuse(segment, fusion).operators
         assert sum(op.flop for op in kernels) == sum(op.flop for op in eager)
-        products = [op for op in eager if op.kind not in MEMORY_BOUND]
-        assert [op for op in kernels if op.kind not in MEMORY_BOUND] == products
+        products = [op for op in eager if op.kind not in (*MEMORY_BOUND, "embedding")]
+        assert [op for op in kernels if op.kind not in (*MEMORY_BOUND, "embedding")] == products
         assert sum(op.bytes_read + op.bytes_written for op in kernels) <= 1.001 * sum(
             op.bytes_read + op.bytes_written for op in eager
         )

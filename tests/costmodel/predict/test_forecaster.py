@@ -56,6 +56,16 @@ def test_recomputation_costs_time_and_saves_memory() -> None:
     assert full.memory[0].activations < plain.memory[0].activations
 
 
+def test_every_other_block_runs_again() -> None:
+    none, half, full = (
+        forecaster().forecast(Plan.parse(f"mbs64{p}")).prediction for p in ("", ".full2", ".full")
+    )
+    assert half.breakdown_s["recompute"] == pytest.approx(full.breakdown_s["recompute"] / 2, rel=0.01)
+    assert full.peak_memory_bytes < half.peak_memory_bytes < none.peak_memory_bytes
+    mlp = forecaster().forecast(Plan.parse("mbs64.modules-mlp")).prediction
+    assert 0 < mlp.breakdown_s["recompute"] < full.breakdown_s["recompute"]
+
+
 def test_slower_network_is_slower() -> None:
     names = load_profile("a100-sxm4-80gb").network.variants()
     slow = next(name for name in names if name.startswith("ethernet"))

@@ -105,42 +105,48 @@ def test_peak_under_full_recomputation(name: str) -> None:
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, *, selective: bool) -> None:
+    """`again`: the part that runs again, by hand: "core" of attention, "mlp" or nothing."""
+
+    def __init__(self, width: int, heads: int, *, again: str) -> None:
         super().__init__()
-        self.heads, self.selective = heads, selective
+        self.heads, self.again = heads, again
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
+        wide = nn.Linear(width, 2 * width)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), wide, nn.GELU(), nn.Linear(2 * width, width))
 
     def core(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         scores = torch.matmul(q, k.transpose(-1, -2)) / q.shape[-1] ** 0.5
         return torch.matmul(nn.functional.dropout(torch.softmax(scores, -1), 0.1), v)
 
+    def _run(self, part: str, function: Callable[..., torch.Tensor], *args: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = (
+            checkpoint(function, *args, use_reentrant=False) if part == self.again else function(*args)
+        )
+        return made
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, s, h = x.shape
         q, k, v = self.qkv(self.norm(x)).view(b, s, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-        core: Callable[..., torch.Tensor] = self.core
-        attended = checkpoint(core, q, k, v, use_reentrant=False) if self.selective else core(q, k, v)
+        attended = self._run("core", self.core, q, k, v)
         x = x + self.out(attended.transpose(1, 2).reshape(b, s, h))
-        return x + self.mlp(x)
+        return x + self._run("mlp", self.mlp, x)
 
 
-def test_peak_under_selective_recomputation() -> None:
-    """The core of attention runs again (arXiv 2205.05198, section 4.3): here checkpointed by hand."""
-
-    def make(*, selective: bool) -> nn.Module:
+@pytest.mark.parametrize(
+    ("again", "recompute"), [("core", "selective"), ("mlp", "modules-mlp"), ("", "none")]
+)
+def test_peak_where_parts_of_blocks_run_again(again: str, recompute: str) -> None:
+    def make(again: str) -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(*(_Block(64, 4, selective=selective) for _ in range(4)), nn.Linear(64, 10))
+        return nn.Sequential(*(_Block(64, 4, again=again) for _ in range(4)), nn.Linear(64, 10))
 
     inputs: Inputs = ((torch.randn(4, 96, 64),), {})
-    graph = trace_module(make(selective=False), *inputs)
-    for selective, recompute in ((False, "none"), (True, "selective")):
-        module = make(selective=selective)
-        measured = measured_peak_bytes(module, inputs)
-        assert predicted_peak_bytes(graph, module, inputs, recompute) == pytest.approx(measured, rel=0.03)
+    graph = trace_module(make(""), *inputs)
+    module = make(again)
+    measured = measured_peak_bytes(module, inputs)
+    assert predicted_peak_bytes(graph, module, inputs, recompute) == pytest.approx(measured, rel=0.03)
 
 
 def test_walk_of_a_stage() -> None:
