@@ -172,10 +172,8 @@ def _joins(op: Operator, fusion: str, tensors: Mapping[int, TensorInfo]) -> bool
         return False
     if fusion == "eager":
         return op.target.startswith(_DROPOUT)
-    if fusion == "compiled":
-        return True
     summed = op.kind == "reduction" and any(tensors[t].role is TensorRole.GRADIENT for t in op.outputs)
-    return op.kind != "norm" and not summed
+    return not summed and (fusion == "compiled" or op.kind != "norm")
 
 
 def _elements(op: Operator) -> int:
