@@ -28,6 +28,7 @@ __all__ = [
     "graph_summary",
     "import_hardware",
     "infer",
+    "memory_timeline",
     "model_source",
     "operator_histogram",
     "parse_overrides",
@@ -136,6 +137,7 @@ def graph_summary(graph: ModelGraph) -> dict[str, Any]:
         "trace_time_s": graph.trace_time_s,
         "traced_by": graph.traced_by,
         "notes": list(graph.notes),
+        "memory_timeline": memory_timeline(graph) if graph.flop(Phase.BACKWARD) else [],
         "modules": [
             {
                 "name": s.name,
@@ -150,6 +152,42 @@ def graph_summary(graph: ModelGraph) -> dict[str, Any]:
             for s in graph.segments
         ],
     }
+
+
+def memory_timeline(graph: ModelGraph, recompute: str = "none") -> list[dict[str, Any]]:
+    """Bytes above model state while each segment runs, forward and back: its instances' highest level.
+
+    On one device, gradients new in this step, no optimizer.
+    """
+    from costmodel.graph.liveness import segment_memories
+    from costmodel.predict.peak import walk_stage
+    from costmodel.recompute import Recompute
+
+    policy = Recompute.parse(recompute)
+    texts = {policy.of_block(0), policy.of_block(1)}
+    by_policy = {text: segment_memories(graph.segments, text) for text in texts}
+    units, owner, block = [], [], 0
+    for number, segment in enumerate(graph.segments):
+        for _ in range(segment.count):
+            units.append(by_policy[policy.of_block(block)][number])
+            owner.append(number)
+            block += segment.is_block
+    highest: dict[tuple[str, int], Any] = {}
+    for level in walk_stage(units, gradients_appear=True):
+        key = (str(level.phase), owner[level.unit])
+        if key not in highest or level.total > highest[key].total:
+            highest[key] = level
+    return [
+        {
+            "module": graph.segments[number].name,
+            "phase": phase,
+            "level_bytes": level.total,
+            "activations_bytes": level.activations,
+            "gradients_bytes": level.gradients,
+            "temporary_bytes": level.temporary,
+        }
+        for (phase, number), level in highest.items()
+    ]
 
 
 def operator_histogram(graph: ModelGraph) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,7 +11,15 @@ from costmodel.graph.fusion import FusedSegment
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorRole
 from costmodel.recompute import Recompute
 
-__all__ = ["SegmentMemory", "allocated_bytes", "recomputed_operators", "saved_bytes", "segment_memory"]
+__all__ = [
+    "SegmentMemory",
+    "allocated_bytes",
+    "recomputed_operators",
+    "saved_bytes",
+    "saved_tensors",
+    "segment_memories",
+    "segment_memory",
+]
 
 _SELECTIVE_KINDS = ("attention", "softmax", "bmm")
 
@@ -133,6 +141,17 @@ def segment_memory(
             if sizes.role(index) is TensorRole.GRADIENT
         ),
     )
+
+
+def segment_memories(segments: Sequence[Segment], recompute: str = "none") -> list[SegmentMemory]:
+    """`segment_memory` of every segment of one trace."""
+    saved = saved_tensors(segments)
+    return [segment_memory(segment, recompute, None, saved) for segment in segments]
+
+
+def saved_tensors(segments: Iterable[Segment]) -> frozenset[int]:
+    """Storages that any of the segments keeps for backward."""
+    return frozenset(t.index for s in segments for t in s.tensors if t.saved and t.view_of is None)
 
 
 class _Sizes:

@@ -94,7 +94,7 @@ def are_chains(
             if made_by is not None and unit is not made_by and unit is not followers[id(made_by)]:
                 return False
         if unit is not None and id(unit) in followers:
-            maker |= {_base(tensors, index): unit for index in op.outputs}
+            maker |= {index: unit for index in op.outputs if _base(tensors, index) == index}
     return True
 
 

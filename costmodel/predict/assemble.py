@@ -10,7 +10,7 @@ from costmodel.estimate import Z90, expected_max
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.plan import Plan
 from costmodel.predict.memory import model_state
-from costmodel.predict.optimizer_costs import optimizer_s, state_bytes_per_parameter
+from costmodel.predict.optimizer_costs import optimizer_s, orthogonalisation_s, state_bytes_per_parameter
 from costmodel.predict.partition import balanced_partition
 from costmodel.predict.peak import rank_memory
 from costmodel.predict.prediction import HardwareUsed, Prediction
@@ -125,6 +125,8 @@ def _stage(
         n_dtensors=_n_dtensors(plan, units),
         utilisation=utilisation,
     )
+    shapes = [p.local_shape for unit in units for p in unit.shard.parameters if not p.tied]
+    update_s += orthogonalisation_s(shapes, forecaster.optimizer, forecaster.profile) / shard
     state = _state(forecaster, plan, units)
     return StageCosts(
         index=index,

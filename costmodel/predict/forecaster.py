@@ -16,6 +16,7 @@ import numpy as np
 from costmodel.errors import PlanError
 from costmodel.framework import FrameworkProfile
 from costmodel.graph import scalable_graph
+from costmodel.graph.liveness import saved_tensors
 from costmodel.graph.model_graph import ModelGraph, Phase
 from costmodel.hardware.collectives import collective_times
 from costmodel.hardware.schema import HardwareProfile
@@ -180,9 +181,7 @@ class Forecaster:
         )
         if key not in self._priced:
             segments = self.sharded(plan).segments
-            saved = frozenset(
-                t.index for s in segments for t in s.local.tensors if t.saved and t.view_of is None
-            )
+            saved = saved_tensors(s.local for s in segments)
             self._priced[key] = tuple(
                 price_segment(
                     segment,

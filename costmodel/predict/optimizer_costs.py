@@ -21,6 +21,7 @@ __all__ = [
     "Traffic",
     "optimizer_s",
     "optimizer_variant",
+    "orthogonalisation_s",
     "state_bytes_per_parameter",
     "update_bytes",
 ]
@@ -50,6 +51,9 @@ OPTIMIZERS = {
 """Adam: reads parameter, gradient, both moments; writes parameter and moments (Kingma & Ba, Alg. 1)."""
 
 
+_NEWTON_SCHULZ_STEPS = 5
+
+
 def optimizer_variant(name: str) -> Traffic:
     """The traffic of an optimizer. Raises UsageError on an unknown name."""
     try:
@@ -73,6 +77,24 @@ def update_bytes(elements: Sequence[int], name: str, *, looped: bool) -> int:
     if not optimizer_variant(name).rooted or not elements:
         return 0
     return 4 * (2 * max(elements) if looped else sum(elements))
+
+
+def orthogonalisation_s(shapes: Sequence[Sequence[int]], name: str, profile: HardwareProfile) -> float:
+    """Seconds of the matrix products of an update of parameters with these shapes; 0 but for Muon.
+
+    Muon takes each matrix [m, n], m <= n, through five Newton-Schulz steps in bf16: X X^T, its square and
+    its product with X (torch.optim.Muon; arXiv 2502.16982, section 2.1).
+    """
+    matrices = [sorted(s) for s in shapes if len(s) == 2]
+    if optimizer_variant(name).variant != "muon" or not matrices:
+        return 0.0
+    m, n = (np.array([s[i] for s in matrices], dtype=np.float64) for i in (0, 1))
+    products = (("nt", m, m, n), ("nn", m, m, m), ("nn", m, n, m))
+    total = 0.0
+    for layout, rows, cols, inner in products:
+        dims = {"m": rows, "n": cols, "k": inner}
+        total += float(operator_times(profile, "gemm", layout, "bf16", dims).median_s.sum())
+    return _NEWTON_SCHULZ_STEPS * total
 
 
 def optimizer_s(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from costmodel.graph.model_graph import Phase
 from costmodel.predict.memory import ModelState, communication_bytes, model_state
 from costmodel.predict.optimizer_costs import state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
     from costmodel.predict.units import Unit
     from costmodel.step import StepResult
 
-__all__ = ["Peak", "peak_of_stage", "rank_memory"]
+__all__ = ["Peak", "peak_of_stage", "rank_memory", "walk_stage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """The highest level while one micro-batch passes a stage: what holds it, bytes above model state."""
+    """A level while one micro-batch passes a stage: what holds it, bytes above model state."""
 
     activations: int
     gradients: int
     temporary: int
+    unit: int = 0
+    """Position of the unit that runs then."""
+    phase: Phase = Phase.FORWARD
 
     @property
     def total(self) -> int:
@@ -39,24 +43,30 @@ class Peak:
         return self.activations + self.gradients + self.temporary
 
 
-def peak_of_stage(units: Sequence[SegmentMemory], *, gradients_appear: bool) -> Peak:
-    """Walk a stage's units forward and back. `gradients_appear`: none are there before backward."""
+def walk_stage(units: Sequence[SegmentMemory], *, gradients_appear: bool) -> list[Peak]:
+    """The highest level inside each unit, forward and back again.
+
+    `gradients_appear`: none are there before backward.
+    """
     held = gradients = 0
-    best = Peak(activations=0, gradients=0, temporary=0)
-
-    def see(above: int) -> None:
-        nonlocal best
-        if held + gradients + above > best.total:
-            best = Peak(activations=held, gradients=gradients, temporary=above)
-
-    for unit in units:
-        see(unit.forward_bytes)
+    levels = []
+    for number, unit in enumerate(units):
+        levels.append(Peak(activations=held, gradients=0, temporary=unit.forward_bytes, unit=number))
         held += unit.saved_bytes
-    for unit in reversed(units):
-        see(unit.backward_bytes if gradients_appear else unit.accumulating_bytes)
+    for number, unit in reversed(list(enumerate(units))):
+        above = unit.backward_bytes if gradients_appear else unit.accumulating_bytes
+        levels.append(
+            Peak(activations=held, gradients=gradients, temporary=above, unit=number, phase=Phase.BACKWARD)
+        )
         held -= unit.saved_bytes
         gradients += unit.gradient_bytes if gradients_appear else 0
-    return best
+    return levels
+
+
+def peak_of_stage(units: Sequence[SegmentMemory], *, gradients_appear: bool) -> Peak:
+    """The highest of `walk_stage`'s levels."""
+    nothing = Peak(activations=0, gradients=0, temporary=0)
+    return max(walk_stage(units, gradients_appear=gradients_appear), key=lambda p: p.total, default=nothing)
 
 
 def rank_memory(

@@ -81,6 +81,24 @@ def command(
         title="operators by kind (forward + backward, all instances)",
         caption=legend(),
     )
+    if summary["memory_timeline"]:
+        highest = max(level["level_bytes"] for level in summary["memory_timeline"])
+        print_table(
+            ["module", "phase", "level", "held", "gradients", "temporary", ""],
+            [
+                [
+                    level["module"],
+                    level["phase"],
+                    bytes_text(level["level_bytes"]),
+                    bytes_text(level["activations_bytes"]),
+                    bytes_text(level["gradients_bytes"]),
+                    bytes_text(level["temporary_bytes"]),
+                    "#" * round(30 * level["level_bytes"] / max(1, highest)),
+                ]
+                for level in summary["memory_timeline"]
+            ],
+            title="memory above model state over one step, nothing recomputed; highest instance of each row",
+        )
     if hardware is not None:
         for dtype, ridge in api.ridges(hardware).items():
             print(f"ridge of {hardware}, {dtype}: {ridge:.3g} FLOP/byte")

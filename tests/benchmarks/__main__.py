@@ -49,6 +49,19 @@ def _trace(model: str) -> str:
     return f"{time.perf_counter() - start:.1f} s from process start, {float(out.split()[1]):.2f} GB"
 
 
+def mesh_s() -> str:
+    """The best split of one llama-3.1-405b layer on 8 x 8 devices."""
+    from costmodel.graph import trace
+    from costmodel.models import resolve
+    from costmodel.sharding import Axis, Rules, solve_segment
+
+    graph = trace(resolve("llama-3.1-405b", seq_len=8192, micro_batch_size=8), attention="flash")
+    layer = next(s for s in graph.segments if s.count > 100)
+    start = time.perf_counter()
+    solve_segment(layer, (Axis(name="dp", n=8), Axis(name="tp", n=8)), rules=Rules(allow_batch=True))
+    return f"{time.perf_counter() - start:.1f} s for one layer on an 8 x 8 mesh"
+
+
 def search_s() -> str:
     """Every plan of GPT-2 on eight devices."""
     from planner import api
@@ -62,6 +75,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "pricing": pricing_s,
     "trace llama-3.1-405b for training": lambda: _trace("llama-3.1-405b"),
     "trace deepseek-v3 for training": lambda: _trace("deepseek-v3"),
+    "split llama-3.1-405b": mesh_s,
     "search": search_s,
 }
 

@@ -66,6 +66,23 @@ def test_every_other_block_runs_again() -> None:
     assert 0 < mlp.breakdown_s["recompute"] < full.breakdown_s["recompute"]
 
 
+def test_muon_multiplies_matrices_and_keeps_one_moment() -> None:
+    source = resolve("gpt2", overrides=SIZES, seq_len=64)
+    adam, muon = (
+        Forecaster(
+            source=source,
+            profile=load_profile("a100-sxm4-80gb"),
+            framework=load_framework("pytorch"),
+            optimizer=name,
+        )
+        .forecast(Plan.parse("mbs4"))
+        .prediction
+        for name in ("adamw", "muon")
+    )
+    assert muon.breakdown_s["optimizer"] > adam.breakdown_s["optimizer"]
+    assert muon.memory[0].optimizer == adam.memory[0].optimizer / 2
+
+
 def test_slower_network_is_slower() -> None:
     names = load_profile("a100-sxm4-80gb").network.variants()
     slow = next(name for name in names if name.startswith("ethernet"))

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from costmodel.graph import trace_module
-from costmodel.graph.liveness import SegmentMemory, segment_memory
+from costmodel.graph.liveness import SegmentMemory, segment_memories
 from costmodel.graph.model_graph import ModelGraph
 from costmodel.graph.tracing import default_loss
 from costmodel.predict.optimizer_costs import update_bytes
@@ -67,8 +67,8 @@ def measured_peak_bytes(module: nn.Module, inputs: Inputs) -> int:
 
 def predicted_peak_bytes(graph: ModelGraph, module: nn.Module, inputs: Inputs, recompute: str) -> int:
     """Parameters, buffers, Adam's moments and what the walk finds above them."""
-    saved = frozenset(t.index for s in graph.segments for t in s.tensors if t.saved and t.view_of is None)
-    units = [segment_memory(s, recompute, None, saved) for s in graph.segments for _ in range(s.count)]
+    memories = segment_memories(graph.segments, recompute)
+    units = [m for s, m in zip(graph.segments, memories, strict=True) for _ in range(s.count)]
     trained = [p for p in module.parameters() if p.requires_grad]
     sizes = [p.numel() for p in trained]
     update = 4 * sum(sizes) + update_bytes(sizes, "adamw", looped=True)
