@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from planner.validation.published.conventions import Sizes, from_step_time
 from planner.validation.published.inference import InferenceCache, predict_inference
+from planner.validation.published.memory import METRIC, memory_row
 from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, read_rows
 from planner.validation.published.setting import INFERENCE_TASKS, row_arguments, row_framework, row_plan
-from planner.validation.scoring import Report, ScoredRow
+from planner.validation.scoring import Report, ScoredRow, summarise
 
 __all__ = ["validate_published"]
 
@@ -35,7 +37,12 @@ def validate_published(path: Path, *, limit: int | None = None) -> Report:
     rows = _scored(list(read_rows(path, limit=limit)))
     if not rows:
         raise InputFileError(f"{path}: holds no row; the README lists what a table of runs has")
-    return Report.of(rows, by=("source", "gpu", "family", "task"), min_group=_MIN_GROUP)
+    times = [row for row in rows if row.metric != METRIC]
+    memory = [row for row in rows if row.metric == METRIC]
+    report = Report.of(times, by=("source", "gpu", "family", "task"), min_group=_MIN_GROUP)
+    # memory has its own summary: its errors say nothing of times
+    summary = [replace(part, by=f"memory {part.by}") for part in summarise(memory, ("source",))]
+    return Report(rows=(*memory, *times), summary=(*report.summary, *(summary if memory else ())))
 
 
 def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
@@ -45,19 +52,19 @@ def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
         models.setdefault(tuple(row.text(column) for column in _MODEL_COLUMNS), []).append(number)
     workers = min(os.cpu_count() or 1, len(models))
     if workers < 2 or len(rows) < _ROWS_WORTH_WORKERS:
-        return _score_all(rows)
+        return [scored for found_ in _score_all(rows) for scored in found_]
     shares: list[list[int]] = [[] for _ in range(workers * _SHARES_PER_WORKER)]
     for numbers in sorted(models.values(), key=len, reverse=True):
         min(shares, key=len).extend(numbers)
-    found: dict[int, ScoredRow] = {}
+    found: dict[int, list[ScoredRow]] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         scored = pool.map(_score_all, [[rows[n] for n in share] for share in shares])
         for share, results in zip(shares, scored, strict=True):
             found.update(zip(share, results, strict=True))
-    return [found[number] for number in range(len(rows))]
+    return [scored for number in range(len(rows)) for scored in found[number]]
 
 
-def _score_all(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
+def _score_all(rows: Sequence[PublishedRow]) -> list[list[ScoredRow]]:
     cache = _Cache()
     return [_score(row, cache) for row in rows]
 
@@ -70,18 +77,20 @@ class _Cache:
         self.inference: InferenceCache = {}
 
 
-def _score(row: PublishedRow, cache: _Cache) -> ScoredRow:
+def _score(row: PublishedRow, cache: _Cache) -> list[ScoredRow]:
+    """The score of the row's metric, and of its memory where it gives that."""
     labels = {"gpu": row.text("gpu"), "family": row.text("model_family"), "task": row.text("task")}
     group = "/".join(row.text(k) for k in ("source", "model_name", "n_gpus", "global_batch", "seq_len"))
     source = row.id.rpartition("-")[0] or row.text("source")
     metric = row.metric
 
-    def skipped(reason: str) -> ScoredRow:
+    def skipped(reason: str) -> list[ScoredRow]:
         name = metric[0] if metric else "none"
         value = metric[1] if metric else None
-        return ScoredRow(
+        scored = ScoredRow(
             id=row.id, source=source, group=group, metric=name, measured=value, skipped=reason, labels=labels
         )
+        return [scored]
 
     if metric is None:
         return skipped("the row gives no metric")
@@ -101,7 +110,7 @@ def _score(row: PublishedRow, cache: _Cache) -> ScoredRow:
             if isinstance(answer, str):
                 return skipped(answer)
             low, value, high = answer
-            return ScoredRow(
+            scored = ScoredRow(
                 id=row.id,
                 source=source,
                 group=group,
@@ -112,13 +121,14 @@ def _score(row: PublishedRow, cache: _Cache) -> ScoredRow:
                 high=high,
                 labels=labels,
             )
+            return [scored]
         prediction, forecaster = _predict(row, plan, model, cache.training)
     except ForeshardError as error:
         return skipped(str(error))
     name, measured = metric
     convert = _converter(row, plan, model, prediction, forecaster, name)
     values = [convert(s) for s in (prediction.step_time_low_s, prediction.step_time_high_s)]
-    return ScoredRow(
+    scored = ScoredRow(
         id=row.id,
         source=source,
         group=group,
@@ -129,6 +139,8 @@ def _score(row: PublishedRow, cache: _Cache) -> ScoredRow:
         high=max(values),
         labels=labels,
     )
+    memory = memory_row(row, prediction, scored)
+    return [scored] if memory is None else [scored, memory]
 
 
 def _predict(
