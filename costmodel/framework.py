@@ -71,7 +71,10 @@ class FrameworkProfile(BaseModel):
     """Host time of a forward pass in inference beside its kernels (sampling, bookkeeping)."""
     vocab_multiple: int = Field(1, ge=1)
     """The vocabulary is padded to a multiple of this (times tp)."""
+    workspace_bytes: int = Field(0, ge=0)
+    """What libraries keep allocated through torch's allocator (cuBLAS workspaces)."""
     memory_overhead_bytes: int = Field(0, ge=0)
+    """What the device holds beside torch's allocator (context, communication buffers, fragments)."""
     residual_log_sigma: float = Field(0.0, ge=0)
     """Spread of measured over predicted step time that the other terms do not explain."""
     notes: dict[str, str] = Field(default_factory=dict)

@@ -64,6 +64,8 @@ class FusedSegment:
     operators: tuple[Operator, ...]
     unwritten: frozenset[int] = frozenset()
     masks: frozenset[int] = frozenset()
+    softmax_in_place: bool = False
+    """The gradient of a softmax overwrites the softmax (Megatron-LM's fused softmax and cross entropy)."""
 
 
 def fuse(segment: Segment, fusion: str) -> FusedSegment:
@@ -85,6 +87,7 @@ def fuse(segment: Segment, fusion: str) -> FusedSegment:
         operators=tuple(sorted(result, key=lambda op: op.index)),
         unwritten=frozenset(traffic.internal),
         masks=traffic.masks,
+        softmax_in_place=fusion == "fused",
     )
 
 

@@ -125,14 +125,14 @@ def segment_memory(
     held = saved_bytes(segment, recompute, fused)
     # what a whole block holds is its output, which went when the next block's backward was done
     start = sum(map(sizes.of, saved)) - held if whole else sum(map(sizes.of, dropped))
-    repeated = _walk(forward, sizes, foreign, kept=saved).peak - held if whole else 0
+    repeated = _walk(forward, sizes, foreign, kept=saved) - held if whole else 0
     peaks = [
-        max(repeated, start + _walk(backward, sizes, foreign, held=saved, gradients_stay=stay).peak)
+        max(repeated, start + _walk(backward, sizes, foreign, held=saved, gradients_stay=stay))
         for stay in (True, False)
     ]
     return SegmentMemory(
         saved_bytes=held,
-        forward_bytes=max(walked.peak, held),
+        forward_bytes=max(walked, held),
         backward_bytes=peaks[0],
         accumulating_bytes=peaks[1],
         gradient_bytes=sum(
@@ -161,6 +161,7 @@ class _Sizes:
         self._tensors = {t.index: t for t in segment.tensors}
         unwritten = fused.unwritten if fused else frozenset[int]()
         masks = fused.masks if fused else frozenset[int]()
+        self._in_place = fused is not None and fused.softmax_in_place
         self._bytes = {
             t.index: allocated_bytes(prod(t.shape) if t.index in masks else t.size_bytes)
             for t in segment.tensors
@@ -180,10 +181,9 @@ class _Sizes:
         """What the tensor is to the model."""
         return self._tensors[index].role
 
-
-@dataclass(frozen=True, slots=True)
-class _Walked:
-    peak: int
+    def reuses(self, op: Operator) -> bool:
+        """Whether the operator's result takes the place of what it reads for the last time."""
+        return self._in_place and op.kind == "softmax" and op.phase is Phase.BACKWARD
 
 
 _LASTING = (TensorRole.PARAMETER, TensorRole.BUFFER, TensorRole.INPUT)
@@ -197,7 +197,7 @@ def _walk(
     kept: Iterable[int] = (),
     held: Iterable[int] = (),
     gradients_stay: bool = False,
-) -> _Walked:
+) -> int:
     """Most bytes above the level at the start.
 
     `kept` stay to the end, `held` are there at the start and go after their last use (at once where nothing
@@ -218,14 +218,21 @@ def _walk(
     peak = max(0, level)
     live = incoming | {i for i in counted if i in last}
     for position, op in enumerate(ops):
+        ending = {
+            base
+            for base in {sizes.base(i) for i in (*op.inputs, *op.outputs)}
+            if last[base] == position and base not in staying
+        }
+        if gradients_stay:
+            ending = {base for base in ending if sizes.role(base) is not TensorRole.GRADIENT}
+        if sizes.reuses(op):
+            level -= sum(map(sizes.of, ending & live))
+            live -= ending
         for base in {sizes.base(i) for i in op.outputs} - live - foreign:
             if sizes.role(base) not in _LASTING:
                 live.add(base)
                 level += sizes.of(base)
         peak = max(peak, level)
-        for base in {sizes.base(i) for i in (*op.inputs, *op.outputs)} & live:
-            stays = base in staying or (gradients_stay and sizes.role(base) is TensorRole.GRADIENT)
-            if last[base] == position and not stays:
-                live.discard(base)
-                level -= sizes.of(base)
-    return _Walked(peak)
+        level -= sum(map(sizes.of, ending & live))
+        live -= ending
+    return peak

@@ -17,7 +17,7 @@ from costmodel.predict.prediction import HardwareUsed, Prediction
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
 from costmodel.predict.uncertainty import step_log_sigma
-from costmodel.predict.units import Unit, expand, unit_costs
+from costmodel.predict.units import Unit, expand, held_elements, tied_elements, unit_costs
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step import StepResult, simulate_step
 
@@ -56,7 +56,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
             _stage(forecaster, plan, i, group, last=i == len(groups) - 1, utilisation=utilisation)
             for i, group in enumerate(groups)
         ]
-        step = _simulate(forecaster, plan, stages)
+        step = _simulate(forecaster, plan, stages, _tied_s(forecaster, plan, groups))
         utilisation = 0.0 if alone else 1.0 - step.bubble_fraction
     step_overhead_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
     step_time_s = step.step_time_s + step_overhead_s
@@ -116,7 +116,7 @@ def _stage(
     send_s = 0.0
     if send_bytes and plan.pp > 1:
         send_s = _send_s(forecaster, plan, send_bytes)
-    elements = [n for unit in units for n in unit.elements]
+    elements = held_elements(units)
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
     update_s, _ = optimizer_s(
         [max(1, math.ceil(n / shard)) for n in elements],
@@ -161,7 +161,7 @@ def _n_dtensors(plan: Plan, units: list[Unit]) -> int:
 
 def _state(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> int:
     return model_state(
-        sum(n for unit in units for n in unit.elements),
+        sum(held_elements(units)),
         framework=forecaster.framework,
         optimizer_bytes=state_bytes_per_parameter(forecaster.optimizer, forecaster.framework),
         zero_stage=plan.zero_stage,
@@ -170,7 +170,19 @@ def _state(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> int:
     ).total
 
 
-def _simulate(forecaster: Forecaster, plan: Plan, stages: list[StageCosts]) -> StepResult:
+def _tied_s(forecaster: Forecaster, plan: Plan, groups: list[list[Unit]]) -> float:
+    """Time in which the last stage and the first add up the gradients of parameters that both hold: each
+    sends the other half of them and gets half of the sums."""
+    tied = tied_elements(groups[-1])
+    if plan.pp == 1 or not tied:
+        return 0.0
+    size = tied * forecaster.framework.gradient_comm_bytes
+    return float(forecaster.collective(plan, "p2p", size, "pp").median_s[0])
+
+
+def _simulate(
+    forecaster: Forecaster, plan: Plan, stages: list[StageCosts], tied_embedding_s: float
+) -> StepResult:
     overlap = forecaster.profile.overlap
     return simulate_step(
         stages,
@@ -186,6 +198,7 @@ def _simulate(forecaster: Forecaster, plan: Plan, stages: list[StageCosts]) -> S
         overlap_reduce=forecaster.profile.device.kind != "cpu" or plan.zero_stage != 3,
         compute_slowdown=overlap.compute_slowdown,
         comm_slowdown=overlap.comm_slowdown,
+        tied_embedding_s=tied_embedding_s,
         action_s=host_cost_s(forecaster.profile, "pipeline_action_s") if plan.pp > 1 else 0.0,
     )
 

@@ -15,6 +15,7 @@ from costmodel.graph.model_graph import Phase
 from costmodel.predict.memory import ModelState, communication_bytes, model_state
 from costmodel.predict.optimizer_costs import state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
+from costmodel.predict.units import held_elements
 
 if TYPE_CHECKING:
     from costmodel.graph.liveness import SegmentMemory
@@ -83,7 +84,7 @@ def _rank(
     forecaster: Forecaster, plan: Plan, rank: int, stages: list[list[Unit]], step: StepResult
 ) -> StageMemory:
     framework, optimizer = forecaster.framework, forecaster.optimizer
-    elements = [n for stage in stages for unit in stage for n in unit.elements]
+    elements = held_elements([unit for stage in stages for unit in stage])
     state = model_state(
         sum(elements),
         framework=framework,
@@ -124,7 +125,7 @@ def _rank(
         gradients=0 if swapped else state.gradients,
         optimizer=0 if swapped else resting.optimizer,
         activations=above - temporary,
-        temporary=temporary,
+        temporary=temporary + framework.workspace_bytes,
         communication=communication_bytes(
             sum(elements),
             largest_unit_parameters=max((sum(u.elements) for stage in stages for u in stage), default=0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from costmodel.predict.segment_costs import SegmentCosts
     from costmodel.sharding import ShardedSegment
 
-__all__ = ["Unit", "copy_s", "expand", "unit_costs"]
+__all__ = ["Unit", "copy_s", "expand", "held_elements", "tied_elements", "unit_costs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,24 @@ class Unit:
         """Forward + backward + recomputation of one micro-batch."""
         forward, backward = _two_ways(self.costs, utilisation, 0.0)
         return sum(cost.total_s for cost in (*forward.values(), *backward.values()))
+
+
+def held_elements(units: Sequence[Unit]) -> list[int]:
+    """Elements of each parameter tensor of a rank with these units: those that start there, and copies of
+    parameters tied to another rank's (the head of a pipeline's last stage)."""
+    own = {p.name for unit in units for p in unit.shard.parameters if not p.tied}
+    copies = {
+        p.name: prod(p.local_shape)
+        for unit in units
+        for p in unit.shard.parameters
+        if p.tied and p.name not in own
+    }
+    return [*(n for unit in units for n in unit.elements), *copies.values()]
+
+
+def tied_elements(units: Sequence[Unit]) -> int:
+    """Elements of the copies among `held_elements`."""
+    return sum(held_elements(units)) - sum(n for unit in units for n in unit.elements)
 
 
 def expand(forecaster: Forecaster, plan: Plan) -> list[Unit]:

@@ -76,7 +76,7 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     config = dict(entry["config"])
     for column, name in entry["columns"].items():
         if column in values:
-            config[name] = values[column]
+            config[name] = round(values[column] * entry.get("factors", {}).get(column, 1))
     seq_len = row.integer("seq_len", int(entry["defaults"].get("seq_len", 0)))
     return RowModel(config=config, seq_len=seq_len, vocab=values.get("vocab", 0))
 
