@@ -54,6 +54,9 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
     flash = row.flag("flash_attention")
     if flash is not None:
         changes["attention"] = "flash" if flash else "unfused"
+    said = (e for e in _settings()["attention"] if re.search(e["match"], row.text("notes"), re.I))
+    if flash is None and (entry := next(said, None)):
+        changes["attention"] = entry["attention"]
     return base.model_copy(update=changes)
 
 
