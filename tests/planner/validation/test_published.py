@@ -9,6 +9,7 @@ import pytest
 
 from costmodel.errors import InputFileError
 from planner.validation.published import score
+from planner.validation.published.memory import METRIC
 from planner.validation.published.score import validate_published
 from planner.validation.scoring import Report, ScoredRow
 
@@ -21,7 +22,7 @@ def report() -> Report:
 
 
 def row(report: Report, name: str) -> ScoredRow:
-    return next(r for r in report.rows if r.id == name)
+    return next(r for r in report.rows if r.id == name and r.metric != METRIC)
 
 
 def error(report: Report, name: str) -> float:
@@ -47,8 +48,18 @@ def test_the_interval_holds_the_forecast(report: Report) -> None:
             assert scored.low < scored.predicted < scored.high
 
 
+def test_memory_has_rows_and_a_summary_of_its_own(report: Report) -> None:
+    memory = [r for r in report.rows if r.metric == METRIC]
+    assert [r.id for r in memory] == ["mcore-1", "mcore-2"]
+    assert all(abs(r.error) <= 0.04 for r in memory)
+    assert report.rows[: len(memory)] == tuple(memory)
+    assert report.overall.n == 7
+    of_memory = {part.key: part for part in report.summary if part.by == "memory source"}
+    assert of_memory["mcore"].n == 2
+
+
 def test_no_row_is_skipped_without_a_reason(report: Report) -> None:
-    assert len(report.rows) == 7
+    assert len([r for r in report.rows if r.metric != METRIC]) == 9
     assert row(report, "silent-1").skipped == "the source does not say the batch"
     assert "none of train, forward, prefill, decode" in str(row(report, "unknown-1").skipped)
 
