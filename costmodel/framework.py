@@ -45,6 +45,8 @@ class FrameworkProfile(BaseModel):
     optimizer: str = "adam"
     bucket_bytes: int = Field(25 * 2**20, gt=0)
     first_bucket_bytes: int = Field(2**20, gt=0)
+    bucket_bytes_per_rank: int = Field(0, ge=0)
+    """Buckets are at least this times the data-parallel degree: rings of many ranks need long messages."""
     gradient_as_bucket_view: bool = False
     """Gradients live in the reducer's buckets; else they are copied in and out."""
     gradients_persist: bool = False

@@ -193,19 +193,19 @@ def _data_parallel(
     op = "all_reduce" if plan.zero_stage == 0 else "reduce_scatter"
     per_bucket_s = host_cost_s(forecaster.profile, "ddp_bucket_s")
     synchronous = forecaster.profile.device.kind == "cpu"
+    smallest = framework.bucket_bytes_per_rank * plan.dp * plan.cp
     for bucket in gradient_buckets(
         parameters_by_unit,
-        bucket_bytes=framework.bucket_bytes,
-        first_bucket_bytes=framework.first_bucket_bytes,
+        bucket_bytes=max(framework.bucket_bytes, smallest),
+        first_bucket_bytes=max(framework.first_bucket_bytes, smallest),
     ):
+        if plan.zero_stage:
+            updated = bucket.size_bytes * framework.parameter_comm_bytes / framework.gradient_comm_bytes
+            gather_s[bucket.ready_unit] += collective("all_gather", updated, "dp")
         reduce_s[bucket.ready_unit] += collective(op, bucket.size_bytes, "dp")
         # launching takes the rank's own thread: on a CPU its computation waits for it
         (copies_s if synchronous else reduce_s)[bucket.ready_unit] += per_bucket_s
     if not framework.gradient_as_bucket_view:
         for i, size in parameters_by_unit:
             copies_s[i] += 2.0 * copy_s(forecaster, size)
-    if plan.zero_stage:
-        for i, unit in enumerate(units):
-            whole = sum(unit.elements) * framework.parameter_comm_bytes
-            gather_s[i] = collective("all_gather", whole, "dp") if whole else 0.0
     return reduce_s, gather_s, copies_s
