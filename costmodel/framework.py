@@ -30,6 +30,8 @@ class FrameworkProfile(BaseModel):
     fusion: Literal["eager", "compiled", "fused"] = "eager"
     half_products: Literal["same", "fp8", "nvfp4"] = "same"
     """Type in which products of half-precision operands with weights are computed."""
+    cache_dtype: Literal["same", "fp8"] = "same"
+    """Type of keys and values kept in inference; same: the activations'."""
     memory_bound_efficiency: float = Field(1.0, gt=0)
     """Bandwidth of the framework's element-wise, softmax and normalisation kernels over that of torch's."""
     attention: Literal["unfused", "flash"] = "flash"

@@ -294,10 +294,13 @@ def infer(
     output_len: int | None = None,
     seq_len: int | None = None,
     framework: str = "pytorch-bf16",
+    cache_dtype: str | None = None,
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> InferencePrediction | ForwardCost:
     """Requests of `prompt_len` tokens answered with `output_len` each; without both, one forward pass.
+
+    `cache_dtype`: same (as activations) or fp8, instead of the framework's.
 
     Raises UsageError where only one of the two is given, PlanError where the model cannot be run so.
     """
@@ -310,10 +313,15 @@ def infer(
     source = model_source(
         model, seq_len=prompt_len or seq_len, overrides=overrides, trust_remote_code=trust_remote_code
     )
+    chosen = load_framework(framework)
+    if cache_dtype is not None:
+        if cache_dtype not in ("same", "fp8"):
+            raise UsageError(f"cache type {cache_dtype!r}: must be same or fp8")
+        chosen = chosen.model_copy(update={"cache_dtype": cache_dtype})
     inference = InferenceForecaster(
         source=source,
         profile=_load(name),
-        framework=load_framework(framework),
+        framework=chosen,
         network_variant=variant or None,
     )
     parsed = parse_plan(plan)

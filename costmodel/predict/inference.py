@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from costmodel.errors import PlanError
 from costmodel.estimate import Z90
 from costmodel.graph.model_graph import ModelGraph, Operator
-from costmodel.hardware.device import element_bytes
+from costmodel.hardware.device import cache_bytes
 from costmodel.plan import Plan
 from costmodel.predict.forecaster import Forecaster
 from costmodel.predict.pricing import host_cost_s
@@ -189,9 +189,19 @@ class InferenceForecaster:
                 framework=self.framework,
                 network_variant=self.network_variant,
                 training=False,
-                adapt=partial(_attending, context=context),
+                adapt=partial(_attending, context=context, cache=self._cache_type()),
             )
         return self._forecasters[seq_len, context]
+
+    def _cache_type(self) -> str:
+        """Type of attention over a cache of another type than the activations (bf16+fp8kv); "" where it is
+        the same or the profile measured no such attention."""
+        if self.framework.cache_dtype == "same":
+            return ""
+        dtype = f"{self.framework.compute_dtype}+{self.framework.cache_dtype}kv"
+        return (
+            dtype if any(f.kind == "attention" and f.dtype == dtype for f in self.profile.operators) else ""
+        )
 
     def _units(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> list[Unit]:
         shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
@@ -234,7 +244,9 @@ class InferenceForecaster:
 
     def _cache_bytes_per_token(self, one_token: Forecaster, plan: Plan, batch_size: int) -> float:
         """Keys and values that every token leaves on a rank, over all layers."""
-        width = element_bytes(self.framework.compute_dtype)
+        cache = self.framework.cache_dtype
+        compute = self.framework.compute_dtype
+        width = cache_bytes(compute if cache == "same" else f"{compute}+{cache}kv")
         total = 0.0
         for unit in self._units(one_token, plan, batch_size):
             for op in unit.shard.local.operators:
@@ -244,22 +256,26 @@ class InferenceForecaster:
         return total
 
 
-def _attending(graph: ModelGraph, *, context: int) -> ModelGraph:
-    """The graph with its attention in its phase: over a prompt, or of one token over `context` keys."""
+def _attending(graph: ModelGraph, *, context: int, cache: str) -> ModelGraph:
+    """The graph with its attention in its phase: over a prompt, or of one token over `context` keys.
+
+    `cache`: the type of attention over a cache of another type, "" for the same.
+    """
     segments = tuple(
-        replace(segment, operators=tuple(_phase(op, context) for op in segment.operators))
+        replace(segment, operators=tuple(_phase(op, context, cache) for op in segment.operators))
         for segment in graph.segments
     )
     return replace(graph, segments=segments)
 
 
-def _phase(op: Operator, context: int) -> Operator:
+def _phase(op: Operator, context: int, cache: str) -> Operator:
     if op.kind != "attention" or op.variant not in _VARIANTS:
         return op
     prompt, token = _VARIANTS[op.variant]
     if not context:
         return replace(op, variant=prompt)
-    return replace(op, variant=token, dims={**op.dims, "kv_len": context, "causal": 0})
+    dims = {**op.dims, "kv_len": context, "causal": 0}
+    return replace(op, variant=token, dims=dims, dtype=cache or op.dtype)
 
 
 def _output_bytes(unit: Unit) -> int:

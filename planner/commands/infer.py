@@ -32,6 +32,9 @@ def command(
     output: Annotated[int | None, typer.Option("--output", min=1, help="Tokens generated for each.")] = None,
     seq: Seq = None,
     framework: Framework = "pytorch-bf16",
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="Type of keys and values: same (as activations) or fp8.")
+    ] = None,
     set_: Overrides = None,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
@@ -49,6 +52,7 @@ def command(
         output_len=output,
         seq_len=seq,
         framework=framework,
+        cache_dtype=cache,
         overrides=set_,
         trust_remote_code=trust_remote_code,
     )

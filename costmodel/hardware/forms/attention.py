@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from costmodel.estimate import FloatArray
-from costmodel.hardware.device import element_bytes, peak_flop_per_s
+from costmodel.hardware.device import cache_bytes, element_bytes, peak_flop_per_s
 from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter
 from costmodel.hardware.schema import DeviceSpec
 
@@ -112,10 +112,9 @@ class AttentionForm(Form):
         width = dims["qk_dim"] + dims["v_dim"]
         kv = np.minimum(dims["kv_len"], np.where(dims["window"] > 0, dims["window"] + dims["q_len"], np.inf))
         row = dims["qk_dim"] if variant == "mla_decode" else width * np.maximum(dims["kv_heads"], 1.0)
-        elements = dims["batch"] * (dims["q_len"] * dims["heads"] * width + kv * row)
-        return np.asarray(
-            element_bytes(dtype) * elements * (2.0 if variant == "bwd" else 1.0), dtype=np.float64
-        )
+        of_queries = element_bytes(dtype) * dims["q_len"] * dims["heads"] * width
+        total = dims["batch"] * (of_queries + cache_bytes(dtype) * kv * row)
+        return np.asarray(total * (2.0 if variant == "bwd" else 1.0), dtype=np.float64)
 
 
 _NAMES = ("batch", "q_len", "kv_len", "heads", "kv_heads")

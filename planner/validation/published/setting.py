@@ -51,6 +51,9 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
     if dtype == "fp32":
         changes |= {"parameter_bytes": 4.0, "gradient_bytes": 4.0, "optimizer_state_bytes": 8.0}
         changes |= {"gradient_comm_bytes": 4.0, "parameter_comm_bytes": 4.0}
+    for entry in _settings()["cache"]:
+        if re.search(entry["match"], row.text("notes"), re.I):
+            changes["cache_dtype"] = entry["cache_dtype"]
     flash = row.flag("flash_attention")
     if flash is not None:
         changes["attention"] = "flash" if flash else "unfused"

@@ -81,7 +81,7 @@ def test_doubling_a_size_does_not_make_it_faster(m: int, n: int, k: int, which: 
     sizes = {"m": m, "n": n, "k": k}
     twice = sizes | {which: 2 * sizes[which]}
     before, after = (operator_times(p, "gemm", "nt", "bf16", s).median_s[0] for s in (sizes, twice))
-    assert after >= before * 0.93  # up to a quantisation step of tiles or splits
+    assert after >= before * 0.9  # up to a quantisation step of tiles or splits
 
 
 def test_blocks_and_threads_change_nothing() -> None:

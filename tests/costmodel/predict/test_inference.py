@@ -9,7 +9,7 @@ from costmodel.framework import load_framework
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
 from costmodel.plan import Plan
-from costmodel.predict.inference import InferenceForecaster
+from costmodel.predict.inference import InferenceForecaster, InferencePrediction
 
 GPT = {"n_layer": 4, "n_embd": 1024, "n_head": 16, "vocab_size": 1024, "n_positions": 2048}
 WIDTH, LAYERS = 1024, 4
@@ -107,3 +107,18 @@ def test_sizes_are_positive(gpt: InferenceForecaster, sizes: tuple[int, int, int
     batch, prompt, output = sizes
     with pytest.raises(PlanError, match="must be at least 1"):
         gpt.generate(Plan(), batch_size=batch, prompt_len=prompt, output_len=output)
+
+
+def test_a_narrow_cache_is_half_as_large_and_quicker_to_read() -> None:
+    def answer(cache: str) -> InferencePrediction:
+        framework = load_framework("tensorrt-llm").model_copy(update={"cache_dtype": cache})
+        inference = InferenceForecaster(
+            source=resolve("gpt2", overrides={"n_layer": 4}, seq_len=1024),
+            profile=load_profile("h100-sxm5-80gb"),
+            framework=framework.model_copy(update={"compute_dtype": "bf16"}),
+        )
+        return inference.generate(Plan(), batch_size=256, prompt_len=512, output_len=512)
+
+    same, narrow = answer("same"), answer("fp8")
+    assert narrow.kv_cache_bytes == same.kv_cache_bytes / 2
+    assert narrow.time_per_output_token_s < same.time_per_output_token_s
