@@ -199,9 +199,8 @@ class InferenceForecaster:
         if self.framework.cache_dtype == "same":
             return ""
         dtype = f"{self.framework.compute_dtype}+{self.framework.cache_dtype}kv"
-        return (
-            dtype if any(f.kind == "attention" and f.dtype == dtype for f in self.profile.operators) else ""
-        )
+        measured = {f.dtype for f in self.profile.operators if f.kind == "attention"}
+        return dtype if dtype in measured else ""
 
     def _units(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> list[Unit]:
         shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
@@ -222,9 +221,8 @@ class InferenceForecaster:
 
     def _sum(self, forecaster: Forecaster, plan: Plan, batch_size: int, units: list[Unit]) -> ForwardCost:
         parts: dict[str, float] = {}
-        utilisation = (
-            0.0 if plan.dp * plan.tp * plan.cp == 1 else 1.0
-        )  # stages take turns, other ranks do not
+        # stages take turns, other ranks do not
+        utilisation = 0.0 if plan.dp * plan.tp * plan.cp == 1 else 1.0
         for unit in units:
             cost = unit.costs.parts("forward", utilisation)
             for costs in (cost, unit.costs.exposed_host({"forward": cost})):

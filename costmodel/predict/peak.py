@@ -93,7 +93,9 @@ def _rank(
         dp=plan.dp,
         dp_shard=plan.dp_shard,
     )
-    appear = not framework.gradients_persist and plan.num_microbatches == 1 and plan.zero_stage < 2
+    # flat buffers and the reducer's buckets are there before backward
+    stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view)
+    appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2
     resting = _resting(state, appear, step.weight_versions[rank])
     most_held = int(step.peak_activation_bytes[rank])
     peaks = []

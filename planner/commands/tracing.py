@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from planner.commands.options import Json, Model, Overrides, Seq, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from costmodel.graph.model_graph import ModelGraph
 
 __all__ = ["command"]
 
@@ -30,7 +34,7 @@ def command(
 ) -> None:
     """Trace a model with torch.fx on fake tensors: operators, FLOP, bytes, parameters, activations."""
     from planner import api
-    from planner.render import bytes_text, count_text, duration, legend, print_json, print_table, progress
+    from planner.render import print_json, progress
 
     graph = api.trace(
         model,
@@ -50,6 +54,13 @@ def command(
     if json:
         print_json(summary)
         return
+    _show(graph, summary, model=model, hardware=hardware)
+
+
+def _show(graph: ModelGraph, summary: Mapping[str, Any], *, model: str, hardware: str | None) -> None:
+    from planner import api
+    from planner.render import bytes_text, count_text, duration, legend, print_table
+
     print_table(
         ["module", "count", "operators", "parameters", "forward FLOP", "backward FLOP", "saved"],
         [
@@ -64,7 +75,7 @@ def command(
             ]
             for m in summary["modules"]
         ],
-        title=f"{model}: {micro_batch} x {graph.seq_len or 'sample'}; one instance per row, count in a row",
+        title=f"{model}: {graph.micro_batch_size} x {graph.seq_len or 'sample'}; one instance a row, with its count",
     )
     print_table(
         ["kind", "calls", "FLOP", "bytes", "FLOP/byte"],

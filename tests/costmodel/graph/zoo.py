@@ -25,6 +25,16 @@ _TEXT = {
     "max_position_embeddings": 64,
 }
 _DECODER = {**_TEXT, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
+_TWO_STACKS = {
+    "vocab_size": 128,
+    "d_model": 64,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+}
 _BATCH, _LENGTH = 2, 16
 
 
@@ -155,14 +165,7 @@ _NAMED: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Any]]]]
         "BartConfig",
         "BartForConditionalGeneration",
         {
-            "vocab_size": 128,
-            "d_model": 64,
-            "encoder_layers": 3,
-            "decoder_layers": 3,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 96,
-            "decoder_ffn_dim": 96,
+            **_TWO_STACKS,
             "max_position_embeddings": 64,
         },
         _language,
@@ -171,14 +174,7 @@ _NAMED: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Any]]]]
         "WhisperConfig",
         "WhisperForConditionalGeneration",
         {
-            "vocab_size": 128,
-            "d_model": 64,
-            "encoder_layers": 3,
-            "decoder_layers": 3,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 96,
-            "decoder_ffn_dim": 96,
+            **_TWO_STACKS,
             "num_mel_bins": 16,
             "max_source_positions": 32,
             "max_target_positions": 64,
