@@ -75,7 +75,7 @@ def _show(graph: ModelGraph, summary: Mapping[str, Any], *, model: str, hardware
             ]
             for m in summary["modules"]
         ],
-        title=f"{model}: {graph.micro_batch_size} x {graph.seq_len or 'sample'}; one instance a row, with its count",
+        title=f"{model}: {graph.micro_batch_size} x {graph.seq_len or 'sample'}; one instance a row",
     )
     print_table(
         ["kind", "calls", "FLOP", "bytes", "FLOP/byte"],
