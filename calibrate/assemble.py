@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calibrate.drift import YARDSTICK
 from calibrate.environment import Machine
 from calibrate.host_costs import host_costs, overlap_of
 from calibrate.journal import Sample
@@ -55,6 +56,7 @@ def assemble_profile(
         overlap=overlap_of(samples),
         contention_s_per_byte=_contention(samples),
         rank_log_sigma=_rank_log_sigma(samples, machine.world_size),
+        yardstick_s={s.setting: s.time_s for s in samples if s.kind == YARDSTICK},
         environment=Environment(
             device=machine.device,
             threads=machine.threads,
@@ -234,7 +236,7 @@ def _contention(samples: Sequence[Sample]) -> float:
     alone = {case(s): s.time_s for s in samples if s.setting == ALONE}
     costs: list[tuple[float, float]] = []
     for s in samples:
-        if s.setting != TOGETHER or case(s) not in alone or not forms[s.kind].streams:
+        if s.setting != TOGETHER or case(s) not in alone or s.kind not in forms or not forms[s.kind].streams:
             continue
         dims = {name: np.array([float(size)]) for name, size in s.dims.items()}
         size = float(forms[s.kind].least_bytes(dims, s.dtype, s.variant)[0])

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from calibrate.benchmarks.base import Bench, Case, load_benchmarks
+from calibrate.drift import YARDSTICK
 from calibrate.journal import Journal, Visit
 from calibrate.timing import Agree, Timed, time_case, time_together
 
@@ -26,6 +27,8 @@ ALONE = "alone"
 _NARROW = 0.01
 """Half-width of the 90 % confidence interval of the median, as a fraction, that ends a case."""
 _ENOUGH_VISITS = 4
+_YARDSTICK_EVERY = 30
+"""Visits between two yardsticks: about half a second."""
 _SKIPPED = -1.0
 
 
@@ -86,10 +89,15 @@ class Runner:
         self.times = {key: list(values) for key, values in visits.items()}
         self.deadline = deadline
         self.slice_s = slice_s
+        self._gauges: list[_Pair] = []
+        self._since = 0
 
     def run(self, names: Sequence[str], *, most_rounds: int = 1000) -> int:
         """Rounds over the cases of `names`; returns how many were begun."""
-        pairs = self._pairs(names)
+        pairs = self._pairs([name for name in names if name != YARDSTICK])
+        self._gauges = self._pairs([name for name in names if name == YARDSTICK])
+        if not pairs:
+            pairs, self._gauges = self._gauges, []
         keys = {id(pair): pair.key for pair in pairs}
         for number in range(most_rounds):
             left = [
@@ -101,11 +109,21 @@ class Runner:
                 return number
             for pair in left:
                 over = self._visit(pair, keys[id(pair)], short=number == 0)
+                over = self._gauge() or over
                 if over and number > 0:
                     return number + 1
             if self._late():
                 return number + 1
         return most_rounds
+
+    def _gauge(self) -> bool:
+        """Now and then visit the yardstick, in every round alike; returns whether the deadline has passed."""
+        self._since += 1
+        if self._since < _YARDSTICK_EVERY or not self._gauges:
+            return False
+        self._since = 0
+        over = [self._visit(pair, pair.key, short=True) for pair in self._gauges]
+        return any(over)
 
     def _pairs(self, names: Sequence[str]) -> list[_Pair]:
         pairs = []

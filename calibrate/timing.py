@@ -21,6 +21,7 @@ __all__ = [
     "THREAD_TIME",
     "Agree",
     "Timed",
+    "clipped_mean",
     "summarise",
     "time_call",
     "time_case",
@@ -121,10 +122,10 @@ def time_call(
         blocks.append((clock() - start) / inner)
         if len(blocks) == 1 and blocks[0] > slice_s:
             break
-    return _clipped_mean(blocks, inner, "eager_loop")
+    return clipped_mean(blocks, inner, "eager_loop")
 
 
-def _clipped_mean(blocks_s: Sequence[float], calls_per_block: int, timing: str) -> Timed:
+def clipped_mean(blocks_s: Sequence[float], calls_per_block: int, timing: str) -> Timed:
     """What a call adds to a step on average, which is more than the median where some calls take longer.
 
     A block counts as `_LONGEST_BLOCK` medians at most: an interruption longer than that is not the call's.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -131,22 +130,19 @@ class Plan:
         return bool(value != {"zero_stage": 0, "dp_shard": 0}.get(name, 1))
 
     @classmethod
-    def parse(cls, text: str, *, known_words: Mapping[str, str] | None = None) -> Self:
-        """Parse the string form. `known_words` maps further words to 'schedule' or 'flag'.
-
-        Raises PlanError that names the token, and the tokens there are.
-        """
+    def parse(cls, text: str) -> Self:
+        """Parse the string form. Raises PlanError that names the token, and the tokens there are."""
         values: dict[str, Any] = {}
         flags: list[str] = []
-        words = known_words if known_words is not None else _words()
+        value: Any
+        schedules = _schedules()
         for token in filter(None, text.strip().lower().split(".")):
             match = re.fullmatch(r"([a-z]+)(-?\d+)", token)
-            if token in words:
-                name = {"schedule": "schedule", "flag": "flag"}[words[token]]
-                if name == "flag":
-                    flags.append(token)
-                    continue
-                value: Any = token
+            if token in schedules:
+                name, value = "schedule", token
+            elif _is_strategy(token):
+                flags.append(token)
+                continue
             elif token == "sp":
                 name, value = "sequence_parallel", True
             elif Recompute.is_one(token):
@@ -158,7 +154,7 @@ class Plan:
                     f"plan {text!r}: unknown token {token!r}; there are: "
                     f"{', '.join(f'{t}N' for t in _DEGREES)}, sp, "
                     f"{', '.join(POLICIES)}, fullN, modules-NAME, "
-                    f"{', '.join(sorted(words))}"
+                    f"{', '.join(schedules)}; strategies: {', '.join(_strategies())}"
                 )
             if name in values:
                 raise PlanError(f"plan {text!r}: {token!r} gives {name} a second time")
@@ -198,7 +194,19 @@ class Plan:
         return "\n".join(lines) + "\n"
 
 
-def _words() -> dict[str, str]:
+def _schedules() -> list[str]:
     from costmodel.schedules import SCHEDULES  # imported late: schedules import Plan
 
-    return {str(name): "schedule" for name in SCHEDULES}
+    return sorted(str(name) for name in SCHEDULES)
+
+
+def _is_strategy(token: str) -> bool:
+    from costmodel.strategies.registry import is_strategy
+
+    return is_strategy(token)
+
+
+def _strategies() -> list[str]:
+    from costmodel.strategies import STRATEGIES
+
+    return sorted(str(name) for name in STRATEGIES)

@@ -238,12 +238,15 @@ def forecaster(
     optimizer: str = "adamw",
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    host: str | None = None,
 ) -> Forecaster:
     """A reusable predictor of one model on one machine: traces once, then prices any plan.
 
     `hardware` is a profile, with a variant of its network after a colon: "h100-sxm5-80gb:ethernet-100g".
+    `host`: what offload works with, by name or file; default: the usual one of the device's generation.
     """
     from costmodel.framework import load_framework
+    from costmodel.hardware.host_machine import load_host
     from costmodel.predict import Forecaster
 
     source = model_source(model, seq_len=seq_len, overrides=overrides, trust_remote_code=trust_remote_code)
@@ -254,6 +257,7 @@ def forecaster(
         framework=load_framework(framework),
         optimizer=optimizer,
         network_variant=variant or None,
+        host=load_host(host) if host else None,
     )
 
 
@@ -268,6 +272,7 @@ def predict(
     optimizer: str = "adamw",
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    host: str | None = None,
 ) -> Forecast:
     """Forecast one plan: `.prediction`, and the timeline behind it."""
     parsed = parse_plan(plan)
@@ -281,6 +286,7 @@ def predict(
         optimizer=optimizer,
         overrides=overrides,
         trust_remote_code=trust_remote_code,
+        host=host,
     ).forecast(parsed)
 
 

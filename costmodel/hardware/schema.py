@@ -228,5 +228,8 @@ class HardwareProfile(_Frozen):
     bytes loses next to nothing."""
     rank_log_sigma: float = Field(default=0.0, ge=0)
     """Spread of ln(time) among ranks that compute the same: where they exchange, the slowest is awaited."""
+    yardstick_s: dict[str, float] = {}
+    """Seconds of the yardstick step (a fixed piece of training work) while the profile was measured, with all
+    ranks at work ("together") and with one ("alone"): how fast the machine was then."""
     environment: Environment = Environment()
     provenance: dict[str, Any] = {}

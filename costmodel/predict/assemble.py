@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.estimate import Z90, expected_max
@@ -20,6 +22,8 @@ from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, expand, held_elements, tied_elements, unit_costs
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step import StepResult, simulate_step
+from costmodel.strategies.offload import is_split, offload_of, split_update
+from costmodel.strategies.parameter_server import paced, served_s, servers_of
 
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
@@ -50,6 +54,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     ends = (*starts[1:], len(units))
     groups = [units[a:b] for a, b in zip(starts, ends, strict=True)]
     alone = plan.world_size == 1
+    servers = servers_of(plan)
     utilisation = 0.0 if alone else 1.0
     for _ in range(1 if alone or plan.pp == 1 or not profile.contention_s_per_byte else _CONTENTION_ROUNDS):
         stages = [
@@ -57,6 +62,8 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
             for i, group in enumerate(groups)
         ]
         step = _simulate(forecaster, plan, stages, _tied_s(forecaster, plan, groups))
+        if servers is not None and not servers.waits:
+            step = paced(step, served_s(forecaster, plan, servers, stages))
         utilisation = 0.0 if alone else 1.0 - step.bubble_fraction
     step_overhead_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
     step_time_s = step.step_time_s + step_overhead_s
@@ -127,6 +134,8 @@ def _stage(
     )
     shapes = [p.local_shape for unit in units for p in unit.shard.parameters if not p.tied]
     update_s += orthogonalisation_s(shapes, forecaster.optimizer, forecaster.profile) / shard
+    if (servers := servers_of(plan)) is not None:
+        update_s /= servers.count
     state = _state(forecaster, plan, units)
     return StageCosts(
         index=index,
@@ -184,7 +193,8 @@ def _simulate(
     forecaster: Forecaster, plan: Plan, stages: list[StageCosts], tied_embedding_s: float
 ) -> StepResult:
     overlap = forecaster.profile.overlap
-    return simulate_step(
+    simulate = partial(
+        simulate_step,
         stages,
         schedule=plan.schedule,
         num_microbatches=plan.num_microbatches,
@@ -200,7 +210,12 @@ def _simulate(
         comm_slowdown=overlap.comm_slowdown,
         tied_embedding_s=tied_embedding_s,
         action_s=host_cost_s(forecaster.profile, "pipeline_action_s") if plan.pp > 1 else 0.0,
+        pulls=servers_of(plan) is not None,
     )
+    offload = offload_of(plan, forecaster.profile, forecaster.host, forecaster.framework)
+    if offload is None or not is_split(plan):
+        return simulate(offload=offload)
+    return split_update(lambda share: simulate(offload=replace(offload, device_fraction=share)))
 
 
 def _comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> float:

@@ -19,6 +19,7 @@ from costmodel.graph import scalable_graph
 from costmodel.graph.liveness import saved_tensors
 from costmodel.graph.model_graph import ModelGraph, Phase
 from costmodel.hardware.collectives import collective_times
+from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
@@ -69,13 +70,16 @@ class Forecaster:
         styles: Callable[[int], Mapping[str, str]] | None = None,
         training: bool = True,
         adapt: Callable[[ModelGraph], ModelGraph] | None = None,
+        host: HostMachine | None = None,
     ) -> None:
-        """`training`: gradients too. `adapt`: changes made to every traced graph before it is split."""
+        """`training`: gradients too. `adapt`: changes made to every traced graph before it is split. `host`:
+        what offload works with; default: the usual host of the device's generation."""
         self.source = source
         self.profile = profile
         self.framework = framework
         self.optimizer = optimizer
         self.network_variant = network_variant
+        self.host = host or host_of(profile)
         self._styles = styles
         self._training = training
         self._adapt = adapt

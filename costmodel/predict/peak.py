@@ -8,7 +8,7 @@ back again while gradients appear, then through the optimizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from costmodel.graph.model_graph import Phase
@@ -16,13 +16,15 @@ from costmodel.predict.memory import ModelState, communication_bytes, model_stat
 from costmodel.predict.optimizer_costs import state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
 from costmodel.predict.units import held_elements
+from costmodel.strategies.parameter_server import servers_of
 
 if TYPE_CHECKING:
+    from costmodel.framework import FrameworkProfile
     from costmodel.graph.liveness import SegmentMemory
     from costmodel.plan import Plan
     from costmodel.predict.forecaster import Forecaster
     from costmodel.predict.units import Unit
-    from costmodel.step import StepResult
+    from costmodel.step import Offload, StepResult
 
 __all__ = ["Peak", "peak_of_stage", "rank_memory", "walk_stage"]
 
@@ -95,7 +97,13 @@ def _rank(
     )
     # flat buffers and the reducer's buckets are there before backward
     stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view)
-    appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2
+    offload = step.offload if step.offload is not None and step.offload.host_update_bytes_per_s else None
+    appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2 and offload is None
+    largest = max((sum(u.elements) for stage in stages for u in stage), default=0)
+    if offload is not None:
+        state = _on_device(state, offload, largest, framework)
+    if servers_of(plan) is not None:
+        state = replace(state, optimizer=0)
     resting = _resting(state, appear, step.weight_versions[rank])
     most_held = int(step.peak_activation_bytes[rank])
     peaks = []
@@ -130,13 +138,25 @@ def _rank(
         temporary=temporary + framework.workspace_bytes,
         communication=communication_bytes(
             sum(elements),
-            largest_unit_parameters=max((sum(u.elements) for stage in stages for u in stage), default=0),
+            largest_unit_parameters=largest,
             framework=framework,
             zero_stage=plan.zero_stage,
             dp=plan.dp,
         ),
         framework=framework.memory_overhead_bytes,
     )
+
+
+def _on_device(state: ModelState, offload: Offload, largest: int, framework: FrameworkProfile) -> ModelState:
+    """What stays on the device: the optimizer's state of the share it updates itself, gradients until they
+    are copied out (those of two units), and where parameters stream in those of two units."""
+    parameters = state.parameters
+    if offload.stream_weights:
+        parameters = min(parameters, round(2 * largest * framework.parameter_bytes))
+    gradients = min(state.gradients, round(2 * largest * framework.gradient_bytes))
+    gradients += round((state.gradients - gradients) * offload.device_fraction)
+    optimizer = round(state.optimizer * offload.device_fraction)
+    return ModelState(parameters=parameters, gradients=gradients, optimizer=optimizer)
 
 
 def _resting(state: ModelState, gradients_appear: bool, versions: int) -> ModelState:

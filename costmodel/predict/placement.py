@@ -37,8 +37,20 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
         "dp": axis_group(plan.dp * plan.cp, plan.tp, per_node),
         "dp_shard": axis_group(shard * plan.cp, plan.tp, per_node),
         "dp_replicate": axis_group(plan.dp // shard, inner * shard, per_node),
+        # a worker and a server, on another node where there are several
+        "server": CollectiveGroup(n_ranks=2, n_nodes=2 if plan.world_size > ranks_per_node else 1),
+        # replicas of stages that lie at both ends of a pipeline (Chimera): on one node where all ranks are
+        "copies": _copies(plan, per_node, ranks_per_node),
         "pp": axis_group(min(plan.pp, 2), inner * plan.dp, per_node),
     }
+
+
+def _copies(plan: Plan, per_node: int, ranks_per_node: int) -> CollectiveGroup:
+    dp = axis_group(plan.dp * plan.cp, plan.tp, per_node)
+    if plan.world_size <= ranks_per_node:
+        return CollectiveGroup(n_ranks=2 * dp.n_ranks, n_nodes=1, nic_sharing=1)
+    sharing = max(1, ranks_per_node * dp.n_nodes // dp.n_ranks)
+    return CollectiveGroup(n_ranks=2 * dp.n_ranks, n_nodes=2 * dp.n_nodes, nic_sharing=sharing)
 
 
 def crosses_node(group: CollectiveGroup) -> bool:

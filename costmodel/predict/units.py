@@ -14,7 +14,9 @@ from costmodel.plan import Plan
 from costmodel.predict.buckets import gradient_buckets
 from costmodel.predict.pricing import host_cost_s
 from costmodel.recompute import Recompute
+from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import CostParts, UnitCosts
+from costmodel.strategies.parameter_server import servers_of
 
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
@@ -160,13 +162,24 @@ def _data_parallel(
     """Per unit: seconds of gradient reduction, of parameter gathering, and of copies on the device."""
     n = len(units)
     reduce_s, gather_s, copies_s = [0.0] * n, [0.0] * n, [0.0] * n
-    if plan.dp * plan.cp == 1:
+    pipelines = SCHEDULES[plan.schedule].copies
+    if plan.dp * plan.cp * pipelines == 1:
         return reduce_s, gather_s, copies_s
     framework = forecaster.framework
+    servers = servers_of(plan)
 
     def collective(op: str, size: float, axis: str) -> float:
         return float(forecaster.collective(plan, op, size, axis).median_s[0])
 
+    if servers is not None:
+        workers = plan.dp * plan.cp if servers.waits else 1
+        for i, unit in enumerate(units):
+            if parameters := sum(unit.elements):
+                pushed = servers.link_bytes(parameters * framework.gradient_comm_bytes, workers)
+                pulled = servers.link_bytes(parameters * framework.parameter_comm_bytes, workers)
+                reduce_s[i] = collective("p2p", pushed, "server")
+                gather_s[i] = collective("p2p", pulled, "server")
+        return reduce_s, gather_s, copies_s
     if plan.zero_stage == 3:
         axis = "dp_shard" if plan.dp_shard else "dp"
         # measured over the two gathers and the reduction of a step; each takes a third
@@ -202,7 +215,7 @@ def _data_parallel(
         if plan.zero_stage:
             updated = bucket.size_bytes * framework.parameter_comm_bytes / framework.gradient_comm_bytes
             gather_s[bucket.ready_unit] += collective("all_gather", updated, "dp")
-        reduce_s[bucket.ready_unit] += collective(op, bucket.size_bytes, "dp")
+        reduce_s[bucket.ready_unit] += collective(op, bucket.size_bytes, "copies" if pipelines > 1 else "dp")
         # launching takes the rank's own thread: on a CPU its computation waits for it
         (copies_s if synchronous else reduce_s)[bucket.ready_unit] += per_bucket_s
     if not framework.gradient_as_bucket_view:

@@ -212,6 +212,7 @@ class _Issuer:
         if len(ready) < self.options.copies:
             return final
         op = "all_reduce" if self.options.zero_stage == 0 else "reduce_scatter"
+        op = "send" if self.options.pulls else op
         after = list(self._copies.pop((stage, position)).values())
         name = f"nccl:{op} {unit.name}"
         return [self.builder.data(r, name, "reduce", unit.reduce_s, after) for r in sorted(ready)][-1]

@@ -35,10 +35,11 @@ def end_step(
         if options.offload is not None and options.offload.host_update_bytes_per_s:
             seconds *= options.offload.device_fraction
         made = builder.compute(rank, "optimizer", "optimizer", {"optimizer": seconds}, data)
-        if options.dp > 1 and options.zero_stage in (1, 2):
+        if options.dp > 1 and (options.pulls or options.zero_stage in (1, 2)):
             gather = sum(u.gather_s for stage in mine for u in stage.units)
+            name = "nccl:recv parameters" if options.pulls else "nccl:all_gather parameters"
             if gather:
-                builder.data(rank, "nccl:all_gather parameters", "gather", gather, [made, *copies])
+                builder.data(rank, name, "gather", gather, [made, *copies])
 
 
 def _tied_embeddings(builder: ActionBuilder, stages_of: Sequence[Sequence[StageCosts]]) -> None:

@@ -69,6 +69,8 @@ class Options:
     """All-reduce of tied first- and last-stage embeddings before the optimizer."""
     share_network: bool = False
     """Whether data-parallel collectives and pipeline transfers of a rank share its network interface."""
+    pulls: bool = False
+    """Whether parameters come back from servers after the update, instead of a gather under ZeRO-1 and 2."""
     copies: int = 1
     """Ranks that hold each stage (Chimera: 2); they reduce gradients even where dp is 1."""
     window: int = 0

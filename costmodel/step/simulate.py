@@ -38,6 +38,8 @@ class StepResult:
     """Per rank: indices of the stages that it holds, in forward order."""
     weight_versions: tuple[int, ...]
     """Per rank: versions of its weights held at once (1 but for schedules without flush)."""
+    offload: Offload | None = None
+    """What lay on the host."""
     resident_state_bytes: tuple[int, ...] | None = None
     """Per rank: most model state on the device at once, where stages are swapped; else None."""
 
@@ -64,6 +66,7 @@ def simulate_step(
     action_s: float = 0.0,
     tied_embedding_s: float = 0.0,
     share_network: bool = False,
+    pulls: bool = False,
     speed: Mapping[int, float] | None = None,
     offload: Offload | None = None,
 ) -> StepResult:
@@ -92,6 +95,7 @@ def simulate_step(
         action_s=action_s,
         tied_embedding_s=tied_embedding_s,
         share_network=share_network,
+        pulls=pulls,
         copies=how.copies,
         window=0 if flushes else (1 if how.update_every == "micro_batch" else num_microbatches),
         swaps=how.swaps,
@@ -145,6 +149,7 @@ def simulate_order(
         weight_versions=tuple(
             max((how.weight_versions(s, n_ranks) for s in mine), default=1) if how else 1 for mine in held
         ),
+        offload=options.offload,
         resident_state_bytes=(
             tuple(resident_bytes([stages[s] for s in mine]) for mine in held) if options.swaps else None
         ),

@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "Framework",
     "Hardware",
+    "Host",
     "Json",
     "MicroBatch",
     "Model",
@@ -39,6 +40,10 @@ Framework = Annotated[
     str, typer.Option("--framework", help="What runs the model: a framework profile's name or file.")
 ]
 Optimizer = Annotated[str, typer.Option("--optimizer", help="sgd, adam, adamw, adafactor or muon.")]
+Host = Annotated[
+    str | None,
+    typer.Option("--host", help="What offload works with: a host's name or a JSON file; default: by device."),
+]
 MicroBatch = Annotated[int, typer.Option("--micro-batch", min=1, help="Sequences or images per micro-batch.")]
 Seq = Annotated[
     int | None, typer.Option("--seq", min=1, help="Sequence length; default: the model's example length.")

@@ -10,6 +10,7 @@ import typer
 from planner.commands.options import (
     Framework,
     Hardware,
+    Host,
     Json,
     Model,
     Optimizer,
@@ -35,6 +36,7 @@ def command(
     seq: Seq = None,
     framework: Framework = "pytorch",
     optimizer: Optimizer = "adamw",
+    host: Host = None,
     set_: Overrides = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Folder for a Perfetto trace per rank.")
@@ -57,6 +59,7 @@ def command(
         optimizer=optimizer,
         overrides=set_,
         trust_remote_code=trust_remote_code,
+        host=host,
     )
     if trace is not None:
         forecast.write_trace(trace)

@@ -1,7 +1,8 @@
 """Real runs of plans beside their predictions.
 
-`run_specs` starts the processes (one set per world size; single-device plans ride along with the first
-set, on its rank 0 while the others wait) and returns what was measured. `validate_runs` adds what a
+`run_specs` starts the processes (one set per model and world size, so that no model finds what another left
+in heap and threads; single-device plans ride along with a set, on its rank 0 while the others wait) and
+returns what was measured. `validate_runs` adds what a
 `predict` callable says of each spec and scores it.
 """
 
@@ -9,22 +10,25 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from calibrate.runner import ALONE, TOGETHER
 from costmodel.errors import ForeshardError, InputFileError, UsageError
 from planner.validation.files import write_text_atomic
 from planner.validation.launch import run_job
 from planner.validation.run_spec import Job, RunResult, RunSpec
-from planner.validation.scoring import Report, ScoredRow
+from planner.validation.scoring import Report, ScoredRow, summarise
 
 __all__ = [
     "Forecasted",
     "RunSettings",
     "load_results",
+    "machine_slowdowns",
     "run_specs",
     "save_results",
     "score_runs",
@@ -82,30 +86,30 @@ def run_specs(
     results: dict[int, RunResult] = {}
     with ExitStack() as stack:
         folder = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreshard-")))
-        for world_size, numbers in _sets(specs):
+        for position, (world_size, numbers) in enumerate(_sets(specs)):
             job = Job(
                 specs=tuple(specs[i] for i in numbers),
                 world_size=world_size,
-                directory=str((folder / f"world{world_size}").resolve()),
+                directory=str((folder / f"set{position}-world{world_size}").resolve()),
                 **{name: getattr(settings, name) for name in RunSettings.__dataclass_fields__},
             )
             _clear(Path(job.directory))
             run_job(job, progress=progress)
-            for position, number in enumerate(numbers):
-                results[number] = _read(Path(job.directory) / f"result.{position}.json")
+            for place, number in enumerate(numbers):
+                results[number] = _read(Path(job.directory) / f"result.{place}.json")
     return [results[i] for i in range(len(specs))]
 
 
 def _sets(specs: Sequence[RunSpec]) -> list[tuple[int, list[int]]]:
-    """(world size, positions of its specs): single-device plans go to the smallest larger world."""
-    sizes = sorted({spec.plan.world_size for spec in specs})
-    home = {size: size for size in sizes}
-    if len(sizes) > 1 and sizes[0] == 1:
-        home[1] = sizes[1]
-    worlds: dict[int, list[int]] = {}
+    """(world size, positions of its specs), model by model in order of first mention; a model's single-device
+    plans go to its smallest larger world."""
+    models = list(dict.fromkeys(repr(spec.model) for spec in specs))
+    worlds: dict[tuple[int, int], list[int]] = {}
     for i, spec in enumerate(specs):
-        worlds.setdefault(home[spec.plan.world_size], []).append(i)
-    return sorted(worlds.items())
+        sizes = sorted({s.plan.world_size for s in specs if s.model == spec.model})
+        home = sizes[1] if spec.plan.world_size == 1 and len(sizes) > 1 else spec.plan.world_size
+        worlds.setdefault((models.index(repr(spec.model)), home), []).append(i)
+    return [(home, numbers) for (_, home), numbers in sorted(worlds.items())]
 
 
 def _clear(folder: Path) -> None:
@@ -162,19 +166,60 @@ def strategy_of(spec: RunSpec) -> str:
     return " x ".join(names) or "single"
 
 
+def machine_slowdowns(results: Sequence[RunResult], yardstick_s: Mapping[str, float]) -> list[float]:
+    """How much longer the yardstick took beside each run than when the profile was measured; 1 where either
+    was not measured. Runs of one model on as many ranks took turns, so they share one figure."""
+    sets: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for result in results:
+        if result.device != "cpu":
+            continue  # a GPU's kernels do not follow the speed of its host
+        key = (result.spec.model.label, result.spec.plan.world_size)
+        sets[key] += [rank.yardstick_s for rank in result.ranks if rank.yardstick_s]
+    found = []
+    for result in results:
+        now = sets[result.spec.model.label, result.spec.plan.world_size]
+        then = yardstick_s.get(TOGETHER if result.spec.plan.world_size > 1 else ALONE)
+        found.append(sum(now) / len(now) / then if now and then else 1.0)
+    return found
+
+
 def score_runs(
     results: Sequence[RunResult],
     predictions: Sequence[Forecasted | str],
     *,
     loss_tolerance: float = 1e-3,
+    yardstick_s: Mapping[str, float] | None = None,
 ) -> Report:
     """Compare runs with their predictions (a string: the reason why there is none).
 
     Groups are the plans of one model at one world-size limit and global batch. A run whose losses differ
     from the single-device ones by more than `loss_tolerance` is not scored: it computed something else.
+    With the profile's `yardstick_s`, each prediction is restated for the machine's speed beside its run
+    (`machine_slowdowns`); the figures without that are in the details as `as_calibrated`.
     """
+    slowdowns = machine_slowdowns(results, yardstick_s or {})
+    rows = _rows(results, predictions, slowdowns, loss_tolerance)
+    plain = _rows(results, predictions, [1.0] * len(results), loss_tolerance)
+    runs = [
+        {**_run_detail(result), "machine_slowdown": slowdown}
+        for result, slowdown in zip(results, slowdowns, strict=True)
+    ]
+    return Report.of(
+        rows,
+        by=("model", "strategy"),
+        details={"runs": runs, "as_calibrated": asdict(summarise(plain, ("model",))[0])},
+    )
+
+
+def _rows(
+    results: Sequence[RunResult],
+    predictions: Sequence[Forecasted | str],
+    slowdowns: Sequence[float],
+    loss_tolerance: float,
+) -> list[ScoredRow]:
     rows = []
-    for number, (result, prediction) in enumerate(zip(results, predictions, strict=True), start=1):
+    pairs = zip(results, predictions, slowdowns, strict=True)
+    for number, (result, prediction, slowdown) in enumerate(pairs, start=1):
         spec = result.spec
         skipped = result.failed
         if skipped is None and isinstance(prediction, str):
@@ -192,15 +237,14 @@ def score_runs(
                 group=f"{spec.model.label}/gbs{spec.plan.global_batch_size}",
                 metric="step_time_s",
                 measured=result.step_time_s,
-                predicted=known.step_time_s if known and not skipped else None,
-                low=known.step_time_low_s if known and not skipped else None,
-                high=known.step_time_high_s if known and not skipped else None,
+                predicted=known.step_time_s * slowdown if known and not skipped else None,
+                low=known.step_time_low_s * slowdown if known and not skipped else None,
+                high=known.step_time_high_s * slowdown if known and not skipped else None,
                 skipped=skipped,
                 labels={"model": spec.model.label, "strategy": strategy_of(spec)},
             )
         )
-    details: dict[str, Any] = {"runs": [_run_detail(result) for result in results]}
-    return Report.of(rows, by=("model", "strategy"), details=details)
+    return rows
 
 
 def _run_detail(result: RunResult) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def validate_local(
     results = run_all(specs, settings, progress=progress)
     if out is not None:
         save_results(results, out)
-    return score_runs(results, predictions)
+    return score_runs(results, predictions, yardstick_s=profile.yardstick_s)
 
 
 def _threads(profile: HardwareProfile) -> int:

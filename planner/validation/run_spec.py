@@ -148,6 +148,8 @@ class RankResult:
     rank: int
     median_s: float
     """Median of the rank's own step durations."""
+    yardstick_s: float | None = None
+    """Seconds of the yardstick step on this rank just before and after the timed steps."""
     cpu_s: float | None = None
     """Median processor time of a step, all threads: what the step costs however busy the machine is."""
     compute_s: float | None = None

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibrate.ranks import keep_freed_memory, pin_rank
+from calibrate.timing import clipped_mean
+from calibrate.yardstick import Yardstick
 from planner.validation.launch import FAILED
 from planner.validation.run_spec import Job, RankResult, RunResult, RunSpec
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Heartbeat", "main"]
 
 _FULL_CHECK_STEPS = 2
+_YARDSTICKS = 6
+"""Steps of the yardstick before and after the timed steps of a round: about 60 ms on a CPU core."""
 
 
 class Heartbeat:
@@ -83,6 +87,7 @@ class _Slot:
     first_step_s: float = 0.0
     losses: list[float] = field(default_factory=list)
     rounds: list[list[float]] = field(default_factory=list)
+    yardstick: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     steps: int = 0
     failed: str | None = None
@@ -112,6 +117,7 @@ class _Worker:
         sizes = sorted({spec.plan.world_size for spec in job.specs})
         self.groups = {n: dist.new_group(list(range(n)), backend="gloo") for n in sizes}
         self.references: dict[tuple[Any, ...], list[float]] = {}
+        self.yardstick = Yardstick(self.device)
 
     def run(self) -> None:
         """All runs of the job, in sets of one model (at most `alive` plans exist at once)."""
@@ -206,6 +212,7 @@ class _Worker:
         times: list[float] = []
         if slot.runner is not None:
             self.heartbeat.beat(f"round {round_number} of {slot.spec.id}")
+            self._gauge(slot)
             typical = self._longest(slot, timed_step(slot.runner, barrier, self.device)[0])
             steps = max(self.job.steps, min(50, int(self.job.min_round_s / max(typical, 1e-6))))
             for step in range(steps):
@@ -213,8 +220,14 @@ class _Worker:
                 wall, cpu = timed_step(slot.runner, barrier, self.device)
                 times.append(wall)
                 slot.cpu.append(cpu)
+            self._gauge(slot)
         slot.rounds.append(times)
         self.dist.barrier()
+
+    def _gauge(self, slot: _Slot) -> None:
+        """How fast the machine is just now, with the plan's ranks at work together."""
+        self._barrier(slot.spec)()
+        slot.yardstick.append(clipped_mean([self.yardstick() for _ in range(_YARDSTICKS)], 1, "").time_s)
 
     def _longest(self, slot: _Slot, value_s: float) -> float:
         import torch
@@ -272,7 +285,10 @@ class _Worker:
         assert slot.runner is not None
         times = [t for r in slot.rounds for t in r]
         result = RankResult(
-            rank=self.rank, median_s=float(np.median(times)), cpu_s=float(np.median(slot.cpu))
+            rank=self.rank,
+            median_s=float(np.median(times)),
+            yardstick_s=float(np.median(slot.yardstick)),
+            cpu_s=float(np.median(slot.cpu)),
         )
         if self.job.profile:
             self.heartbeat.beat(f"profiling {slot.spec.id}")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from calibrate.benchmarks.base import Bench, Call, Case
-from calibrate.timing import _clipped_mean, summarise, time_call, time_case, time_together
+from calibrate.timing import clipped_mean, summarise, time_call, time_case, time_together
 
 
 def a_bench() -> Bench:
@@ -120,5 +120,5 @@ def test_transfers_follow_computation_and_their_mean_counts() -> None:
 
 
 def test_a_visit_counts_what_calls_take_on_average_and_no_interruption() -> None:
-    timed = _clipped_mean([1.0, 1.0, 1.0, 1.5, 50.0], 1, "eager_loop")
+    timed = clipped_mean([1.0, 1.0, 1.0, 1.5, 50.0], 1, "eager_loop")
     assert timed.time_s == pytest.approx((3 * 1.0 + 1.5 + 2.0) / 5)

@@ -206,3 +206,26 @@ def test_run_files_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(InputFileError, match=r"runs\.json"):
         load_results(path)
+
+
+def test_predictions_are_restated_for_the_speed_of_the_machine() -> None:
+    """The yardstick took 20 % longer beside the runs than when the profile was measured."""
+
+    def measured(plan: Plan, step_time_s: float, yardstick_s: float) -> RunResult:
+        ranks = tuple(
+            RankResult(rank=r, median_s=step_time_s, yardstick_s=yardstick_s) for r in range(plan.world_size)
+        )
+        return RunResult(spec=spec("perceptron", plan), device="cpu", step_time_s=step_time_s, ranks=ranks)
+
+    results = [
+        measured(Plan(dp=2, micro_batch_size=4), 1.2, 0.010),
+        measured(Plan(tp=2, micro_batch_size=8), 2.4, 0.014),  # took turns with the first: one figure, 0.012
+        measured(Plan(micro_batch_size=8), 3.0, 0.009),
+    ]
+    forecasts = [Forecast(t, 0.9 * t, 1.1 * t) for t in (1.0, 2.0, 3.0)]
+    report = score_runs(results, forecasts, yardstick_s={"together": 0.010, "alone": 0.009})
+    assert [row.error for row in report.rows] == pytest.approx([0.0, 0.0, 0.0])
+    assert report.rows[0].high == pytest.approx(1.1 * 1.2)
+    assert report.details["as_calibrated"]["mape"] == pytest.approx((1 / 6 + 1 / 6) / 3)
+    plain = score_runs(results, forecasts)
+    assert plain.rows[0].predicted == 1.0
