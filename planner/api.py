@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ForeshardError, UsageError
+from planner.sharing import parse_devices, share
 
 if TYPE_CHECKING:
     from costmodel.graph.model_graph import ModelGraph
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from costmodel.plan import Plan
     from costmodel.predict import Forecast, Forecaster
     from costmodel.predict.inference import ForwardCost, InferencePrediction
+    from costmodel.predict.serving import ServingPrediction
     from planner.search import SearchResult
     from planner.validation.scoring import Report
 
@@ -31,11 +33,13 @@ __all__ = [
     "memory_timeline",
     "model_source",
     "operator_histogram",
+    "parse_devices",
     "parse_overrides",
     "parse_plan",
     "plan",
     "predict",
     "ridges",
+    "share",
     "trace",
     "validate_run",
 ]
@@ -301,17 +305,24 @@ def infer(
     seq_len: int | None = None,
     framework: str = "pytorch-bf16",
     cache_dtype: str | None = None,
+    rate_per_s: float | None = None,
+    concurrency: int | None = None,
+    paged: bool = True,
+    host: str | None = None,
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
-) -> InferencePrediction | ForwardCost:
+) -> InferencePrediction | ServingPrediction | ForwardCost:
     """Requests of `prompt_len` tokens answered with `output_len` each; without both, one forward pass.
 
-    `cache_dtype`: same (as activations) or fp8, instead of the framework's.
+    `cache_dtype`: same (as activations) or fp8, instead of the framework's. `rate_per_s` or `concurrency`:
+    continuous batching at a steady rate, or for so many clients, its cache in pages or contiguous.
 
     Raises UsageError where only one of the two is given, PlanError where the model cannot be run so.
     """
     from costmodel.framework import load_framework
+    from costmodel.hardware.host_machine import load_host
     from costmodel.predict.inference import InferenceForecaster
+    from costmodel.predict.serving import serve
 
     if (prompt_len is None) != (output_len is None):
         raise UsageError("--prompt and --output go together; without both, one forward pass is predicted")
@@ -329,8 +340,21 @@ def infer(
         profile=_load(name),
         framework=chosen,
         network_variant=variant or None,
+        host=load_host(host) if host else None,
     )
     parsed = parse_plan(plan)
+    if rate_per_s is not None or concurrency is not None:
+        if prompt_len is None or output_len is None:
+            raise UsageError("--rate and --concurrency need --prompt and --output")
+        return serve(
+            inference,
+            parsed,
+            prompt_len=prompt_len,
+            output_len=output_len,
+            rate_per_s=rate_per_s,
+            concurrency=concurrency,
+            paged=paged,
+        )
     if prompt_len is None or output_len is None:
         return inference.forward(parsed, batch_size=batch_size)
     return inference.generate(parsed, batch_size=batch_size, prompt_len=prompt_len, output_len=output_len)

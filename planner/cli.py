@@ -20,6 +20,7 @@ from planner.commands import (
     plan,
     predict,
     report,
+    share,
     systems,
     tracing,
     validate,
@@ -43,6 +44,7 @@ app.command("predict")(predict.command)
 app.command("infer")(infer.command)
 app.command("plan")(plan.command)
 app.command("whatif")(whatif.command)
+app.command("share")(share.command)
 app.add_typer(validate.app, name="validate")
 app.command("report")(report.command)
 app.command("systems")(systems.command)

@@ -159,6 +159,12 @@ class ModelGraph:
         return sum(s.count * s.n_parameters for s in self.segments)
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of the inputs that the first segment reads, one micro-batch."""
+        tensors = self.segments[0].tensors if self.segments else ()
+        return sum(t.size_bytes for t in tensors if t.role is TensorRole.INPUT and t.view_of is None)
+
+    @property
     def saved_activation_bytes(self) -> int:
         """Total bytes that autograd keeps between forward and backward, one micro-batch."""
         return sum(s.count * s.saved_bytes for s in self.segments)

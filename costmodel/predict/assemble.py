@@ -20,6 +20,7 @@ from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, expand, held_elements, tied_elements, unit_costs
+from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step import StepResult, simulate_step
 from costmodel.strategies.offload import is_split, offload_of, split_update
@@ -49,6 +50,9 @@ def stage_starts(units: list[Unit], n_stages: int, stages: str = "balanced") -> 
 def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult]:
     """Predict one plan. Raises PlanError where the model or schedule cannot take it."""
     profile = forecaster.profile
+    asked = plan
+    if SCHEDULES[plan.schedule].swaps:  # packs are computed again from their inputs (VLDB 2022, section 4)
+        plan = plan.with_(recompute="full")
     units = expand(forecaster, plan)
     starts = stage_starts(units, plan.pp * plan.vpp, forecaster.framework.stages)
     ends = (*starts[1:], len(units))
@@ -83,7 +87,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     graph = forecaster.graph(plan.micro_batch_size)
     prediction = Prediction(
         model=graph.name,
-        plan=plan,
+        plan=asked,
         step_time_s=step_time_s,
         step_time_low_s=step_time_s * math.exp(-Z90 * sigma),
         step_time_high_s=step_time_s * math.exp(Z90 * sigma),

@@ -8,7 +8,7 @@
 
 Both are the traced graph under the plan's tensor parallelism, priced without gradients. Pipeline stages run
 one after another: a batch that is not cut into micro-batches is in one of them at a time (the naive layer
-split).
+split). Words of the plan cut it, or stream the weights in (`costmodel.strategies.inference`).
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from math import prod
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import PlanError
 from costmodel.estimate import Z90
 from costmodel.graph.model_graph import ModelGraph, Operator
 from costmodel.hardware.device import cache_bytes
+from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.plan import Plan
 from costmodel.predict.forecaster import Forecaster
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, expand
+from costmodel.strategies.inference import choose_micro_batches, streamed_s, streams_from
+from costmodel.strategies.offload import host_rates
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -115,8 +117,10 @@ class InferenceForecaster:
         profile: HardwareProfile,
         framework: FrameworkProfile,
         network_variant: str | None = None,
+        host: HostMachine | None = None,
     ) -> None:
         self.source = source
+        self.host = host or host_of(profile)
         self.profile = profile
         self.framework = framework
         self.network_variant = network_variant
@@ -144,8 +148,15 @@ class InferenceForecaster:
             raise PlanError(f"{self.source.name} has no sequence, so there are no tokens to generate")
         context = prompt_len + output_len // 2
         one_token = self._at(1, context)
-        first = self._prefill(plan, batch_size, prompt_len, one_token)
-        following = self._cost(one_token, plan, batch_size)
+        prompt = lru_cache(partial(self._prefill, plan, prompt_len=prompt_len, one_token=one_token))
+        token = lru_cache(partial(self._cost, one_token, plan))
+        sizes = choose_micro_batches(
+            plan, batch_size, lambda size: prompt(size).time_s, lambda size: token(size).time_s
+        )
+        parts = batch_size // sizes.prompt
+        first = _stretched(prompt(sizes.prompt), plan.pp, parts, plan.pp + parts - 1)
+        parts = batch_size // sizes.token
+        following = _stretched(token(sizes.token), plan.pp, parts, max(plan.pp, parts))
         steps = output_len - 1
         latency_s = first.time_s + steps * following.time_s
         caches = self._cache_bytes_per_token(one_token, plan, batch_size)
@@ -154,12 +165,9 @@ class InferenceForecaster:
                 f"{self.source.name} has no fused attention under framework {self.framework.name!r}, so what "
                 "a token costs over its context is not known; take a framework with attention=flash"
             )
-        parameters = sum(
-            prod(p.local_shape)
-            for unit in self._units(one_token, plan, batch_size)
-            for p in unit.shard.parameters
-            if not p.tied
-        )
+        held = [sum(unit.elements) for unit in self._units(one_token, plan, batch_size)]
+        # streamed weights: the unit that computes and the one that comes in
+        parameters = sum(sorted(held)[-2:]) if streams_from(plan) else sum(held) / plan.pp
         return InferencePrediction(
             plan=plan,
             batch_size=batch_size,
@@ -169,7 +177,7 @@ class InferenceForecaster:
             time_per_output_token_s=following.time_s,
             latency_s=latency_s,
             tokens_per_s=batch_size * output_len / latency_s,
-            parameter_bytes=round(parameters * self.framework.parameter_bytes / plan.pp),
+            parameter_bytes=round(parameters * self.framework.parameter_bytes),
             kv_cache_bytes=round(caches * (prompt_len + output_len) / plan.pp),
             device_memory_bytes=int(self.profile.device.memory_bytes),
             log_sigma=(first.log_sigma * first.time_s + following.log_sigma * steps * following.time_s)
@@ -209,7 +217,7 @@ class InferenceForecaster:
     def _cost(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> ForwardCost:
         return self._sum(forecaster, plan, batch_size, self._units(forecaster, plan, batch_size))
 
-    def _prefill(self, plan: Plan, batch_size: int, prompt_len: int, one_token: Forecaster) -> ForwardCost:
+    def _prefill(self, plan: Plan, batch_size: int, *, prompt_len: int, one_token: Forecaster) -> ForwardCost:
         """The prompt through the blocks, its last token through what follows them."""
         forecaster = self._at(prompt_len, 0)
         units = self._units(forecaster, plan, batch_size)
@@ -223,11 +231,16 @@ class InferenceForecaster:
         parts: dict[str, float] = {}
         # stages take turns, other ranks do not
         utilisation = 0.0 if plan.dp * plan.tp * plan.cp == 1 else 1.0
+        unit_s = []
         for unit in units:
             cost = unit.costs.parts("forward", utilisation)
-            for costs in (cost, unit.costs.exposed_host({"forward": cost})):
-                for name, seconds in costs.parts_s.items():
-                    parts[name] = parts.get(name, 0.0) + seconds
+            total = cost + unit.costs.exposed_host({"forward": cost})
+            unit_s.append(total.total_s)
+            for name, seconds in total.parts_s.items():
+                parts[name] = parts.get(name, 0.0) + seconds
+        if source := streams_from(plan):
+            transfer_s = self._transfers_s(forecaster, plan, units, source)
+            parts["offload"] = streamed_s(unit_s, transfer_s) - sum(unit_s)
         overhead_s = host_cost_s(self.profile, "step_s") + self.framework.forward_overhead_s
         parts["host"] = parts.get("host", 0.0) + overhead_s
         blocks = [unit for unit in units if unit.shard.local.is_block]
@@ -239,6 +252,21 @@ class InferenceForecaster:
         time_s = sum(parts.values())
         sigma = step_log_sigma(units, parts, time_s, comm_log_sigma=0.0, framework=self.framework)
         return ForwardCost(time_s=time_s, log_sigma=sigma, breakdown_s=parts)
+
+    def _transfers_s(self, forecaster: Forecaster, plan: Plan, units: list[Unit], source: str) -> list[float]:
+        """Seconds in which each unit's weights come in: a part over every rank's link, then gathered."""
+        rates = host_rates(self.profile, self.host, self.framework, plan.world_size)
+        rate = rates.h2d_bytes_per_s
+        if source == "storage":
+            rate = min(rate, rates.storage_bytes_per_s)
+        seconds = []
+        for unit in units:
+            size = sum(unit.elements) * self.framework.parameter_bytes
+            gather_s = 0.0
+            if plan.dp > 1 and size:
+                gather_s = float(forecaster.collective(plan, "all_gather", size, "dp").median_s[0])
+            seconds.append(size / plan.dp / rate + gather_s)
+        return seconds
 
     def _cache_bytes_per_token(self, one_token: Forecaster, plan: Plan, batch_size: int) -> float:
         """Keys and values that every token leaves on a rank, over all layers."""
@@ -289,6 +317,17 @@ def _output_bytes(unit: Unit) -> int:
 
 def _interval(time_s: float, log_sigma: float) -> tuple[float, float]:
     return time_s * math.exp(-Z90 * log_sigma), time_s * math.exp(Z90 * log_sigma)
+
+
+def _stretched(cost: ForwardCost, stages: int, parts: int, slots: int) -> ForwardCost:
+    """`parts` micro-batches through a pipeline in `slots` times a stage's share of one's forward: what a rank
+    does for them all, and what it waits."""
+    if stages == 1 or parts == 1:
+        return cost
+    slot_s = cost.time_s / stages
+    done = {name: seconds * parts / stages for name, seconds in cost.breakdown_s.items()}
+    done["bubble"] = done.get("bubble", 0.0) + (slots - parts) * slot_s
+    return ForwardCost(time_s=slots * slot_s, log_sigma=cost.log_sigma, breakdown_s=done)
 
 
 def _after_blocks(units: list[Unit]) -> int:

@@ -101,7 +101,8 @@ def _rank(
     appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2 and offload is None
     largest = max((sum(u.elements) for stage in stages for u in stage), default=0)
     if offload is not None:
-        state = _on_device(state, offload, largest, framework)
+        units = sorted(sum(u.elements) for stage in stages for u in stage)
+        state = _on_device(state, offload, sum(units[-2:]), framework)
     if servers_of(plan) is not None:
         state = replace(state, optimizer=0)
     resting = _resting(state, appear, step.weight_versions[rank])
@@ -147,13 +148,18 @@ def _rank(
     )
 
 
-def _on_device(state: ModelState, offload: Offload, largest: int, framework: FrameworkProfile) -> ModelState:
+def _on_device(
+    state: ModelState,
+    offload: Offload,
+    two_units: int,
+    framework: FrameworkProfile,
+) -> ModelState:
     """What stays on the device: the optimizer's state of the share it updates itself, gradients until they
-    are copied out (those of two units), and where parameters stream in those of two units."""
+    are copied out (those of two units), and parameters, where they stream in, of two units."""
     parameters = state.parameters
     if offload.stream_weights:
-        parameters = min(parameters, round(2 * largest * framework.parameter_bytes))
-    gradients = min(state.gradients, round(2 * largest * framework.gradient_bytes))
+        parameters = min(parameters, round(two_units * framework.parameter_bytes))
+    gradients = min(state.gradients, round(two_units * framework.gradient_bytes))
     gradients += round((state.gradients - gradients) * offload.device_fraction)
     optimizer = round(state.optimizer * offload.device_fraction)
     return ModelState(parameters=parameters, gradients=gradients, optimizer=optimizer)

@@ -48,8 +48,10 @@ writes all but the gradient. The half-precision copy that goes back comes on top
 _FRACTION_TOLERANCE = 0.004
 
 
-def host_rates(profile: HardwareProfile, host: HostMachine, framework: FrameworkProfile) -> Offload:
-    """Rates of the host link and of the host's update, for one rank when all ranks of its node work.
+def host_rates(
+    profile: HardwareProfile, host: HostMachine, framework: FrameworkProfile, world_size: int
+) -> Offload:
+    """Rates of the host link and of the host's work, for one of the ranks that a node's host serves.
 
     Raises PlanError where the profile has no link to a host.
     """
@@ -59,14 +61,15 @@ def host_rates(profile: HardwareProfile, host: HostMachine, framework: Framework
             f"profile {profile.name!r} has no link between host and device, so nothing can be offloaded; "
             "take a GPU's profile"
         )
-    ranks = 1 if profile.network is None else max(1, profile.network.ranks_per_node)
+    per_node = 1 if profile.network is None else max(1, profile.network.ranks_per_node)
+    ranks = min(per_node, world_size)
     link = nominal * host.link_efficiency
     traffic = (_ADAM_TRAFFIC + framework.parameter_bytes) / framework.parameter_bytes
     return Offload(
         h2d_bytes_per_s=link,
         d2h_bytes_per_s=link,
         host_update_bytes_per_s=host.memory_bytes_per_s * host.update_efficiency / ranks / traffic,
-        storage_bytes_per_s=0.0,
+        storage_bytes_per_s=host.storage_bytes_per_s / ranks,
         gradient_per_parameter_byte=framework.gradient_comm_bytes / framework.parameter_bytes,
         state_per_parameter_byte=framework.optimizer_state_bytes / framework.parameter_bytes,
     )
@@ -80,18 +83,17 @@ def offload_of(
     swaps = SCHEDULES[plan.schedule].swaps
     if word is None and not swaps:
         return None
-    rates = host_rates(profile, host, framework)
+    rates = host_rates(profile, host, framework, plan.world_size)
     if swaps:
         if word is not None:
             raise PlanError(f"plan {plan}: {plan.schedule} moves stages itself; leave {word!r} out")
-        return replace(rates, host_update_bytes_per_s=0.0)
-    ranks = 1 if profile.network is None else max(1, profile.network.ranks_per_node)
+        return replace(rates, host_update_bytes_per_s=0.0, storage_bytes_per_s=0.0)
     return replace(
         rates,
         delayed_update=word == "zero-offload-delayed",
         eager_update=word == "cpu-update",
         stream_weights=word in ("zero-infinity", "zero-infinity-nvme"),
-        storage_bytes_per_s=host.storage_bytes_per_s / ranks if word == "zero-infinity-nvme" else 0.0,
+        storage_bytes_per_s=rates.storage_bytes_per_s if word == "zero-infinity-nvme" else 0.0,
     )
 
 

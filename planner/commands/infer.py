@@ -9,6 +9,7 @@ import typer
 from planner.commands.options import (
     Framework,
     Hardware,
+    Host,
     Json,
     Model,
     Overrides,
@@ -19,6 +20,7 @@ from planner.commands.options import (
 
 if TYPE_CHECKING:
     from costmodel.predict.inference import ForwardCost, InferencePrediction
+    from costmodel.predict.serving import ServingPrediction
 
 __all__ = ["command"]
 
@@ -35,12 +37,23 @@ def command(
     cache: Annotated[
         str | None, typer.Option("--cache", help="Type of keys and values: same (as activations) or fp8.")
     ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Continuous batching: requests per second.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, help="Continuous batching: clients at once.")
+    ] = None,
+    paged: Annotated[
+        bool, typer.Option("--paged/--contiguous", help="How keys and values are kept while batching.")
+    ] = True,
+    host: Host = None,
     set_: Overrides = None,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
     """Predict inference: with --prompt and --output time to first token, per token and of the whole answer;
-    without, one forward pass."""
+    with --rate or --concurrency of requests that keep coming; without any, one forward pass."""
+    from costmodel.predict.serving import ServingPrediction
     from planner import api
 
     answer = api.infer(
@@ -53,6 +66,10 @@ def command(
         seq_len=seq,
         framework=framework,
         cache_dtype=cache,
+        rate_per_s=rate,
+        concurrency=concurrency,
+        paged=paged,
+        host=host,
         overrides=set_,
         trust_remote_code=trust_remote_code,
     )
@@ -61,7 +78,29 @@ def command(
 
         print_json(answer.to_dict())
         return
-    _show(model, hardware, answer)
+    if isinstance(answer, ServingPrediction):
+        _show_serving(model, hardware, answer)
+    else:
+        _show(model, hardware, answer)
+
+
+def _show_serving(model: str, hardware: str, answer: ServingPrediction) -> None:
+    from planner.render import bytes_text, duration
+
+    print(
+        f"{model} on {hardware} as {answer.plan}: {answer.rate_per_s:.4g} requests/s of "
+        f"{answer.prompt_len} + {answer.output_len} tokens, {answer.concurrency:.1f} running "
+        f"(up to {answer.most_running} fit)"
+    )
+    print(
+        f"first token {duration(answer.time_to_first_token_s)}, each other "
+        f"{duration(answer.time_per_output_token_s)}, an answer {duration(answer.latency_s)}, "
+        f"{answer.tokens_per_s:.5g} tokens/s; at most {answer.capacity_per_s:.4g} requests/s"
+    )
+    print(
+        f"memory per rank: parameters {bytes_text(answer.parameter_bytes)}, cache "
+        f"{bytes_text(answer.kv_cache_bytes)} of {bytes_text(answer.device_memory_bytes)}"
+    )
 
 
 def _show(model: str, hardware: str, answer: InferencePrediction | ForwardCost) -> None:

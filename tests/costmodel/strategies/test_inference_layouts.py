@@ -1,0 +1,155 @@
+"""Streamed weights, micro-batched pipelines and continuous batching, each against its closed form."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodel.engine import Action, run
+from costmodel.errors import InfeasibleError, PlanError
+from costmodel.plan import Plan
+from costmodel.predict.inference import InferenceForecaster, InferencePrediction
+from costmodel.predict.serving import serve, steady_state
+from costmodel.strategies.inference import choose_micro_batches, streamed_s
+
+
+@pytest.fixture(scope="module")
+def gpt() -> InferenceForecaster:
+    from costmodel.framework import load_framework
+    from costmodel.hardware.store import load_profile
+    from planner import api
+
+    return InferenceForecaster(
+        source=api.model_source("gpt2", seq_len=128, overrides=["n_layer=4"]),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=load_framework("pytorch-bf16"),
+    )
+
+
+def generate(gpt: InferenceForecaster, plan: str, batch: int = 8) -> InferencePrediction:
+    return gpt.generate(Plan.parse(plan), batch_size=batch, prompt_len=128, output_len=16)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=12))
+def test_streaming_lies_between_its_bounds(units: list[tuple[float, float]]) -> None:
+    compute, transfer = [c for c, _ in units], [t for _, t in units]
+    seconds = streamed_s(compute, transfer)
+    assert seconds >= max(sum(compute) + transfer[0], sum(transfer) + compute[-1]) - 1e-9
+    assert seconds <= sum(compute) + sum(transfer) + 1e-9
+
+
+def test_equal_units_stream_at_the_slower_of_the_two() -> None:
+    """Per layer max(compute, transfer) (arXiv 2207.00032, section VI)."""
+    assert streamed_s([1.0] * 50, [3.0] * 50) == pytest.approx(50 * 3.0 + 1.0)
+    assert streamed_s([3.0] * 50, [1.0] * 50) == pytest.approx(50 * 3.0 + 1.0)
+
+
+def test_streamed_weights_are_bound_by_the_link_until_the_batch_is_large(gpt: InferenceForecaster) -> None:
+    rate = 31.5e9 * gpt.host.link_efficiency
+    weights = 2.0 * sum(s.count * s.n_parameters for s in gpt._at(1, 1).graph(1).segments)
+    few, many = generate(gpt, "dp1.zero-inference", 1), generate(gpt, "dp1.zero-inference", 256)
+    assert few.time_per_output_token_s == pytest.approx(weights / rate, rel=0.15)
+    assert many.tokens_per_s > 50 * few.tokens_per_s, "a large batch shares the transfer"
+    assert few.parameter_bytes < generate(gpt, "dp1", 1).parameter_bytes
+    slow = generate(gpt, "dp1.zero-inference-nvme", 1)
+    assert slow.time_per_output_token_s >= few.time_per_output_token_s
+
+
+@pytest.mark.parametrize(("p", "m", "tokens"), [(2, 2, 5), (4, 2, 6), (2, 8, 4), (4, 4, 3)])
+def test_pipelined_tokens_take_as_long_as_the_engine_says(p: int, m: int, tokens: int) -> None:
+    """A token of a micro-batch passes p stages, and the next one starts from it: max(p, m) slots each."""
+    actions: list[Action] = []
+    index: dict[tuple[int, int, int], int] = {}
+    for token in range(tokens):
+        for micro_batch in range(m):
+            for stage in range(p):
+                before = (token, micro_batch, stage - 1) if stage else (token - 1, micro_batch, p - 1)
+                after = (index[before],) if before in index else ()
+                index[token, micro_batch, stage] = len(actions)
+                name = f"{token}.{micro_batch}.{stage}"
+                actions.append(Action(rank=stage, stream="compute", duration_s=1.0, name=name, after=after))
+    # stages take micro-batches in turn, token by token
+    done = run(actions)
+    first, last = done.end_s[index[0, 0, p - 1]], done.end_s[index[tokens - 1, 0, p - 1]]
+    assert (last - first) / (tokens - 1) == pytest.approx(max(p, m))
+    prompts = max(done.end_s[index[0, i, p - 1]] for i in range(m))
+    assert prompts == pytest.approx(p + m - 1)
+
+
+def test_micro_batches_fill_a_pipeline(gpt: InferenceForecaster) -> None:
+    naive, cut, hybrid = (generate(gpt, f"pp4{w}") for w in ("", ".pipelined.mbs2", ".hybrid"))
+    assert hybrid.latency_s <= min(cut.latency_s, naive.latency_s) * 1.0001
+    for answer in (cut, hybrid):
+        assert sum(answer.breakdown_s.values()) == pytest.approx(answer.latency_s)
+    with pytest.raises(PlanError, match="not a multiple"):
+        generate(gpt, "pp4.pipelined.mbs3")
+
+
+def test_hybrid_chooses_sizes_for_prompts_and_tokens_apart() -> None:
+    """Tokens cost the same in any batch (weights are read once): as few parts as stages. Prompts cost by
+    their tokens: as many parts as there are."""
+    chosen = choose_micro_batches(Plan.parse("pp4.hybrid"), 16, lambda size: float(size), lambda size: 1.0)
+    assert chosen.prompt == 1
+    assert 16 // chosen.token <= 4
+
+
+def test_tensor_parallelism_beats_a_layer_split(gpt: InferenceForecaster) -> None:
+    """The founding documents' Llama-2 table: at 2 and 4 GPUs tensor parallelism is faster."""
+    from planner import api
+
+    llama = InferenceForecaster(
+        source=api.model_source("llama-2-7b", seq_len=128, overrides=["num_hidden_layers=4"]),
+        profile=gpt.profile,
+        framework=gpt.framework,
+    )
+    for n in (2, 4):
+        tensor, layers = (generate(llama, f"{axis}{n}", 4).tokens_per_s for axis in ("tp", "pp"))
+        assert tensor > 1.15 * layers
+
+
+def test_little_s_law_of_a_constant_decode() -> None:
+    found = steady_state(lambda c: 0.02, 0.1, 100, rate_per_s=2.0, most=64)
+    assert found is not None
+    running, iteration_s = found
+    assert iteration_s == pytest.approx(0.02 / 0.8)
+    assert running == pytest.approx(2.0 * 100 * iteration_s)
+    assert steady_state(lambda c: 0.02, 0.1, 100, rate_per_s=10.0, most=64) is None, "prompts fill the time"
+    assert steady_state(lambda c: 0.02, 0.1, 100, rate_per_s=9.0, most=64) is None, "the memory is full"
+
+
+def test_serving_meets_one_request_at_low_rates_and_saturates(gpt: InferenceForecaster) -> None:
+    plan = Plan.parse("dp1")
+    alone = gpt.generate(plan, batch_size=1, prompt_len=128, output_len=16)
+    idle = serve(gpt, plan, prompt_len=128, output_len=16, rate_per_s=0.01)
+    assert idle.time_per_output_token_s == pytest.approx(alone.time_per_output_token_s, rel=0.02)
+    assert idle.latency_s == pytest.approx(alone.latency_s, rel=0.1)
+    busy = serve(gpt, plan, prompt_len=128, output_len=16, rate_per_s=0.9 * idle.capacity_per_s)
+    assert busy.latency_s > 2 * idle.latency_s
+    assert busy.concurrency > 10 * idle.concurrency
+    with pytest.raises(InfeasibleError, match="that one replica can hold"):
+        serve(gpt, plan, prompt_len=128, output_len=16, rate_per_s=1.1 * idle.capacity_per_s)
+
+
+def test_clients_that_wait_for_their_answer(gpt: InferenceForecaster) -> None:
+    """Rate x latency without the queue = clients (Little)."""
+    plan = Plan.parse("dp1")
+    closed = serve(gpt, plan, prompt_len=128, output_len=16, concurrency=8)
+    assert closed.concurrency <= 8
+    assert closed.rate_per_s * closed.latency_s == pytest.approx(8, rel=0.1)
+    more = serve(gpt, plan, prompt_len=128, output_len=16, concurrency=32)
+    assert more.tokens_per_s > closed.tokens_per_s
+    assert more.time_per_output_token_s > closed.time_per_output_token_s
+
+
+def test_pages_hold_more_requests_than_whole_reservations(gpt: InferenceForecaster) -> None:
+    plan = Plan.parse("dp1")
+    paged = serve(gpt, plan, prompt_len=64, output_len=960, rate_per_s=0.1)
+    whole = serve(gpt, plan, prompt_len=64, output_len=960, rate_per_s=0.1, paged=False)
+    assert paged.most_running >= whole.most_running
+    assert paged.kv_cache_bytes < whole.kv_cache_bytes
+
+
+def test_serving_takes_a_rate_or_clients(gpt: InferenceForecaster) -> None:
+    with pytest.raises(PlanError, match="not both"):
+        serve(gpt, Plan.parse("dp1"), prompt_len=8, output_len=8)
