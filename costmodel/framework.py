@@ -27,6 +27,8 @@ class FrameworkProfile(BaseModel):
 
     name: str
     source: str
+    executor: Literal["torch", "graph"] = "torch"
+    """graph: a runtime of its own in place of torch's dispatcher, with its own fusions on a CPU too."""
     fusion: Literal["eager", "compiled", "fused"] = "eager"
     half_products: Literal["same", "fp8", "nvfp4"] = "same"
     """Type in which products of half-precision operands with weights are computed."""

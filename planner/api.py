@@ -437,8 +437,12 @@ def validate_run(
     steps: int = 2,
     timeout_s: float = 60.0,
     out: Path | None = None,
+    executor: str = "torch",
 ) -> Report:
-    """Start real runs of the plans here and hold them against their forecast."""
+    """Start real runs of the plans here and hold them against their forecast.
+
+    `executor` onnxruntime: forward passes of the exported models instead of training plans.
+    """
     from planner.render import progress
     from planner.validation.local import validate_local
 
@@ -452,5 +456,6 @@ def validate_run(
         steps=steps,
         timeout_s=timeout_s,
         out=out,
+        executor=executor,
         progress=progress,
     )

@@ -47,7 +47,8 @@ class Forecast:
         """Write a Perfetto-readable trace per rank into `folder`."""
         from costmodel.timeline import write_perfetto
 
-        write_perfetto(self.step.timeline, folder)
+        plan = self.prediction.plan
+        write_perfetto(self.step.timeline, folder, ranks_per_stage=plan.world_size // plan.pp)
 
     def write_gantt(self, path: Any) -> None:
         """Write the timeline as a PNG."""
@@ -91,12 +92,17 @@ class Forecaster:
     @property
     def attention(self) -> str:
         """How attention runs: on a CPU as torch dispatches it, else as the framework does."""
-        return "as_run" if self.profile.device.kind == "cpu" else self.framework.attention
+        return "as_run" if self._dispatched else self.framework.attention
 
     @property
     def fusion(self) -> str:
         """Which kernels memory-bound operators become, see `graph.fusion`."""
-        return "as_traced" if self.profile.device.kind == "cpu" else self.framework.fusion
+        return "as_traced" if self._dispatched else self.framework.fusion
+
+    @property
+    def _dispatched(self) -> bool:
+        """Whether torch's own dispatcher runs operator by operator on a CPU."""
+        return self.profile.device.kind == "cpu" and self.framework.executor == "torch"
 
     def _tp_options(self, tp: int) -> dict[str, Any]:
         """The layer styles that a real run uses, or the model's and solver's own choice."""

@@ -2,6 +2,10 @@
 
 Kernels are complete events ("ph": "X", "cat": "kernel") with the rank as process and the stream as thread;
 times are microseconds. Point-to-point transfers carry flow arrows ("s" at the sender, "f" at the receiver).
+Communication and copies bear the names that analysers know kernels by (ncclDevKernel_..., Memcpy ...), then
+their own. The step is a ProfilerStep annotation; activations held are a counter.
+
+A timeline holds one rank of each pipeline stage; the ranks of a stage do the same, so each gets its trace.
 """
 
 from __future__ import annotations
@@ -11,17 +15,41 @@ import os
 from pathlib import Path
 from typing import Any
 
-from costmodel.engine import Run
+from costmodel.engine import Action, Run
+from costmodel.step.breakdown import activation_curve
 
 __all__ = ["trace_events", "write_perfetto"]
 
 _US_PER_S = 1e6
+_HOST_THREAD = 1
+_MOST_RANKS = 64
+"""A trace for each of so many ranks at most; of a larger world one of each stage."""
+_KERNELS = {
+    "nccl:all_reduce": "ncclDevKernel_AllReduce",
+    "nccl:all_gather": "ncclDevKernel_AllGather",
+    "nccl:reduce_scatter": "ncclDevKernel_ReduceScatter",
+    "nccl:": "ncclDevKernel_SendRecv",
+}
+_COPIES = {"h2d": "Memcpy HtoD", "d2h": "Memcpy DtoH"}
 
 
-def trace_events(timeline: Run, rank: int) -> dict[str, Any]:
-    """The trace of one rank: its metadata, kernels and flow arrows."""
+def _kernel_name(action: Action) -> str:
+    name = action.name or action.kind
+    if action.stream in _COPIES:
+        return f"{_COPIES[action.stream]} {name}"
+    return next((f"{kernel} {name}" for start, kernel in _KERNELS.items() if name.startswith(start)), name)
+
+
+def trace_events(
+    timeline: Run, rank: int, *, copies: int = 1, world_rank: int | None = None
+) -> dict[str, Any]:
+    """The trace of one rank of the timeline: its metadata, kernels, flow arrows, step and memory.
+
+    `world_rank`: the rank that it is written for, of `copies` that do the same.
+    """
+    stage, rank = rank, rank if world_rank is None else world_rank
     streams = sorted(
-        {a.stream for a in timeline.actions if a.rank == rank}, key=lambda s: (s != "compute", s)
+        {a.stream for a in timeline.actions if a.rank == stage}, key=lambda s: (s != "compute", s)
     )
     number = {name: 7 + i for i, name in enumerate(streams)}
     events: list[dict[str, Any]] = [
@@ -38,13 +66,13 @@ def trace_events(timeline: Run, rank: int) -> dict[str, Any]:
                 readers.setdefault(before, []).append(i)
     for i, action in enumerate(timeline.actions):
         start_us = timeline.start_s[i] * _US_PER_S
-        if action.rank == rank:
+        if action.rank == stage:
             tid = number[action.stream]
             events.append(
                 {
                     "ph": "X",
                     "cat": "kernel",
-                    "name": action.name or action.kind,
+                    "name": _kernel_name(action),
                     "pid": rank,
                     "tid": tid,
                     "ts": start_us,
@@ -53,13 +81,36 @@ def trace_events(timeline: Run, rank: int) -> dict[str, Any]:
                 }
             )
             if action.kind == "transfer" and i in readers:
-                events.append(_flow("s", i, rank, tid, start_us))
+                events.append(_flow("s", i * copies + rank % copies, rank, tid, start_us))
         for before in action.after:
-            if timeline.actions[before].kind == "transfer" and action.rank == rank:
-                events.append(_flow("f", before, rank, number[action.stream], start_us))
+            if timeline.actions[before].kind == "transfer" and action.rank == stage:
+                flow = before * copies + rank % copies
+                events.append(_flow("f", flow, rank, number[action.stream], start_us))
+    events.append(
+        {
+            "ph": "X",
+            "cat": "user_annotation",
+            "name": "ProfilerStep#0",
+            "pid": rank,
+            "tid": _HOST_THREAD,
+            "ts": 0.0,
+            "dur": timeline.makespan_s * _US_PER_S,
+        }
+    )
+    events += [
+        {
+            "ph": "C",
+            "name": "activations",
+            "pid": rank,
+            "tid": _HOST_THREAD,
+            "ts": seconds * _US_PER_S,
+            "args": {"bytes": held},
+        }
+        for seconds, held in activation_curve(timeline, stage)
+    ]
     return {
         "schemaVersion": 1,
-        "distributedInfo": {"backend": "nccl", "rank": rank, "world_size": _n_ranks(timeline)},
+        "distributedInfo": {"backend": "nccl", "rank": rank, "world_size": copies * _n_ranks(timeline)},
         "displayTimeUnit": "ms",
         "traceEvents": events,
     }
@@ -74,14 +125,20 @@ def _n_ranks(timeline: Run) -> int:
     return 1 + max((a.rank for a in timeline.actions), default=0)
 
 
-def write_perfetto(timeline: Run, folder: Path) -> list[Path]:
-    """Write `rank-N.json` for every rank into `folder` (atomically) and return the paths."""
+def write_perfetto(timeline: Run, folder: Path, *, ranks_per_stage: int = 1) -> list[Path]:
+    """Write `rank-N.json` for every rank into `folder` (atomically) and return the paths.
+
+    Ranks of one stage are numbered in a row, as pipelines lie outermost (`predict.placement`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    stages = _n_ranks(timeline)
+    copies = ranks_per_stage if stages * ranks_per_stage <= _MOST_RANKS else 1
     paths = []
-    for rank in range(_n_ranks(timeline)):
+    for rank in range(stages * copies):
         path = folder / f"rank-{rank}.json"
         partial = path.with_suffix(".json.part")
-        partial.write_text(json.dumps(trace_events(timeline, rank)))
+        events = trace_events(timeline, rank // copies, copies=copies, world_rank=rank)
+        partial.write_text(json.dumps(events))
         os.replace(partial, path)
         paths.append(path)
     return paths

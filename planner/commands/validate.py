@@ -77,10 +77,14 @@ def run(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps per round, at least.")] = 2,
     timeout: Annotated[float, typer.Option("--timeout-s", help="Seconds without progress.")] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", help="Keep measured runs as JSON here.")] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="torch: training plans; onnxruntime: forward passes.")
+    ] = "torch",
     plot: Plot = None,
     json: Json = False,
 ) -> None:
-    """Start real torch.distributed runs of the plans here and compare them with their forecast."""
+    """Start real torch.distributed runs of the plans here and compare them with their forecast; or forward
+    passes of exported models under ONNX Runtime."""
     from planner import api
 
     report = api.validate_run(
@@ -93,6 +97,7 @@ def run(
         steps=steps,
         timeout_s=timeout,
         out=out,
+        executor=executor,
     )
     _finish(report, plot, json)
 

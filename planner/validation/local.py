@@ -118,13 +118,30 @@ def validate_local(
     steps: int = 2,
     timeout_s: float = 60.0,
     out: Path | None = None,
+    executor: str = "torch",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Predict each plan of each model, run them all for real, and compare."""
+    """Predict each plan of each model, run them all for real, and compare.
+
+    Raises UsageError for an executor that is neither torch nor onnxruntime, or plans for the latter.
+    """
     from costmodel.hardware.store import load_profile
 
+    if executor not in ("torch", "onnxruntime") or (executor != "torch" and plans):
+        raise UsageError(f"executor {executor!r}: must be torch, or onnxruntime (forward passes: no plans)")
     chosen = chosen_models(models, global_batch_size)
     profile = load_profile(hardware) if hardware else _calibrated(budget_s, progress)
+    if executor == "onnxruntime":
+        from planner.validation.onnx_runs import validate_onnx
+
+        return validate_onnx(
+            models=models,
+            profile=profile,
+            global_batch_size=global_batch_size,
+            repeats=repeats,
+            threads=_threads(profile),
+            progress=progress,
+        )
     specs: list[RunSpec] = []
     predictions: list[Prediction] = []
     for entry in chosen:
