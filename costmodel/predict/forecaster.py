@@ -7,6 +7,7 @@ What plans share is priced once: the graph per micro-batch size, the sharded and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,14 @@ from costmodel.graph.model_graph import ModelGraph, Phase
 from costmodel.hardware.collectives import collective_times
 from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.hardware.schema import HardwareProfile
+from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import SegmentCosts, price_segment
 from costmodel.sharding import ShardedGraph, shard
+from costmodel.strategies.splitting import branches_of, split_otherwise, splitting_words
 
 if TYPE_CHECKING:
     from costmodel.estimate import TimeEstimate
@@ -85,7 +88,8 @@ class Forecaster:
         self._training = training
         self._adapt = adapt
         self._adapted: dict[int, ModelGraph] = {}
-        self._sharded: dict[tuple[int, int, bool, int, int], ShardedGraph] = {}
+        self._sharded: dict[tuple[Any, ...], ShardedGraph] = {}
+        self._branched: dict[int, Forecaster] = {}
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
         self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
 
@@ -143,9 +147,10 @@ class Forecaster:
 
     def sharded(self, plan: Plan) -> ShardedGraph:
         """The graph split by the plan's tensor, sequence, context and expert axes. Raises PlanError."""
-        key = (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep)
+        words = splitting_words(plan)
+        key = (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep, words)
         if key not in self._sharded:
-            self._sharded[key] = shard(
+            self._sharded[key] = split_otherwise(self.graph(plan.micro_batch_size), plan) or shard(
                 self.graph(plan.micro_batch_size),
                 tp=plan.tp,
                 sequence_parallel=plan.sequence_parallel,
@@ -184,6 +189,7 @@ class Forecaster:
             plan.sequence_parallel,
             plan.cp,
             plan.ep,
+            splitting_words(plan),
             plan.recompute,
             groups["tp"],
             groups["cp"],
@@ -208,8 +214,20 @@ class Forecaster:
 
     def forecast(self, plan: Plan) -> Forecast:
         """Price, schedule and sum up one plan. Raises PlanError where it cannot be run."""
-        prediction, step = assemble(self, plan)
+        prediction, step = assemble(self._of_branches(branches_of(plan)), plan)
         return Forecast(prediction=prediction, step=step)
+
+    def _of_branches(self, groups: int) -> Forecaster:
+        """The forecaster of the model with its blocks split into so many branches (0: as it is)."""
+        if not groups:
+            return self
+        if groups not in self._branched:
+            branched = copy(self)
+            branched.source = split_source(self.source, groups)
+            branched.__dict__.pop("graphs", None)
+            branched._adapted, branched._sharded, branched._priced = {}, {}, {}
+            self._branched[groups] = branched
+        return self._branched[groups]
 
     def model_flop(self) -> float:
         """Forward + backward FLOP of one sample, recomputation left out."""

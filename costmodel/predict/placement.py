@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.plan import Plan
+from costmodel.strategies.splitting import mesh_of
 
 __all__ = ["axis_group", "axis_groups", "crosses_node"]
 
@@ -30,7 +31,12 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
     per_node = min(ranks_per_node, plan.world_size)
     shard = plan.dp_shard or plan.dp
     inner = plan.tp * plan.cp
+    side, layers = mesh_of(plan)
     return {
+        "mesh_row": axis_group(side, 1, per_node),
+        "mesh_column": axis_group(side, side, per_node),
+        "mesh_depth": axis_group(side, side * side, per_node),
+        "mesh_layer": axis_group(layers, side * side, per_node),
         "tp": axis_group(plan.tp, 1, per_node),
         "cp": axis_group(plan.cp, plan.tp, per_node),
         "ep": axis_group(plan.ep, plan.tp if plan.ep <= plan.dp * plan.cp else 1, per_node),

@@ -167,7 +167,7 @@ def _comm_times(
         if forward and again:
             parts.append("recompute")
         for part in parts:
-            name = f"{call.axis}_comm"
+            name = "tp_comm" if call.axis.startswith("mesh") else f"{call.axis}_comm"
             comm[part][name] = comm[part].get(name, 0.0) + seconds
             key = ("collectives", part)
             error[key] = error.get(key, 0.0) + seconds * float(np.max(estimate.log_sigma))

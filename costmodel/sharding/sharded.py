@@ -24,7 +24,7 @@ class CollectiveCall:
     size_bytes: int
     n_ranks: int
     axis: str
-    """tp, cp or ep."""
+    """tp, cp or ep; on a mesh one of `sharding.mesh`'s axes."""
     phase: Phase
     after_operator: int
     """`Operator.index` it follows; -1: before the first operator of its phase."""

@@ -13,7 +13,7 @@ from costmodel.registry import Registry
 if TYPE_CHECKING:
     from costmodel.plan import Plan
 
-__all__ = ["STRATEGIES", "Strategy", "chosen", "is_strategy", "number_of", "split_word"]
+__all__ = ["STRATEGIES", "Strategy", "chosen", "is_strategy", "number_of", "split_word", "word_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,6 @@ def is_strategy(flag: str) -> bool:
 
 def chosen(plan: Plan, family: str, *, inference: bool = False) -> str | None:
     """The plan's word of a family, or None. PlanError where there are two, or it is not for this use."""
-    found = []
     for flag in plan.flags:
         word, _ = split_word(flag)
         strategy = STRATEGIES.get(word)
@@ -59,8 +58,13 @@ def chosen(plan: Plan, family: str, *, inference: bool = False) -> str | None:
         if strategy.inference != inference:
             use, other = ("training", "infer") if strategy.inference else ("inference", "predict")
             raise PlanError(f"plan {plan}: {flag!r} is not for {use}; take it with `foreshard {other}`")
-        if strategy.family == family:
-            found.append(word)
+    return word_of(plan, family)
+
+
+def word_of(plan: Plan, family: str) -> str | None:
+    """The plan's word of a family, or None. PlanError where there are two."""
+    words = [word for word, _ in map(split_word, plan.flags)]
+    found = [w for w in words if (s := STRATEGIES.get(w)) is not None and s.family == family]
     if len(found) > 1:
         raise PlanError(f"plan {plan}: {' and '.join(found)} exclude each other; keep one")
     return found[0] if found else None
