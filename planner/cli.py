@@ -15,6 +15,7 @@ from planner.commands import (
     calibrate,
     demo,
     doctor,
+    export,
     hardware,
     infer,
     plan,
@@ -45,6 +46,7 @@ app.command("infer")(infer.command)
 app.command("plan")(plan.command)
 app.command("whatif")(whatif.command)
 app.command("share")(share.command)
+app.command("export")(export.command)
 app.add_typer(validate.app, name="validate")
 app.command("report")(report.command)
 app.command("systems")(systems.command)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.predict import Forecaster, Prediction
 
-__all__ = ["LocalForecaster", "chosen_models", "validate_local"]
+__all__ = ["LocalForecaster", "chosen_models", "run_spec_of", "validate_local"]
 
 
 class LocalForecaster:
@@ -54,38 +54,57 @@ class LocalForecaster:
     def styles(self, tp: int) -> Mapping[str, str]:
         """Module path -> tensor-parallel style that torch can run on the unmodified module."""
         if tp not in self._styles:
-            from costmodel.graph import trace
-            from costmodel.models import resolve
-            from costmodel.sharding.module_plan import executable_styles
-
-            source = resolve(
-                self.model.model,
-                micro_batch_size=2,
-                seq_len=self.model.seq_len,
-                overrides=dict(self.model.overrides),
-            )
-            built = source.build()
-            self._styles[tp] = executable_styles(built.module, built.args, built.kwargs, trace(source), tp=tp)
+            self._styles[tp] = _styles(self.model, tp)
         return self._styles[tp]
 
     def spec(self, plan: Plan) -> tuple[RunSpec, Prediction]:
         """The run of a plan and its forecast. Raises PlanError where the model cannot take it."""
         prediction = self.forecaster.forecast(plan).prediction
-        graph = self.forecaster.graph(plan.micro_batch_size)
-        blocks = [path for s in graph.segments if s.is_block for m in s.modules for path in m.split("+")]
-        stages = tuple(
-            tuple(path for module in stage for path in module.split("+"))
-            for stage in prediction.stage_modules
-        )
-        spec = RunSpec(
-            model=self.model,
-            plan=plan,
-            optimizer=self.optimizer,
-            stage_modules=stages if plan.pp > 1 else (),
-            blocks=tuple(blocks),
-            tp_styles=dict(self.styles(plan.tp)) if plan.tp > 1 else {},
-        )
-        return spec, prediction
+        styles = self.styles(plan.tp) if plan.tp > 1 else {}
+        return _spec(self.model, self.forecaster, prediction, self.optimizer, styles), prediction
+
+
+def _styles(model: ModelSpec, tp: int) -> Mapping[str, str]:
+    from costmodel.graph import trace
+    from costmodel.models import resolve
+    from costmodel.sharding.module_plan import executable_styles
+
+    source = resolve(model.model, micro_batch_size=2, seq_len=model.seq_len, overrides=dict(model.overrides))
+    built = source.build()
+    return executable_styles(built.module, built.args, built.kwargs, trace(source), tp=tp)
+
+
+def _spec(
+    model: ModelSpec,
+    forecaster: Forecaster,
+    prediction: Prediction,
+    optimizer: str,
+    styles: Mapping[str, str],
+) -> RunSpec:
+    plan = prediction.plan
+    graph = forecaster.graph(plan.micro_batch_size)
+    blocks = [path for s in graph.segments if s.is_block for m in s.modules for path in m.split("+")]
+    stages = tuple(
+        tuple(path for module in stage for path in module.split("+")) for stage in prediction.stage_modules
+    )
+    return RunSpec(
+        model=model,
+        plan=plan,
+        optimizer=optimizer,
+        stage_modules=stages if plan.pp > 1 else (),
+        blocks=tuple(blocks),
+        tp_styles=dict(styles),
+    )
+
+
+def run_spec_of(
+    model: ModelSpec, forecaster: Forecaster, plan: Plan, *, optimizer: str, needs_styles: bool
+) -> RunSpec:
+    """The run that follows a forecaster's plan: its stages, blocks and, where needed, layer styles (finding
+    them takes real weights). Raises PlanError where the model cannot take the plan."""
+    prediction = forecaster.forecast(plan).prediction
+    styles = _styles(model, plan.tp) if needs_styles and plan.tp > 1 else {}
+    return _spec(model, forecaster, prediction, optimizer, styles)
 
 
 def chosen_models(models: Sequence[str] | None, global_batch_size: int | None) -> tuple[StandardModel, ...]:

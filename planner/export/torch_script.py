@@ -1,0 +1,79 @@
+"""A script that runs the plan with torch's own parts: parallelize_module, fully_shard, DDP, pipelining."""
+
+from __future__ import annotations
+
+import json
+
+from planner.export.job import EXPORTERS, ExportJob
+from planner.validation.strategies.compose import check_runnable
+
+__all__ = ["torch_script"]
+
+_SCRIPT = '''"""Trains {model} as {plan} on {world_size} ranks; made by `foreshard export --to torch`.
+
+    torchrun --nproc-per-node {local} {name}
+
+foreshard builds the parts (torch's DTensor layers, FSDP2, DDP and pipeline schedules) as its own validation
+runs do; replace the random batch by your data where `runner.step()` is called.
+"""
+
+import json
+import os
+import time
+
+import torch
+import torch.distributed as dist
+
+from planner.validation.run_spec import RunSpec
+from planner.validation.strategies.compose import build_mesh, build_runner
+
+SPEC = RunSpec.from_dict(json.loads(r"""
+{spec}
+"""))
+STEPS, WARM_UP = 10, 3
+
+
+def main() -> None:
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        torch.set_num_threads(1)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    runner = build_runner(SPEC, build_mesh(SPEC, device.type), device)
+    times = []
+    for _ in range(WARM_UP + STEPS):
+        dist.barrier()
+        start = time.perf_counter()
+        runner.step()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    longest = torch.tensor(sorted(times[WARM_UP:])[STEPS // 2], device=device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    if dist.get_rank() == 0:
+        print(json.dumps({{"plan": "{plan}", "step_time_s": float(longest)}}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+@EXPORTERS.register("torch")
+def torch_script(job: ExportJob) -> dict[str, str]:
+    """Raises PlanError for a plan that the validation harness cannot run."""
+    check_runnable(job.plan)
+    name = "train.py"
+    return {
+        name: _SCRIPT.format(
+            model=job.model,
+            plan=job.plan,
+            world_size=job.plan.world_size,
+            local=min(job.plan.world_size, max(job.ranks_per_node, 1)),
+            name=name,
+            spec=json.dumps(job.spec.to_dict(), indent=1),
+        )
+    }
