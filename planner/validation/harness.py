@@ -27,6 +27,7 @@ from planner.validation.scoring import Report, ScoredRow, summarise
 __all__ = [
     "Forecasted",
     "RunSettings",
+    "bubble_fraction",
     "load_results",
     "machine_slowdowns",
     "run_specs",
@@ -201,14 +202,27 @@ def score_runs(
     rows = _rows(results, predictions, slowdowns, loss_tolerance)
     plain = _rows(results, predictions, [1.0] * len(results), loss_tolerance)
     runs = [
-        {**_run_detail(result), "machine_slowdown": slowdown}
-        for result, slowdown in zip(results, slowdowns, strict=True)
+        {
+            **_run_detail(result),
+            "machine_slowdown": slowdown,
+            "bubble_fraction": bubble_fraction(result),
+            "predicted_bubble_fraction": getattr(prediction, "bubble_fraction", None),
+        }
+        for result, slowdown, prediction in zip(results, slowdowns, predictions, strict=True)
     ]
     return Report.of(
         rows,
         by=("model", "strategy"),
         details={"runs": runs, "as_calibrated": asdict(summarise(plain, ("model",))[0])},
     )
+
+
+def bubble_fraction(result: RunResult) -> float | None:
+    """Share of a pipeline's step, mean over its ranks, in which they did not compute; None elsewhere."""
+    busy = [rank.busy_s for rank in result.ranks if rank.busy_s is not None]
+    if not busy or not result.step_time_s:
+        return None
+    return 1.0 - sum(busy) / len(busy) / result.step_time_s
 
 
 def _rows(

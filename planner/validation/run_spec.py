@@ -148,6 +148,8 @@ class RankResult:
     rank: int
     median_s: float
     """Median of the rank's own step durations."""
+    busy_s: float | None = None
+    """Median time of a step in which a pipeline rank computed; the rest of it is bubble and transfers."""
     yardstick_s: float | None = None
     """Seconds of the yardstick step on this rank just before and after the timed steps."""
     cpu_s: float | None = None

@@ -88,6 +88,7 @@ class _Slot:
     losses: list[float] = field(default_factory=list)
     rounds: list[list[float]] = field(default_factory=list)
     yardstick: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     steps: int = 0
     failed: str | None = None
@@ -220,6 +221,8 @@ class _Worker:
                 wall, cpu = timed_step(slot.runner, barrier, self.device)
                 times.append(wall)
                 slot.cpu.append(cpu)
+                if slot.runner.busy_s is not None:
+                    slot.busy.append(slot.runner.busy_s)
             self._gauge(slot)
         slot.rounds.append(times)
         self.dist.barrier()
@@ -287,6 +290,7 @@ class _Worker:
         result = RankResult(
             rank=self.rank,
             median_s=float(np.median(times)),
+            busy_s=float(np.median(slot.busy)) if slot.busy else None,
             yardstick_s=float(np.median(slot.yardstick)),
             cpu_s=float(np.median(slot.cpu)),
         )

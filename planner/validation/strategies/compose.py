@@ -5,6 +5,7 @@ Order on each rank: stage cut -> tensor shards -> recomputation -> replicas -> s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from planner.validation.strategies.blocks import (
     default_stages,
     present,
 )
+from planner.validation.strategies.busy import Busy
 from planner.validation.strategies.pipeline import make_schedule, stages_of_rank
 from planner.validation.strategies.replicas import build_optimizer, gradient_sync, replicate
 from planner.validation.strategies.tied import TiedParameter, shared_parameters, tied_parameters
@@ -46,19 +48,29 @@ class Runner:
     forward_backward: Callable[[], torch.Tensor | None]
     mesh: DeviceMesh | None
     tied: list[TiedParameter]
+    busy: Busy | None = None
+    busy_s: float | None = None
+    """Of the last step of a pipeline on a CPU: time in which the rank computed."""
 
     def step(self) -> torch.Tensor | None:
         """One training step: gradients cleared, all micro-batches, gradients reduced, optimizer."""
         from torch.profiler import record_function
 
+        begun = time.perf_counter()
         with record_function("foreshard::zero_grad"):
             self.optimizer.zero_grad(set_to_none=True)
+        if self.busy is not None:
+            self.busy.take()
+        start = time.perf_counter()
         with record_function("foreshard::forward_backward"):
             loss = self.forward_backward()
+        scheduled_s = time.perf_counter() - start
         for parameter in self.tied:
             parameter.add_gradients()
         with record_function("foreshard::optimizer"):
             self.optimizer.step()
+        if self.busy is not None:
+            self.busy_s = time.perf_counter() - begun - scheduled_s + self.busy.take()
         return loss
 
 
@@ -212,6 +224,7 @@ def _pipeline_runner(
                 group=mesh.get_group("pp"),
             )
         )
+    busy = Busy(pipeline_stages) if device.type == "cpu" else None
     schedule = make_schedule(plan, pipeline_stages)
     is_first, is_last = 0 in mine, n_stages - 1 in mine
     args = (inputs[plans[0].inputs[0]],) if is_first else ()
@@ -231,6 +244,7 @@ def _pipeline_runner(
         forward_backward=forward_backward,
         mesh=mesh,
         tied=tied_parameters(shared, local, plan, mesh.get_group("pp")),
+        busy=busy,
     )
 
 

@@ -11,6 +11,7 @@ from costmodel.errors import InputFileError, PlanError
 from costmodel.plan import Plan
 from planner.validation.harness import (
     RunSettings,
+    bubble_fraction,
     load_results,
     run_specs,
     save_results,
@@ -78,6 +79,9 @@ def test_every_strategy_trains_like_one_device(tmp_path: Path) -> None:
         assert result.step_time_s is not None
         assert result.step_time_s > 0
         assert result.environment["threads_per_rank"] == 1
+        bubble = bubble_fraction(result)
+        assert (bubble is None) == (result.spec.plan.pp == 1)
+        assert bubble is None or 0.0 < bubble < 1.0
     path = tmp_path / "runs.json"
     save_results(results, path)
     assert load_results(path, path) == results * 2
