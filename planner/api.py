@@ -243,11 +243,14 @@ def forecaster(
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     host: str | None = None,
+    compression: float = 1.0,
+    straggler: float = 1.0,
 ) -> Forecaster:
     """A reusable predictor of one model on one machine: traces once, then prices any plan.
 
     `hardware` is a profile, with a variant of its network after a colon: "h100-sxm5-80gb:ethernet-100g".
     `host`: what offload works with, by name or file; default: the usual one of the device's generation.
+    `compression`: by how much gradients shrink before they are sent. `straggler`: speed of one rank.
     """
     from costmodel.framework import load_framework
     from costmodel.hardware.host_machine import load_host
@@ -255,13 +258,19 @@ def forecaster(
 
     source = model_source(model, seq_len=seq_len, overrides=overrides, trust_remote_code=trust_remote_code)
     name, _, variant = hardware.partition(":")
+    chosen = load_framework(framework)
+    if compression < 1.0:
+        raise UsageError(f"compression({compression:g}): must be at least 1 (10: a tenth of the bytes)")
+    if compression > 1.0:
+        chosen = chosen.model_copy(update={"gradient_comm_bytes": chosen.gradient_comm_bytes / compression})
     return Forecaster(
         source=source,
         profile=_load(name),
-        framework=load_framework(framework),
+        framework=chosen,
         optimizer=optimizer,
         network_variant=variant or None,
         host=load_host(host) if host else None,
+        straggler=straggler,
     )
 
 
@@ -277,6 +286,8 @@ def predict(
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     host: str | None = None,
+    compression: float = 1.0,
+    straggler: float = 1.0,
 ) -> Forecast:
     """Forecast one plan: `.prediction`, and the timeline behind it."""
     parsed = parse_plan(plan)
@@ -291,6 +302,8 @@ def predict(
         overrides=overrides,
         trust_remote_code=trust_remote_code,
         host=host,
+        compression=compression,
+        straggler=straggler,
     ).forecast(parsed)
 
 
@@ -308,6 +321,7 @@ def infer(
     rate_per_s: float | None = None,
     concurrency: int | None = None,
     paged: bool = True,
+    steps: int = 1,
     host: str | None = None,
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
@@ -316,6 +330,7 @@ def infer(
 
     `cache_dtype`: same (as activations) or fp8, instead of the framework's. `rate_per_s` or `concurrency`:
     continuous batching at a steady rate, or for so many clients, its cache in pages or contiguous.
+    `steps`: forward passes in a row (the denoising steps of a diffusion model).
 
     Raises UsageError where only one of the two is given, PlanError where the model cannot be run so.
     """
@@ -356,7 +371,7 @@ def infer(
             paged=paged,
         )
     if prompt_len is None or output_len is None:
-        return inference.forward(parsed, batch_size=batch_size)
+        return inference.forward(parsed, batch_size=batch_size).times(steps)
     return inference.generate(parsed, batch_size=batch_size, prompt_len=prompt_len, output_len=output_len)
 
 

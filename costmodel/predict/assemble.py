@@ -215,6 +215,7 @@ def _simulate(
         tied_embedding_s=tied_embedding_s,
         action_s=host_cost_s(forecaster.profile, "pipeline_action_s") if plan.pp > 1 else 0.0,
         pulls=servers_of(plan) is not None,
+        speed={plan.pp - 1: forecaster.straggler} if forecaster.straggler < 1.0 else None,
     )
     offload = offload_of(plan, forecaster.profile, forecaster.host, forecaster.framework)
     if offload is None or not is_split(plan):

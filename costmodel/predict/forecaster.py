@@ -75,9 +75,14 @@ class Forecaster:
         training: bool = True,
         adapt: Callable[[ModelGraph], ModelGraph] | None = None,
         host: HostMachine | None = None,
+        straggler: float = 1.0,
     ) -> None:
         """`training`: gradients too. `adapt`: changes made to every traced graph before it is split. `host`:
-        what offload works with; default: the usual host of the device's generation."""
+        what offload works with; default: the usual host of the device's generation. `straggler`: speed of
+        one rank (of the last pipeline stage) relative to the others. PlanError where it is not positive."""
+        if not 0.0 < straggler <= 1.0:
+            raise PlanError(f"straggler({straggler:g}): must be above 0 and at most 1, the others' speed")
+        self.straggler = straggler
         self.source = source
         self.profile = profile
         self.framework = framework

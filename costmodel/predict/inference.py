@@ -57,6 +57,13 @@ class ForwardCost:
         """90 % interval of the time."""
         return _interval(self.time_s, self.log_sigma)
 
+    def times(self, n: int) -> ForwardCost:
+        """`n` passes in a row. Raises PlanError where n is not positive."""
+        if n < 1:
+            raise PlanError(f"{n} forward passes: must be at least 1")
+        parts = {name: n * seconds for name, seconds in self.breakdown_s.items()}
+        return ForwardCost(time_s=n * self.time_s, log_sigma=self.log_sigma, breakdown_s=parts)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**asdict(self), "interval_s": self.interval_s}

@@ -46,6 +46,9 @@ def command(
     paged: Annotated[
         bool, typer.Option("--paged/--contiguous", help="How keys and values are kept while batching.")
     ] = True,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Forward passes in a row (denoising steps).")
+    ] = 1,
     host: Host = None,
     set_: Overrides = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -69,6 +72,7 @@ def command(
         rate_per_s=rate,
         concurrency=concurrency,
         paged=paged,
+        steps=steps,
         host=host,
         overrides=set_,
         trust_remote_code=trust_remote_code,
@@ -81,7 +85,7 @@ def command(
     if isinstance(answer, ServingPrediction):
         _show_serving(model, hardware, answer)
     else:
-        _show(model, hardware, answer)
+        _show(model, hardware, answer, "a forward pass" if steps == 1 else f"{steps} forward passes")
 
 
 def _show_serving(model: str, hardware: str, answer: ServingPrediction) -> None:
@@ -103,14 +107,14 @@ def _show_serving(model: str, hardware: str, answer: ServingPrediction) -> None:
     )
 
 
-def _show(model: str, hardware: str, answer: InferencePrediction | ForwardCost) -> None:
+def _show(model: str, hardware: str, answer: InferencePrediction | ForwardCost, what: str) -> None:
     from costmodel.predict.inference import InferencePrediction
     from planner.render import bytes_text, duration, percent, print_table
 
     low_s, high_s = answer.interval_s
     print(
         f"{model} on {hardware}: {duration(answer.time_s)} [{duration(low_s)} .. {duration(high_s)}] "
-        + ("an answer" if isinstance(answer, InferencePrediction) else "a forward pass")
+        + ("an answer" if isinstance(answer, InferencePrediction) else what)
     )
     print_table(
         ["part", "time", "share"],

@@ -37,6 +37,12 @@ def command(
     framework: Framework = "pytorch",
     optimizer: Optimizer = "adamw",
     host: Host = None,
+    compression: Annotated[
+        float, typer.Option("--compression", help="By how much gradients shrink before they are sent.")
+    ] = 1.0,
+    straggler: Annotated[
+        float, typer.Option("--straggler", help="Speed of one rank relative to the others, for example 0.8.")
+    ] = 1.0,
     set_: Overrides = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Folder for a Perfetto trace per rank.")
@@ -60,6 +66,8 @@ def command(
         overrides=set_,
         trust_remote_code=trust_remote_code,
         host=host,
+        compression=compression,
+        straggler=straggler,
     )
     if trace is not None:
         forecast.write_trace(trace)

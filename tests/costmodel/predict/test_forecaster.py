@@ -6,12 +6,13 @@ from functools import lru_cache
 
 import pytest
 
-from costmodel.errors import PlanError
+from costmodel.errors import PlanError, UsageError
 from costmodel.framework import load_framework
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster
+from planner import api
 
 SIZES = {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 512, "n_positions": 64}
 
@@ -87,6 +88,21 @@ def test_slower_network_is_slower() -> None:
     names = load_profile("a100-sxm4-80gb").network.variants()
     slow = next(name for name in names if name.startswith("ethernet"))
     assert step_s("dp16.mbs1", variant=slow) > step_s("dp16.mbs1")
+
+
+def test_compressed_gradients_and_a_slow_rank() -> None:
+    def step_s(**others: float) -> float:
+        return api.predict(
+            "gpt2", hardware="v100-pcie-32gb", plan="dp8.mbs1", overrides=["n_layer=2"], **others
+        ).prediction.step_time_s
+
+    plain = step_s()
+    assert step_s(compression=10.0) < plain
+    assert plain < step_s(straggler=0.5) <= 2.0 * plain, "everyone waits for it"
+    with pytest.raises(UsageError, match="at least 1"):
+        step_s(compression=0.5)
+    with pytest.raises(PlanError, match="must be above 0"):
+        step_s(straggler=0.0)
 
 
 def test_sharding_divides_model_state() -> None:
