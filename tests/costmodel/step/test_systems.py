@@ -9,12 +9,11 @@ from costmodel.step import Offload, StepResult, simulate_step
 from costmodel.step.swapping import swap_bytes
 from tests.costmodel.step.test_simulate import stage
 
-
 _OF_A_STAGE = ("reduce_s", "send_s", "optimizer_s", "units")
 
 
 def step(name: str, p: int, m: int, **others: object) -> StepResult:
-    """p equal stages of 1 s forward and 2 s backward under a schedule; `others`: of a stage or of the step."""
+    """p equal stages (1 s forward, 2 s backward) under a schedule; `others`: of a stage or of the step."""
     own = {k: v for k, v in others.items() if k in _OF_A_STAGE}
     rest = {k: v for k, v in others.items() if k not in _OF_A_STAGE}
     stages = [stage(i, **own) for i in range(p)]  # type: ignore[arg-type]
