@@ -56,7 +56,9 @@ def assemble_profile(
         overlap=overlap_of(samples),
         contention_s_per_byte=_contention(samples),
         rank_log_sigma=_rank_log_sigma(samples, machine.world_size),
-        yardstick_s={s.setting: s.time_s for s in samples if s.kind == YARDSTICK},
+        yardstick_s={
+            ALONE if machine.world_size == 1 else s.setting: s.time_s for s in samples if s.kind == YARDSTICK
+        },
         environment=Environment(
             device=machine.device,
             threads=machine.threads,

@@ -448,7 +448,7 @@ def validate_run(
     hardware: str | None,
     budget_s: float = 60.0,
     global_batch_size: int | None = None,
-    repeats: int = 3,
+    repeats: int = 7,
     steps: int = 2,
     timeout_s: float = 60.0,
     out: Path | None = None,

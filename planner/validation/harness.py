@@ -59,9 +59,9 @@ class RunSettings:
     threads: int = 1
     pin: bool = True
     warmup: int = 2
-    rounds: int = 3
+    rounds: int = 7
     steps: int = 2
-    min_round_s: float = 0.5
+    min_round_s: float = 0.3
     alive: int = 8
     profile: bool = True
     memory: bool = True

@@ -133,7 +133,7 @@ def validate_local(
     hardware: str | None,
     global_batch_size: int | None = None,
     budget_s: float = 60.0,
-    repeats: int = 3,
+    repeats: int = 7,
     steps: int = 2,
     timeout_s: float = 60.0,
     out: Path | None = None,

@@ -93,8 +93,8 @@ class Job:
     """What one set of worker processes does: runs of one world size, interleaved model by model.
 
     All plans of a model are built, then `rounds` times in turn each takes one untimed and `steps` timed
-    steps, so that a slow drift of the machine meets every plan alike. `min_round_s` asks for more timed
-    steps where steps are short. `alive` bounds how many plans exist at once (memory).
+    steps, so that a slow drift of the machine meets every plan alike, and a busy spell of seconds only some
+    rounds of each. `min_round_s` asks for more timed steps where steps are short. `alive` bounds how many plans exist at once (memory).
     """
 
     specs: tuple[RunSpec, ...]
@@ -104,9 +104,9 @@ class Job:
     threads: int = 1
     pin: bool = True
     warmup: int = 2
-    rounds: int = 3
+    rounds: int = 7
     steps: int = 2
-    min_round_s: float = 0.5
+    min_round_s: float = 0.3
     alive: int = 8
     profile: bool = True
     memory: bool = True

@@ -38,6 +38,8 @@ def test_killed_then_resumed_gives_a_complete_profile(tmp_path: Path) -> None:
     out = tmp_path / "machine.json"
     samples = samples_path(out)
     script = (
+        # a shell's background jobs ignore the signal, and so would what they start
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from calibrate.api import calibrate; "
         f"calibrate(out=Path({str(out)!r}), budget_s=5.0, only={_ONLY!r})"
     )
