@@ -94,7 +94,8 @@ class Job:
 
     All plans of a model are built, then `rounds` times in turn each takes one untimed and `steps` timed
     steps, so that a slow drift of the machine meets every plan alike, and a busy spell of seconds only some
-    rounds of each. `min_round_s` asks for more timed steps where steps are short. `alive` bounds how many plans exist at once (memory).
+    rounds of each. `min_round_s` asks for more timed steps where steps are short.
+    `alive` bounds how many plans exist at once (memory).
     """
 
     specs: tuple[RunSpec, ...]
