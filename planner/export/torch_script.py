@@ -17,6 +17,7 @@ foreshard builds the parts (torch's DTensor layers, FSDP2, DDP and pipeline sche
 runs do; replace the random batch by your data where `runner.step()` is called.
 """
 
+import gc
 import json
 import os
 import time
@@ -53,7 +54,11 @@ def main() -> None:
     longest = torch.tensor(sorted(times[WARM_UP:])[STEPS // 2], device=device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     if dist.get_rank() == 0:
-        print(json.dumps({{"plan": "{plan}", "step_time_s": float(longest)}}))
+        print(json.dumps({{"plan": "{plan}", "step_time_s": float(longest)}}), flush=True)
+    # leave together: a rank whose partner is gone while its backend still works is aborted
+    del runner
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 
