@@ -76,13 +76,12 @@ def fit_profile(out: Path, *, progress: Callable[[str], None] | None = None) -> 
     Raises InputFileError where there are none, MeasurementError where there are too few.
     """
     from calibrate.assemble import assemble_profile
-    from calibrate.drift import at_one_speed
-    from calibrate.journal import merge_visits, read_journal, samples_path
+    from calibrate.drift import fitted_samples
+    from calibrate.journal import read_journal, samples_path
     from costmodel.hardware.store import save_profile
 
     machine, visits = read_journal(samples_path(out))
-    # a GPU's kernels do not follow the speed of its host
-    samples = merge_visits(at_one_speed(visits) if machine.device_kind == "cpu" else visits)
+    samples = fitted_samples(machine, visits)
     if not samples:
         raise MeasurementError(
             f"{samples_path(out)} holds no usable sample; run `foreshard calibrate` again with a larger "

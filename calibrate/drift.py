@@ -12,9 +12,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from calibrate.journal import Visit
+from calibrate.environment import Machine
+from calibrate.journal import Sample, Visit, merge_visits
 
-__all__ = ["YARDSTICK", "at_one_speed"]
+__all__ = ["YARDSTICK", "at_one_speed", "fitted_samples"]
 
 YARDSTICK = "yardstick"
 _NEAREST = 6
@@ -37,6 +38,12 @@ def at_one_speed(visits: Sequence[Visit]) -> list[Visit]:
         else visit
         for position, visit in enumerate(visits)
     ]
+
+
+def fitted_samples(machine: Machine, visits: Sequence[Visit]) -> list[Sample]:
+    """The samples that a profile is fitted to: on a CPU those at one speed (a GPU's kernels do not follow the
+    speed of its host)."""
+    return merge_visits(at_one_speed(visits) if machine.device_kind == "cpu" else visits)
 
 
 def _slowness(yardsticks: Sequence[tuple[int, float]], position: int) -> float:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from calibrate.journal import Sample, merge_visits, read_journal, samples_path
+from calibrate.drift import fitted_samples
+from calibrate.journal import Sample, read_journal, samples_path
 from costmodel.hardware.kinds import COLLECTIVE_KINDS
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def collective_table(profile_path: Path) -> CollectiveTable:
     from costmodel.hardware.store import load_profile
 
     machine, visits = read_journal(samples_path(Path(profile_path)))
-    samples = merge_visits(visits)
+    samples = fitted_samples(machine, visits)
     profile = load_profile(Path(profile_path))
     rows = [_row(s, profile) for s in samples if s.kind in COLLECTIVE_KINDS]
     order = {kind: i for i, kind in enumerate(COLLECTIVE_KINDS)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ForeshardError, UsageError
+from planner.exporting import export
 from planner.sharing import parse_devices, share
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibrate",
+    "export",
     "forecaster",
     "graph_summary",
     "import_hardware",

@@ -44,7 +44,10 @@ def export(
         trust_remote_code=trust_remote_code,
     )
     spec = run_spec_of(
-        ModelSpec(model=model, seq_len=seq_len, overrides=changes), forecaster, parsed, optimizer=optimizer,
+        ModelSpec(model=model, seq_len=seq_len, overrides=changes),
+        forecaster,
+        parsed,
+        optimizer=optimizer,
         needs_styles=target == "torch",
-    )  # fmt: skip
+    )
     return write_export(target, export_job(forecaster, parsed, model=model, spec=spec), out)

@@ -6,7 +6,6 @@ divided by one rule (a mesh, independent branches) instead of operator by operat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil, prod
 
@@ -74,25 +73,19 @@ def share_segment(
     )
 
 
-def share_parameters(
-    segment: Segment, parts: int, *, whole: Mapping[str, bool] | None = None
-) -> tuple[LocalParameter, ...]:
-    """1 / parts of every parameter of a segment; those in `whole` stay."""
-    found = []
-    for t in segment.tensors:
-        if t.role is not TensorRole.PARAMETER:
-            continue
-        cut = 1 if whole and whole.get(t.name) else parts
-        found.append(
-            LocalParameter(
-                name=t.name,
-                tensor=t.index,
-                shape=t.shape,
-                local_shape=(_part(prod(t.shape), cut),) if cut > 1 else t.shape,
-                placement=Shard(0),
-                size_bytes=t.size_bytes,
-                local_bytes=_part(t.size_bytes, cut),
-                tied=t.tied,
-            )
+def share_parameters(segment: Segment, parts: int) -> tuple[LocalParameter, ...]:
+    """1 / parts of every parameter of a segment."""
+    return tuple(
+        LocalParameter(
+            name=t.name,
+            tensor=t.index,
+            shape=t.shape,
+            local_shape=(_part(prod(t.shape), parts),),
+            placement=Shard(0),
+            size_bytes=t.size_bytes,
+            local_bytes=_part(t.size_bytes, parts),
+            tied=t.tied,
         )
-    return tuple(found)
+        for t in segment.tensors
+        if t.role is TensorRole.PARAMETER
+    )

@@ -39,9 +39,9 @@ def command(
 ) -> None:
     """Write a plan as torchtitan TOML, Megatron-LM arguments, DeepSpeed JSON, accelerate YAML, Colossal-AI
     plugin arguments or a torch script that runs it."""
-    from planner.exporting import export
+    from planner import api
 
-    paths = export(
+    paths = api.export(
         model,
         hardware=hardware,
         plan=plan,

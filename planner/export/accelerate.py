@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from costmodel.recompute import Recompute
 from planner.export.job import EXPORTERS, ExportJob
 
 __all__ = ["accelerate"]
@@ -40,6 +39,7 @@ def accelerate(job: ExportJob) -> dict[str, str]:
         (bool(plan.flags) and not job.offload, f"word for {'.'.join(plan.flags)}"),
         (job.offload not in ("", "zero-offload"), f"offload like {job.offload!r} (take deepspeed)"),
         (job.offload == "zero-offload" and plan.zero_stage < 2, "offload without FSDP (add zero3)"),
+        (plan.recompute not in ("none", "full"), f"recomputation like {plan.recompute!r}"),
     )
     sharded = plan.zero_stage >= 2
     config: dict[str, Any] = {
@@ -63,7 +63,7 @@ def accelerate(job: ExportJob) -> dict[str, str]:
             "fsdp_version": 2,
             "fsdp_reshard_after_forward": plan.zero_stage == 3,
             "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP" if job.block_class else "NO_WRAP",
-            "fsdp_activation_checkpointing": Recompute.parse(plan.recompute).of_block(0) == "full",
+            "fsdp_activation_checkpointing": plan.recompute == "full",
             "fsdp_offload_params": job.offload == "zero-offload",
             "fsdp_cpu_ram_efficient_loading": True,
             "fsdp_state_dict_type": "SHARDED_STATE_DICT",

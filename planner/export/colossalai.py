@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from costmodel.recompute import Recompute
 from planner.export.job import EXPORTERS, ExportJob
 
 __all__ = ["colossalai"]
@@ -31,6 +30,7 @@ def colossalai(job: ExportJob) -> dict[str, str]:
         (plan.pp > 1 and plan.zero_stage > 1, "ZeRO-2 under a pipeline"),
         (bool(plan.flags) and not job.offload, f"word for {'.'.join(plan.flags)}"),
         (job.offload not in ("", "zero-offload"), f"offload like {job.offload!r}"),
+        (plan.recompute not in ("none",), "recomputation in its arguments (it is switched on at the model)"),
     )
     arguments: dict[str, Any] = {
         "tp_size": plan.tp,
@@ -47,7 +47,4 @@ def colossalai(job: ExportJob) -> dict[str, str]:
         interleaved = plan.vpp > 1 and plan.schedule == "1f1b"
         arguments["pp_style"] = "interleaved" if interleaved else _STYLES[plan.schedule]
         arguments["num_model_chunks"] = plan.vpp
-    if Recompute.parse(plan.recompute).of_block(0) == "full":
-        # on the model: model.gradient_checkpointing_enable()
-        arguments["gradient_checkpoint_config"] = None
     return {"colossalai.json": json.dumps(arguments, indent=2) + "\n"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from costmodel.recompute import Recompute
 from planner.export.job import EXPORTERS, ExportJob
 
 __all__ = ["deepspeed"]
@@ -29,6 +28,7 @@ def deepspeed(job: ExportJob) -> dict[str, str]:
         (plan.vpp > 1, "interleaved stages"),
         (bool(plan.flags) and not offload, f"word for {'.'.join(plan.flags)}"),
         (offload in ("cotrain", "cpu-update"), f"offload like {offload!r}"),
+        (plan.recompute not in ("none", "full"), f"recomputation like {plan.recompute!r}"),
     )
     stage = plan.zero_stage
     zero: dict[str, Any] = {"stage": stage}
@@ -58,6 +58,6 @@ def deepspeed(job: ExportJob) -> dict[str, str]:
             "stages": plan.pp,
             "activation_checkpoint_interval": int(plan.recompute == "full"),
         }
-    elif Recompute.parse(plan.recompute).of_block(0) != "none":
+    elif plan.recompute != "none":
         config["activation_checkpointing"] = {"number_checkpoints": job.n_blocks}
     return {"deepspeed.json": json.dumps(config, indent=2) + "\n"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from costmodel.recompute import Recompute
 from planner.export.job import EXPORTERS, ExportJob
 
 __all__ = ["megatron"]
@@ -20,6 +19,7 @@ def megatron(job: ExportJob) -> dict[str, str]:
         (bool(plan.flags) and not job.offload, f"word for {'.'.join(plan.flags)}"),
         (job.offload not in ("", "zero-offload"), f"offload like {job.offload!r}"),
         (plan.zero_stage == 2, "ZeRO-2 (its distributed optimizer is ZeRO-1, its FSDP ZeRO-3)"),
+        (plan.recompute not in ("none", "selective", "full"), f"recomputation like {plan.recompute!r}"),
     )
     arguments = {
         "--tensor-model-parallel-size": plan.tp,
@@ -42,10 +42,9 @@ def megatron(job: ExportJob) -> dict[str, str]:
         lines += ["--use-megatron-fsdp", "--data-parallel-sharding-strategy optim_grads_params"]
     if job.offload:
         lines += ["--optimizer-cpu-offload"]
-    policy = Recompute.parse(plan.recompute)
-    if policy.of_block(0) == "selective":
+    if plan.recompute == "selective":
         lines.append("--recompute-granularity selective")
-    elif policy.of_block(0) == "full":
+    elif plan.recompute == "full":
         lines += ["--recompute-granularity full", "--recompute-method uniform", "--recompute-num-layers 1"]
     if job.half:
         lines.append(f"--{job.half}")

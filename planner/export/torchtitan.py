@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from costmodel.recompute import Recompute
 from planner.export.job import EXPORTERS, ExportJob
 
 __all__ = ["torchtitan"]
@@ -40,6 +39,7 @@ def torchtitan(job: ExportJob) -> dict[str, str]:
         (job.offload not in ("", "zero-offload", "zero-infinity"), f"offload like {job.offload!r}"),
         (plan.zero_stage == 1, "ZeRO-1"),
         (plan.zero_stage == 2, "ZeRO-2 of its own (fsdp_reshard_after_forward=never is like it)"),
+        (plan.recompute not in ("none", "selective", "full"), f"recomputation like {plan.recompute!r}"),
     )
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage == 3 else 1
     parallelism: dict[str, object] = {
@@ -65,9 +65,7 @@ def torchtitan(job: ExportJob) -> dict[str, str]:
     if job.offload:
         training["enable_cpu_offload"] = True
     sections = {"training": training, "parallelism": parallelism}
-    policy = Recompute.parse(plan.recompute).of_block(0)
-    checkpointing = {"none": "none", "selective": "selective", "full": "full"}.get(policy, "selective")
-    sections["activation_checkpoint"] = {"mode": checkpointing}
+    sections["activation_checkpoint"] = {"mode": plan.recompute}
     toml = "\n".join(
         f"[{name}]\n" + "".join(f"{key} = {_value(value)}\n" for key, value in section.items())
         for name, section in sections.items()

@@ -153,3 +153,5 @@ def test_pages_hold_more_requests_than_whole_reservations(gpt: InferenceForecast
 def test_serving_takes_a_rate_or_clients(gpt: InferenceForecaster) -> None:
     with pytest.raises(PlanError, match="not both"):
         serve(gpt, Plan.parse("dp1"), prompt_len=8, output_len=8)
+    with pytest.raises(PlanError, match="must be positive"):
+        serve(gpt, Plan.parse("dp1"), prompt_len=8, output_len=8, rate_per_s=0.0)

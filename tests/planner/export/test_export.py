@@ -132,6 +132,9 @@ def test_colossalai_arguments(tmp_path: Path) -> None:
         ("deepspeed", "dp2.cotrain", "offload like 'cotrain'"),
         ("accelerate", "pp2.mbs1.gbs4", "pipeline"),
         ("colossalai", "dp2.zero3", "ZeRO-3"),
+        ("colossalai", "dp2.full", "recomputation in its arguments"),
+        ("megatron", "dp2.full4", "recomputation like 'full4'"),
+        ("accelerate", "dp2.zero3.selective", "recomputation like 'selective'"),
     ],
 )
 def test_what_a_target_cannot_express_is_named(target: str, plan: str, what: str, tmp_path: Path) -> None:
