@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from costmodel.predict import Forecast, Forecaster
     from costmodel.predict.inference import ForwardCost, InferencePrediction
     from costmodel.predict.serving import ServingPrediction
-    from planner.search import SearchResult
+    from planner.search import SearchOptions, SearchResult
     from planner.validation.scoring import Report
 
 __all__ = [
@@ -388,23 +388,28 @@ def plan(
     optimizer: str = "adamw",
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    options: SearchOptions | None = None,
+    top: int = 12,
+    rank_of: str | None = None,
 ) -> SearchResult:
-    """Rank every feasible plan for `n_devices`. Raises InfeasibleError where nothing fits."""
+    """Rank the feasible plans for `n_devices`, at least the first `top` of them by the event engine.
+
+    `rank_of`: a plan whose standing among them is asked for. Raises InfeasibleError where nothing fits.
+    """
     from planner.search import search
 
-    return search(
-        forecaster(
-            model,
-            hardware=hardware,
-            seq_len=seq_len,
-            framework=framework,
-            optimizer=optimizer,
-            overrides=overrides,
-            trust_remote_code=trust_remote_code,
-        ),
-        n_devices=n_devices,
-        global_batch_size=global_batch_size,
+    asked = None if rank_of is None else parse_plan(rank_of).require_world_size(n_devices)
+    made = forecaster(
+        model,
+        hardware=hardware,
+        seq_len=seq_len,
+        framework=framework,
+        optimizer=optimizer,
+        overrides=overrides,
+        trust_remote_code=trust_remote_code,
     )
+    found = search(made, n_devices=n_devices, global_batch_size=global_batch_size, options=options, top=top)
+    return found if asked is None else found.with_standing(made.forecast(asked).prediction)
 
 
 def calibrate(

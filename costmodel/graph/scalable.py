@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from costmodel.graph.model_graph import ModelGraph, Operator, Segment, TensorInfo
-from costmodel.graph.tracing import trace
+from costmodel.graph.tracing import fake_mode, trace
 
 if TYPE_CHECKING:
     from costmodel.models import ModelSource
@@ -26,6 +26,7 @@ class ScalableGraph:
         self._attention = attention
         self._dtype = dtype
         self._graphs: dict[int, ModelGraph] = {}
+        self._mode = fake_mode()
 
     def at(self, *, micro_batch_size: int) -> ModelGraph:
         """The graph for one micro-batch size, cached."""
@@ -40,6 +41,7 @@ class ScalableGraph:
                 training=self._training,
                 attention=self._attention,
                 dtype=self._dtype,
+                mode=self._mode,
             )
         return self._graphs[size]
 

@@ -115,14 +115,16 @@ def trace(
     attention: str = "as_run",
     reduce: bool = True,
     dtype: str = "fp32",
+    mode: FakeTensorMode | None = None,
 ) -> ModelGraph:
     """Trace a resolved model without its weights; `dtype`: of its parameters and floating-point inputs.
 
-    `reduce=False` traces every instance of repeated blocks (the check of the reduction).
+    `reduce=False` traces every instance of repeated blocks (the check of the reduction). `mode`: of an
+    earlier trace of the same model in the same dtype, whose module is used again where its builder keeps it.
     Raises TraceError with the operator or line that stops it, ModelArgumentError from building.
     """
     start = time.perf_counter()
-    with _fake_mode(), _default_dtype(dtype):
+    with mode or fake_mode(), _default_dtype(dtype):
         built = source.build(device="cpu")
         return trace_module(
             built.module,
@@ -151,7 +153,8 @@ def _default_dtype(name: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _fake_mode() -> FakeTensorMode:
+def fake_mode() -> FakeTensorMode:
+    """A mode that takes real tensors for fake ones."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -176,7 +179,7 @@ def trace_module(
     named = dict(kwargs or {})
     fake = _mode_of(module, args, named)
     real = fake is None
-    mode = _fake_mode() if fake is None else fake
+    mode = fake_mode() if fake is None else fake
     paths = {id(m): path for path, m in module.named_modules()}
     was_training = module.training
     module.train(training)

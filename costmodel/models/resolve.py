@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from costmodel.errors import ModelArgumentError
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
@@ -176,8 +177,15 @@ def _from_transformers(
     length = seq_len or int(spec.get("seq_len", 0)) or default_seq_len(made)
     has_text = bool(getattr(getattr(made, "text_config", made), "vocab_size", 0))
 
+    fakes: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
     def builder(batch: int, seq_len: int) -> BuiltModel:
-        module = _module(transformers, made, architectures, name, remote_code is not None)
+        mode = _fake_mode()
+        module = fakes.get(mode) if mode is not None else None
+        if module is None:
+            module = _module(transformers, made, architectures, name, remote_code is not None)
+            if mode is not None:  # fake parameters serve every trace of this mode
+                fakes[mode] = module
         inputs = transformers_inputs(module, made, batch, seq_len, training=task == "train")
         return BuiltModel(module=module, args=(), kwargs=inputs)
 
@@ -185,11 +193,9 @@ def _from_transformers(
 
 
 def _module(transformers: Any, config: Any, architectures: list[str], name: str, remote: bool) -> Any:
-    import torch
     from transformers import initialization
 
-    fake = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-    context = initialization.no_init_weights() if fake else _nothing()
+    context = initialization.no_init_weights() if _fake_mode() is not None else _nothing()
     try:
         with context:
             module = _instance(transformers, config, architectures, remote)
@@ -199,6 +205,13 @@ def _module(transformers: Any, config: Any, architectures: list[str], name: str,
         raise ModelArgumentError(
             f"model {name!r}: building it fails: {str(error).splitlines()[0]}; check its sizes"
         ) from None
+
+
+def _fake_mode() -> Any:
+    """The FakeTensorMode that is active, or None."""
+    import torch
+
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
 
 
 def _instance(transformers: Any, config: Any, architectures: list[str], remote: bool) -> Any:

@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costmodel.errors import PlanError
+from costmodel.estimate import FloatArray
 from costmodel.framework import FrameworkProfile
 from costmodel.graph import scalable_graph
 from costmodel.graph.liveness import saved_tensors
 from costmodel.graph.model_graph import ModelGraph, Phase
-from costmodel.hardware.collectives import collective_times
+from costmodel.hardware.collectives import SIZE_GRID_BYTES, collective_times
 from costmodel.hardware.host_machine import HostMachine, host_of
+from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.prediction import Prediction
-from costmodel.predict.segment_costs import SegmentCosts, price_segment
+from costmodel.predict.segment_costs import Kernels, SegmentCosts, price_kernels, price_segment
 from costmodel.sharding import ShardedGraph, shard
 from costmodel.strategies.splitting import branches_of, split_otherwise, splitting_words
 
@@ -96,7 +98,10 @@ class Forecaster:
         self._sharded: dict[tuple[Any, ...], ShardedGraph] = {}
         self._branched: dict[int, Forecaster] = {}
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
+        self._kernels: dict[int, tuple[Kernels, ...]] = {}
+        """By identity of the sharded graph, which `_sharded` keeps."""
         self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
+        self._curves: dict[tuple[str, CollectiveGroup], FloatArray] = {}
 
     @property
     def attention(self) -> str:
@@ -184,6 +189,24 @@ class Forecaster:
             )
         return self._collectives[key]
 
+    def collective_s(self, op: str, size_bytes: FloatArray, group: CollectiveGroup) -> FloatArray:
+        """Seconds of one collective for every size, in the array's shape; 0 over a single rank."""
+        if group.n_ranks == 1:
+            return np.zeros_like(size_bytes)
+        key = (op, group)
+        if key not in self._curves:
+            if self.profile.network is None:
+                raise PlanError(
+                    f"profile {self.profile.name!r} has no measured network; calibrate with 2 ranks"
+                )
+            times = collective_times(
+                self.profile.network, op, SIZE_GRID_BYTES, group, variant=self.network_variant
+            )
+            self._curves[key] = np.log(times.median_s)
+        at = np.log2(np.maximum(size_bytes, 1.0))
+        times_s = np.exp(np.interp(at, np.log2(SIZE_GRID_BYTES), self._curves[key]))
+        return np.where(size_bytes > 0, times_s, 0.0)
+
     def segments(self, plan: Plan) -> tuple[SegmentCosts, ...]:
         """Priced segments of the plan, one per segment of the graph."""
         ranks = 1 if self.profile.network is None else self.profile.network.ranks_per_node
@@ -201,19 +224,25 @@ class Forecaster:
             groups["ep"],
         )
         if key not in self._priced:
-            segments = self.sharded(plan).segments
+            graph = self.sharded(plan)
+            segments = graph.segments
+            if id(graph) not in self._kernels:
+                self._kernels[id(graph)] = tuple(
+                    price_kernels(s, profile=self.profile, framework=self.framework, fusion=self.fusion)
+                    for s in segments
+                )
             saved = saved_tensors(s.local for s in segments)
             self._priced[key] = tuple(
                 price_segment(
                     segment,
                     profile=self.profile,
                     framework=self.framework,
-                    fusion=self.fusion,
+                    kernels=kernels,
                     collective=lambda op, size, axis: self.collective(plan, op, size, axis),
                     recompute=plan.recompute,
                     saved_elsewhere=saved,
                 )
-                for segment in segments
+                for segment, kernels in zip(segments, self._kernels[id(graph)], strict=True)
             )
         return self._priced[key]
 
@@ -231,6 +260,7 @@ class Forecaster:
             branched.source = split_source(self.source, groups)
             branched.__dict__.pop("graphs", None)
             branched._adapted, branched._sharded, branched._priced = {}, {}, {}
+            branched._kernels = {}
             self._branched[groups] = branched
         return self._branched[groups]
 

@@ -9,7 +9,7 @@ import numpy as np
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray
 
-__all__ = ["balanced_partition", "bottleneck_s"]
+__all__ = ["Partitions", "balanced_partition", "bottleneck_s"]
 
 
 def balanced_partition(
@@ -21,41 +21,60 @@ def balanced_partition(
     bottleneck the one with the least sum of squared stage times is taken. Returns the first unit of each
     stage; stage 0 starts at 0.
 
-    Dynamic programming over (first j units, k stages): best[k][j] = min over i of
-    max(best[k-1][i], cost(i, j)); O(n_stages * n^2), vectorised over i.
-
     Raises PlanError where there are fewer units than stages.
     """
-    n = len(unit_s)
-    if n_stages < 1 or n_stages > n:
-        raise PlanError(
-            f"pp * vpp = {n_stages} stages, but the model can be cut into at most {n} pieces; "
-            f"use pp * vpp <= {n}"
-        )
-    prefix = np.concatenate([[0.0], np.cumsum(np.asarray(unit_s, dtype=np.float64))])
-    cut = np.zeros(n + 1)
-    if cut_s is not None:
-        cut[1:n] = np.asarray(cut_s, dtype=np.float64)[: n - 1]
-    worst = np.full((n_stages + 1, n + 1), np.inf)
-    squares = np.full((n_stages + 1, n + 1), np.inf)
-    came_from = np.zeros((n_stages + 1, n + 1), dtype=np.int64)
-    worst[0, 0] = squares[0, 0] = 0.0
-    for k in range(1, n_stages + 1):
-        for j in range(k, n - (n_stages - k) + 1):
-            i = np.arange(k - 1, j)
-            stage: FloatArray = prefix[j] - prefix[i] + cut[i] + (cut[j] if j < n else 0.0)
-            bottleneck = np.maximum(worst[k - 1, i], stage)
-            spread = squares[k - 1, i] + stage**2
-            least = bottleneck.min()
-            near = np.flatnonzero(bottleneck <= least * (1 + 1e-9))
-            pick = near[np.argmin(spread[near])]
-            worst[k, j], squares[k, j], came_from[k, j] = bottleneck[pick], spread[pick], i[pick]
-    starts = []
-    j = n
-    for k in range(n_stages, 0, -1):
-        j = int(came_from[k, j])
-        starts.append(j)
-    return tuple(reversed(starts))
+    return Partitions(unit_s, cut_s=cut_s).starts(n_stages)
+
+
+class Partitions:
+    """Balanced cuts of one run of units into any number of stages; what one number needs serves the others.
+
+    Dynamic programming over (first j units, k stages): best[k][j] = min over i of
+    max(best[k-1][i], cost(i, j)); O(n_stages * n^2), vectorised over i and j.
+    """
+
+    def __init__(self, unit_s: Sequence[float], *, cut_s: Sequence[float] | None = None) -> None:
+        n = self._n = len(unit_s)
+        prefix = np.concatenate([[0.0], np.cumsum(np.asarray(unit_s, dtype=np.float64))])
+        cut = np.zeros(n + 1)
+        if cut_s is not None:
+            cut[1:n] = np.asarray(cut_s, dtype=np.float64)[: n - 1]
+        after = cut.copy()
+        after[n] = 0.0
+        run = prefix[None, :] - prefix[:, None] + cut[:, None] + after[None, :]
+        run[np.tril_indices(n + 1)] = np.inf
+        self._run: FloatArray = run
+        self._squares: FloatArray = np.where(np.isfinite(run), run, 0.0) ** 2
+        self._worst = np.full(n + 1, np.inf)
+        self._spread = np.full(n + 1, np.inf)
+        self._worst[0] = self._spread[0] = 0.0
+        self._came_from: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+
+    def starts(self, n_stages: int) -> tuple[int, ...]:
+        """First unit of each of `n_stages` stages. PlanError where there are fewer units."""
+        if n_stages < 1 or n_stages > self._n:
+            raise PlanError(
+                f"pp * vpp = {n_stages} stages, but the model can be cut into at most {self._n} pieces; "
+                f"use pp * vpp <= {self._n}"
+            )
+        while len(self._came_from) < n_stages:
+            self._one_more()
+        starts = []
+        j = self._n
+        for k in range(n_stages - 1, -1, -1):
+            j = int(self._came_from[k][j])
+            starts.append(j)
+        return tuple(reversed(starts))
+
+    def _one_more(self) -> None:
+        bottleneck = np.maximum(self._worst[:, None], self._run)
+        least = bottleneck.min(axis=0)
+        near = bottleneck <= least * (1 + 1e-9)
+        spread = np.where(near & np.isfinite(bottleneck), self._spread[:, None] + self._squares, np.inf)
+        pick = spread.argmin(axis=0)
+        at = np.arange(self._n + 1)
+        self._worst, self._spread = bottleneck[pick, at], spread[pick, at]
+        self._came_from.append(pick)
 
 
 def bottleneck_s(unit_s: Sequence[float], starts: Sequence[int]) -> float:

@@ -1,13 +1,16 @@
 """Where each axis of a plan lies on the machine: tensor parallel innermost, pipeline outermost.
 
 Rank = ((pp_index * dp + dp_index) * cp + cp_index) * tp + tp_index, as Megatron-LM orders its groups
-("tp-cp-ep-dp-pp", arXiv 2104.04473 section 3.1 takeaway 1: tensor parallelism inside a node).
+("tp-cp-ep-dp-pp", arXiv 2104.04473 section 3.1 takeaway 1: tensor parallelism inside a node). With the word
+pp-inside the pipeline lies inside data parallelism: ((dp_index * pp + pp_index) * cp + cp_index) * tp +
+tp_index.
 """
 
 from __future__ import annotations
 
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.plan import Plan
+from costmodel.strategies.placing import pipeline_inside
 from costmodel.strategies.splitting import mesh_of
 
 __all__ = ["axis_group", "axis_groups", "crosses_node"]
@@ -32,6 +35,8 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
     shard = plan.dp_shard or plan.dp
     inner = plan.tp * plan.cp
     side, layers = mesh_of(plan)
+    inside = pipeline_inside(plan)
+    depth = plan.pp if inside else 1
     return {
         "mesh_row": axis_group(side, 1, per_node),
         "mesh_column": axis_group(side, side, per_node),
@@ -40,15 +45,29 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
         "tp": axis_group(plan.tp, 1, per_node),
         "cp": axis_group(plan.cp, plan.tp, per_node),
         "ep": axis_group(plan.ep, plan.tp if plan.ep <= plan.dp * plan.cp else 1, per_node),
-        "dp": axis_group(plan.dp * plan.cp, plan.tp, per_node),
-        "dp_shard": axis_group(shard * plan.cp, plan.tp, per_node),
-        "dp_replicate": axis_group(plan.dp // shard, inner * shard, per_node),
+        "dp": _replicas(plan, plan.dp, depth, per_node),
+        "dp_shard": _replicas(plan, shard, depth, per_node),
+        "dp_replicate": axis_group(plan.dp // shard, inner * shard * depth, per_node),
         # a worker and a server, on another node where there are several
         "server": CollectiveGroup(n_ranks=2, n_nodes=2 if plan.world_size > ranks_per_node else 1),
         # replicas of stages that lie at both ends of a pipeline (Chimera): on one node where all ranks are
         "copies": _copies(plan, per_node, ranks_per_node),
-        "pp": axis_group(min(plan.pp, 2), inner * plan.dp, per_node),
+        "pp": axis_group(min(plan.pp, 2), inner * (1 if inside else plan.dp), per_node),
     }
+
+
+def _replicas(plan: Plan, degree: int, depth: int, per_node: int) -> CollectiveGroup:
+    """`degree` replicas and their context-parallel ranks, which hold the same parameters; `depth` stages lie
+    between two replicas."""
+    if depth == 1:
+        return axis_group(degree * plan.cp, plan.tp, per_node)
+    near = axis_group(plan.cp, plan.tp, per_node)
+    far = axis_group(degree, plan.tp * plan.cp * depth, per_node)
+    local = plan.cp // near.n_nodes * (degree // far.n_nodes)
+    n_ranks = degree * plan.cp
+    n_nodes = n_ranks // local
+    sharing = max(1, per_node // local) if n_nodes > 1 else 1
+    return CollectiveGroup(n_ranks=n_ranks, n_nodes=n_nodes, nic_sharing=sharing)
 
 
 def _copies(plan: Plan, per_node: int, ranks_per_node: int) -> CollectiveGroup:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from costmodel.graph.fusion import fuse
+from costmodel.graph.fusion import FusedSegment, fuse
 from costmodel.graph.liveness import SegmentMemory, recomputed_operators, segment_memory
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
-from costmodel.predict.pricing import host_cost_s, price_operators
+from costmodel.predict.pricing import PricedOperators, host_cost_s, price_operators
 from costmodel.stage_costs import CostParts
 
 if TYPE_CHECKING:
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.sharding import CollectiveCall, ShardedSegment
 
-__all__ = ["PARTS", "CollectivePricer", "SegmentCosts", "dtensor_modules", "price_segment"]
+__all__ = [
+    "PARTS",
+    "CollectivePricer",
+    "Kernels",
+    "SegmentCosts",
+    "dtensor_modules",
+    "price_kernels",
+    "price_segment",
+]
 
 PARTS = ("forward", "backward_input", "backward_weight", "recompute")
 """The pieces of work a schedule can place."""
@@ -69,12 +77,28 @@ class SegmentCosts:
         return CostParts(parts_s={"host": max(0.0, host - sum(cost.total_s for cost in parts.values()))})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """The kernels that a segment's operators become, and what they cost; recomputation changes neither."""
+
+    fused: FusedSegment
+    priced: PricedOperators
+
+
+def price_kernels(
+    segment: ShardedSegment, *, profile: HardwareProfile, framework: FrameworkProfile, fusion: str
+) -> Kernels:
+    """Fuse and price the operators of one instance."""
+    fused = fuse(segment.local, fusion)
+    return Kernels(fused=fused, priced=price_operators(fused.operators, profile, framework))
+
+
 def price_segment(
     segment: ShardedSegment,
     *,
     profile: HardwareProfile,
     framework: FrameworkProfile,
-    fusion: str,
+    kernels: Kernels,
     collective: CollectivePricer,
     recompute: str,
     saved_elsewhere: frozenset[int] = frozenset(),
@@ -85,9 +109,8 @@ def price_segment(
     `backward_input`. `recompute`: none, selective (operators of attention that no GEMM weight belongs to
     run again) or full (the forward runs again, its collectives too).
     """
-    fused = fuse(segment.local, fusion)
+    fused, priced = kernels.fused, kernels.priced
     operators = fused.operators
-    priced = price_operators(operators, profile, framework)
     gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
     device, contended = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     host = dict.fromkeys(PARTS, 0.0)

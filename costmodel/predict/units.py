@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from costmodel.predict.segment_costs import SegmentCosts
     from costmodel.sharding import ShardedSegment
 
-__all__ = ["Unit", "copy_s", "expand", "held_elements", "tied_elements", "unit_costs"]
+__all__ = [
+    "Unit",
+    "accumulate_s",
+    "copy_s",
+    "expand",
+    "held_elements",
+    "tied_elements",
+    "two_ways",
+    "unit_costs",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +51,7 @@ class Unit:
 
     def seconds(self, utilisation: float) -> float:
         """Forward + backward + recomputation of one micro-batch."""
-        forward, backward = _two_ways(self.costs, utilisation, 0.0)
+        forward, backward = two_ways(self.costs, utilisation, 0.0)
         return sum(cost.total_s for cost in (*forward.values(), *backward.values()))
 
 
@@ -112,7 +121,7 @@ def unit_costs(
     fsdp_s = 0.5 * host_cost_s(forecaster.profile, "fsdp_unit_s") if sharded else 0.0
     result = []
     for i, unit in enumerate(units):
-        forward, backward = _two_ways(unit.costs, utilisation, waiting)
+        forward, backward = two_ways(unit.costs, utilisation, waiting)
         extra = CostParts(parts_s={"host": fsdp_s}) if fsdp_s else CostParts()
         dp_work = CostParts(parts_s={"dp_comm": copies_s[i]}) if copies_s[i] else CostParts()
         result.append(
@@ -122,7 +131,9 @@ def unit_costs(
                 backward_input=backward["recompute"] + backward["backward_input"] + backward["host"] + extra,
                 backward_weight=backward["backward_weight"] + dp_work,
                 parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
-                accumulate_s=_accumulate_s(forecaster, plan, unit),
+                accumulate_s=accumulate_s(forecaster, sum(unit.elements))
+                if plan.num_microbatches > 1
+                else 0.0,
                 gather_s=gather_s[i],
                 reduce_s=reduce_s[i],
                 saved_bytes=unit.costs.memory.saved_bytes,
@@ -131,7 +142,7 @@ def unit_costs(
     return result
 
 
-def _two_ways(
+def two_ways(
     costs: SegmentCosts, utilisation: float, waiting: float
 ) -> tuple[dict[str, CostParts], dict[str, CostParts]]:
     """Parts of forward and of backward, each with the host time that shows (`host`)."""
@@ -146,10 +157,9 @@ def _two_ways(
     )
 
 
-def _accumulate_s(forecaster: Forecaster, plan: Plan, unit: Unit) -> float:
+def accumulate_s(forecaster: Forecaster, elements: int) -> float:
     """Time of adding one micro-batch's gradients to the accumulated ones: two reads and a write of each."""
-    elements = sum(unit.elements)
-    if plan.num_microbatches == 1 or not elements:
+    if not elements:
         return 0.0
     size = forecaster.framework.gradient_bytes * elements
     dims = {"rows": np.array([1.0]), "cols": np.array([float(elements)]), "bytes": np.array([3.0 * size])}

@@ -72,11 +72,14 @@ def candidates(block: Block, axis: Axis, rules: Rules) -> list[list[Strategy]]:
     """Strategies per forward operator, with packed shards spread through the block and, unless the batch may
     be split, without what cannot be reached from sharded weights."""
     packed = _Packed()
-    found: list[list[Strategy]] = []
+    found: list[list[Strategy]] = [[] for _ in block.forward]
+    known: list[object] = [None] * len(block.forward)
     for _ in range(_SWEEPS):
-        found = [
-            list(strategies_for(_call(block, p, axis, rules, packed))) for p in range(len(block.forward))
-        ]
+        for p in range(len(block.forward)):
+            call = _call(block, p, axis, rules, packed)
+            packing = (call.packed_in, call.packed_out)
+            if packing != known[p]:
+                found[p], known[p] = list(strategies_for(call)), packing
         if not packed.learn(block, found):
             break
     if rules.local_modules:

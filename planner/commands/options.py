@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from costmodel.errors import UsageError
+
 __all__ = [
     "Framework",
     "Hardware",
@@ -20,7 +22,26 @@ __all__ = [
     "PlanText",
     "Seq",
     "TrustRemoteCode",
+    "split_numbers",
+    "split_words",
 ]
+
+
+def split_words(option: str, text: str) -> tuple[str, ...]:
+    """`a,b` to words. Raises UsageError where there is none."""
+    words = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not words:
+        raise UsageError(f"{option} {text!r}: give at least one, separated by commas")
+    return words
+
+
+def split_numbers(option: str, text: str) -> tuple[int, ...]:
+    """`1,2` to whole numbers. Raises UsageError for anything else."""
+    for part in split_words(option, text):
+        if not part.isdigit():
+            raise UsageError(f"{option} {text!r}: {part!r} is not a whole number; for example 1,2,4")
+    return tuple(int(part) for part in split_words(option, text))
+
 
 Model = Annotated[
     str,

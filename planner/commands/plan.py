@@ -15,6 +15,8 @@ from planner.commands.options import (
     Overrides,
     Seq,
     TrustRemoteCode,
+    split_numbers,
+    split_words,
 )
 
 __all__ = ["command"]
@@ -33,12 +35,44 @@ def command(
     explain: Annotated[
         tuple[str, str] | None, typer.Option("--explain", help="Two plans: why A beats B.")
     ] = None,
+    schedules: Annotated[
+        str, typer.Option("--schedules", help="Pipeline schedules to try, e.g. gpipe,1f1b,zb-h1.")
+    ] = "gpipe,1f1b",
+    zero: Annotated[str, typer.Option("--zero", help="ZeRO stages to try.")] = "0,1,2,3",
+    recompute: Annotated[
+        str, typer.Option("--recompute", help="Recomputation policies to try.")
+    ] = "none,selective,full",
+    vpp: Annotated[str, typer.Option("--vpp", help="Chunks per pipeline rank to try.")] = "1,2,3,4,6,8",
+    tp: Annotated[str | None, typer.Option("--tp", help="Tensor-parallel degrees to try.")] = None,
+    cp: Annotated[str | None, typer.Option("--cp", help="Context-parallel degrees to try.")] = None,
+    ep: Annotated[str | None, typer.Option("--ep", help="Expert-parallel degrees to try.")] = None,
+    max_micro_batch: Annotated[
+        int, typer.Option("--max-micro-batch", min=1, help="Largest micro-batch to try.")
+    ] = 64,
+    rank_of: Annotated[
+        str | None, typer.Option("--rank-of", help="A plan: how it stands among all feasible ones.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Rank every feasible plan for N devices; say what excluded the others and why the losers lose."""
+    """Rank the feasible plans for N devices; say what excluded the others and why the losers lose.
+
+    All plans of the space are priced in closed forms, the promising ones by the event engine.
+    """
     from planner import api
     from planner.render import bytes_text, duration, percent, print_json, print_table
+    from planner.search import SearchOptions
+
+    options = SearchOptions(
+        schedules=split_words("--schedules", schedules),
+        zero_stages=split_numbers("--zero", zero),
+        recompute=split_words("--recompute", recompute),
+        vpp=split_numbers("--vpp", vpp),
+        tp=split_numbers("--tp", tp) if tp else None,
+        cp=split_numbers("--cp", cp) if cp else None,
+        ep=split_numbers("--ep", ep) if ep else None,
+        max_micro_batch_size=max_micro_batch,
+    )
 
     search = api.plan(
         model,
@@ -50,6 +84,9 @@ def command(
         optimizer=optimizer,
         overrides=set_,
         trust_remote_code=trust_remote_code,
+        options=options,
+        top=top,
+        rank_of=rank_of,
     )
     if explain is not None:
         search = search.explaining(*explain)
@@ -70,9 +107,12 @@ def command(
             ]
             for r in search.ranked[:top]
         ],
-        title=f"{len(search.ranked)} feasible plans of {search.n_considered} considered "
-        f"in {duration(search.search_time_s)}",
+        title=f"{search.n_feasible} feasible plans of {search.n_considered} considered "
+        f"in {duration(search.search_time_s)}; the event engine priced {len(search.ranked)}"
+        + ("" if search.proven else ", the others may hold a faster one"),
     )
+    if search.standing is not None:
+        print(search.standing.text(search.ranked[0].prediction))
     if search.n_excluded:
         print_table(
             ["excluded because", "plans"], [[reason, str(n)] for reason, n in search.n_excluded.items()]

@@ -13,6 +13,10 @@ True
 from __future__ import annotations
 
 from costmodel.hardware.collectives.algorithms import bus_factor
-from costmodel.hardware.collectives.pricing import busbw_bytes_per_s, collective_times
+from costmodel.hardware.collectives.pricing import (
+    SIZE_GRID_BYTES,
+    busbw_bytes_per_s,
+    collective_times,
+)
 
-__all__ = ["bus_factor", "busbw_bytes_per_s", "collective_times"]
+__all__ = ["SIZE_GRID_BYTES", "bus_factor", "busbw_bytes_per_s", "collective_times"]

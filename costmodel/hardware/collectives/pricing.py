@@ -19,11 +19,12 @@ from costmodel.hardware.kinds import COLLECTIVE_KINDS, CollectiveGroup
 from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel, PathFit, SizeCurve
 from costmodel.hardware.topology import link_capacity
 
-__all__ = ["busbw_bytes_per_s", "collective_times", "nic_fraction", "path_times"]
+__all__ = ["SIZE_GRID_BYTES", "busbw_bytes_per_s", "collective_times", "nic_fraction", "path_times"]
 
 _GRID_PER_OCTAVE = 8
 _GRID = np.arange(0.0, 44.0 * _GRID_PER_OCTAVE + 1.0) / _GRID_PER_OCTAVE
-_GRID_BYTES: FloatArray = np.exp2(_GRID)
+SIZE_GRID_BYTES: FloatArray = np.exp2(_GRID)
+"""Sizes that times are evaluated at; between them they are straight lines in logarithms."""
 
 
 def busbw_bytes_per_s(op: str, size_bytes: FloatArray, time_s: FloatArray, n_ranks: int) -> FloatArray:
@@ -138,7 +139,7 @@ def _grid_times(
     limit = None
     if between is not None and intra is not network.intra[0]:
         limit = intra.bytes_per_s * intra.efficiency
-    best = np.full_like(_GRID_BYTES, np.inf)
+    best = np.full_like(SIZE_GRID_BYTES, np.inf)
     for path in fit.paths:
         if not path.min_ranks <= group.ranks_per_node <= (path.max_ranks or group.ranks_per_node):
             continue
@@ -148,7 +149,7 @@ def _grid_times(
         times = path_times(
             path,
             shape,
-            _GRID_BYTES,
+            SIZE_GRID_BYTES,
             intra_capacity=link_capacity(intra, path.algorithm, group.ranks_per_node),
             inter_fraction=fraction,
             intra_limit_bytes_per_s=limit,
@@ -179,12 +180,12 @@ def _floor(op: str, group: CollectiveGroup, intra: Link, inter: Link | None, fra
             0.5 * bus_factor(op, group.n_ranks) if op == "all_reduce" else bus_factor(op, group.n_ranks)
         )
     capacity = sum(e.n_links for e in intra.mesh) if intra.mesh else 1.0
-    floor = np.zeros_like(_GRID_BYTES)
+    floor = np.zeros_like(SIZE_GRID_BYTES)
     if inter is None:
-        floor = inside * _GRID_BYTES / (intra.bytes_per_s * capacity)
+        floor = inside * SIZE_GRID_BYTES / (intra.bytes_per_s * capacity)
     else:
         line = inter.bytes_per_s * inter.nics_per_node * fraction
-        floor = between * _GRID_BYTES / line
+        floor = between * SIZE_GRID_BYTES / line
     return floor
 
 

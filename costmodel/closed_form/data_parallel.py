@@ -1,0 +1,202 @@
+"""What data parallelism and the optimizer add to a step, for many plans at once.
+
+`tails`: what each rank does after its last backward: gradients that are still being reduced, the update, and
+ZeRO's gather of updated parameters. `sharded_step`: ZeRO-3 without a pipeline, unit by unit as FSDP runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.closed_form.units import UnitTable
+from costmodel.estimate import FloatArray
+from costmodel.hardware.pricing import operator_times
+from costmodel.predict.optimizer_costs import optimizer_variant
+from costmodel.predict.pricing import host_cost_s
+
+if TYPE_CHECKING:
+    from costmodel.closed_form.evaluate import Configs
+    from costmodel.predict.forecaster import Forecaster
+
+__all__ = ["Tails", "sharded_step", "tails"]
+
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tails:
+    """Seconds after a rank's last backward, shape [n, p]: at least, and about; `update_s` is in both."""
+
+    bound_s: FloatArray
+    estimate_s: FloatArray
+    update_s: FloatArray
+    before_s: FloatArray
+    """Reductions of other chunks on the rank's own stream, some time before its last backward."""
+
+
+def tails(
+    forecaster: Forecaster, configs: Configs, stage: dict[str, FloatArray], backward_s: FloatArray
+) -> Tails:
+    """Stage arrays have shape [n, v, p].
+
+    Gradients go out in buckets as they are made. One bucket cannot start before the last gradient is there;
+    of several, all but the last may hide behind the backward of the last micro-batch.
+    """
+    framework = forecaster.framework
+    update = _update_s(forecaster, configs, stage).sum(axis=1)
+    plain = ((configs.replicas > 1) & ~((configs.zero == 3) & (configs.dp > 1)))[:, None, None]
+    elements = np.where(plain, stage["elements"], 0.0)
+    size = elements * framework.gradient_comm_bytes
+    smallest = framework.bucket_bytes_per_rank * configs.replicas
+    cap = np.maximum(framework.bucket_bytes, smallest)[:, None, None].astype(np.float64)
+    first = np.maximum(framework.first_bucket_bytes, smallest)[:, None, None].astype(np.float64)
+    n_buckets = np.where(size < first, 1.0, 1.0 + np.maximum(1.0, np.round((size - first) / cap)))
+    scattered = (configs.zero > 0)[:, None, None]
+    whole = _reduce_s(forecaster, configs, size, scattered)
+    each = _reduce_s(forecaster, configs, size / n_buckets, scattered)
+    if framework.overlap_dp:
+        one = n_buckets <= 1.0
+        least = np.where(one, whole, np.maximum(0.0, whole - backward_s))[:, 0, :]
+        hidden = backward_s * (1.0 - 1.0 / n_buckets)
+        about = np.where(one, whole, np.maximum(0.5 * each, n_buckets * each - hidden))[:, 0, :]
+        before = np.zeros_like(least)
+    else:
+        least, about = whole[:, 0, :], (n_buckets * each)[:, 0, :]
+        before = whole[:, 1:, :].sum(axis=1)
+    updated = np.where(scattered, elements * framework.parameter_comm_bytes, 0.0)
+    gather = configs.collective_s(forecaster, "all_gather", updated, "dp").sum(axis=1)
+    tied = _tied_s(forecaster, configs, stage)
+    return Tails(
+        bound_s=least + update + gather + tied,
+        estimate_s=about + update + gather + tied,
+        update_s=update,
+        before_s=before,
+    )
+
+
+def _reduce_s(
+    forecaster: Forecaster, configs: Configs, size_bytes: FloatArray, scattered: np.ndarray
+) -> FloatArray:
+    whole = configs.collective_s(forecaster, "all_reduce", np.where(scattered, 0.0, size_bytes), "dp")
+    return whole + configs.collective_s(
+        forecaster, "reduce_scatter", np.where(scattered, size_bytes, 0.0), "dp"
+    )
+
+
+def _tied_s(forecaster: Forecaster, configs: Configs, stage: dict[str, FloatArray]) -> FloatArray:
+    """First and last stage adding up the gradient of what both hold; on rank 0, which ends last."""
+    copied = stage["copied_elements"][:, -1, -1]
+    pp = stage["copied_elements"].shape[2]
+    found = np.zeros((len(copied), pp))
+    if pp > 1:
+        size = copied * forecaster.framework.gradient_comm_bytes
+        found[:, 0] = configs.collective_s(forecaster, "p2p", size, "pp")
+    return found
+
+
+def _update_s(forecaster: Forecaster, configs: Configs, stage: dict[str, FloatArray]) -> FloatArray:
+    """Optimizer's update of every stage's parameters, as `optimizer_costs.optimizer_s` prices tensors of one
+    size; the host's part and matrix products of Muon left out."""
+    traffic = optimizer_variant(forecaster.optimizer)
+    elements = stage["elements"] + stage["copied_elements"]
+    n = np.maximum(1.0, stage["n_tensors"])
+    cols = np.maximum(1.0, elements / configs.shard[:, None, None] / n)
+    dims = {
+        "rows": n.ravel(),
+        "cols": cols.ravel(),
+        "bytes": (4.0 * n * cols * (traffic.read + traffic.written)).ravel(),
+    }
+    times = operator_times(forecaster.profile, "optimizer", traffic.variant, "fp32", dims)
+    alone: FloatArray = times.median_s.reshape(n.shape)
+    return np.where(elements > 0, alone, 0.0)
+
+
+def sharded_step(
+    forecaster: Forecaster, configs: Configs, rows: IntArray, tables: list[UnitTable], ends: Tails
+) -> FloatArray:
+    """Seconds of a step with parameters gathered unit by unit, shape [len(rows)], `rows` out of the configs.
+
+    A unit's gather starts when the one `ahead` before it starts, and the unit when its parameters are there;
+    its gradients are reduced beside the next units.
+    """
+    used, where = np.unique(configs.key[rows], return_inverse=True)
+    tabled = [tables[int(key)] for key in used]
+    which = where.reshape(-1)
+
+    def column(name: str) -> FloatArray:
+        return np.stack([table[name] for table in tabled])[which]
+
+    framework = forecaster.framework
+    elements = column("elements")
+    part = _subset(configs, rows)
+    gathered, reduced = elements * framework.parameter_comm_bytes, elements * framework.gradient_comm_bytes
+    gather = part.collective_s(forecaster, "all_gather", gathered, "dp_shard") + _copy_s(forecaster, gathered)
+    reduce = part.collective_s(forecaster, "reduce_scatter", reduced, "dp_shard")
+    replicated = np.where((part.shard < part.dp)[:, None], reduced / part.shard[:, None], 0.0)
+    reduce = reduce + part.collective_s(forecaster, "all_reduce", replicated, "dp_replicate")
+    host = 0.5 * host_cost_s(forecaster.profile, "fsdp_unit_s")
+    forward = column("forward_s") + host
+    backward = column("input_s") + column("weight_s") + host + _copy_s(forecaster, reduced)
+    cpu = forecaster.profile.device.kind == "cpu"
+    m = part.num_microbatches.astype(np.float64)
+    down, _ = _pass(forward, gather, None, ahead=0 if cpu else 1, overlap=framework.overlap_dp)
+    up, left = _pass(
+        backward[:, ::-1],
+        gather[:, ::-1],
+        reduce[:, ::-1],
+        ahead=1,
+        overlap=framework.overlap_dp,
+        overlap_reduce=framework.overlap_dp and not cpu,
+    )
+    again = (m - 1.0) * column("accumulate_s").sum(axis=1)
+    return np.asarray(m * (down + up) + again + left + ends.update_s[rows].sum(axis=1))
+
+
+def _pass(
+    work: FloatArray,
+    gather: FloatArray,
+    reduce: FloatArray | None,
+    *,
+    ahead: int,
+    overlap: bool,
+    overlap_reduce: bool = True,
+) -> tuple[FloatArray, FloatArray]:
+    """(seconds of one pass over units [n, n_units], seconds that reductions go on after it)."""
+    n, n_units = work.shape
+    if not overlap:
+        total = work.sum(axis=1) + gather.sum(axis=1)
+        return total + (0.0 if reduce is None else reduce.sum(axis=1)), np.zeros(n)
+    ended = np.zeros((n, n_units + 1))
+    arrived, sent = np.zeros(n), np.zeros(n)
+    for i in range(n_units):
+        gate = max(0, i - ahead)
+        arrived = np.where(gather[:, i] > 0, np.maximum(arrived, ended[:, gate]) + gather[:, i], arrived)
+        waits = np.where(gather[:, i] > 0, arrived, 0.0)
+        ended[:, i + 1] = np.maximum(ended[:, i], waits) + work[:, i]
+        if reduce is not None:
+            if overlap_reduce:
+                sent = np.maximum(sent, ended[:, i + 1]) + reduce[:, i]
+            else:
+                ended[:, i + 1] += reduce[:, i]
+    return ended[:, -1], np.maximum(0.0, sent - ended[:, -1]) if overlap_reduce else np.zeros(n)
+
+
+def _copy_s(forecaster: Forecaster, size_bytes: FloatArray) -> FloatArray:
+    """As `predict.units.copy_s`, for an array of sizes; where FSDP's copies were measured, what they took."""
+    per_byte = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
+    if "fsdp_copy_s_per_byte" in forecaster.profile.host:
+        return size_bytes * per_byte
+    cols = np.maximum(size_bytes, 4.0).ravel() / 4.0
+    dims = {"rows": np.ones_like(cols), "cols": cols, "bytes": 8.0 * cols}
+    times = operator_times(forecaster.profile, "elementwise", "copy", "fp32", dims).median_s
+    return np.where(size_bytes > 0, times.reshape(size_bytes.shape), 0.0)
+
+
+def _subset(configs: Configs, rows: IntArray) -> Configs:
+    from dataclasses import replace
+
+    names = ("key", "num_microbatches", "dp", "replicas", "zero", "shard", "group", "tp", "sp")
+    return replace(configs, **{name: getattr(configs, name)[rows] for name in names})

@@ -1,0 +1,142 @@
+"""Peak memory of many plans with the same number of stages at once; the same account as `predict.peak`.
+
+Arrays of stages have shape [n, v, p] as in `closed_form.step`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.estimate import FloatArray
+from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter
+
+if TYPE_CHECKING:
+    from costmodel.framework import FrameworkProfile
+
+__all__ = ["StageBytes", "held_bytes", "peak_bytes"]
+
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageBytes:
+    """What each stage holds, shape [n, v, p]: activations of one micro-batch from forward to backward, the
+    highest level while one passes (see `closed_form.stages`), elements of parameters (copies of tied ones
+    included) and of the largest unit."""
+
+    saved: FloatArray
+    appearing: FloatArray
+    standing: FloatArray
+    elements: FloatArray
+    largest: FloatArray
+
+
+def held_bytes(saved: FloatArray, kind: str, num_microbatches: IntArray) -> FloatArray:
+    """Most activation bytes that each rank holds between forwards and backwards, shape [n, p].
+
+    flow shop: all m. alternate, one chunk: min(m, p - r) on rank r (arXiv 2006.09503, section 2.2). lagging:
+    the W that frees them comes r passes late, so min(m, p). Several chunks: (v - 1) p + 2 (p - 1 - r) passes
+    and one more, whatever chunks they are of.
+    """
+    _, v, p = saved.shape
+    m = num_microbatches[:, None].astype(np.float64)
+    rank = np.arange(p)
+    if kind in ("flow shop", "any"):
+        return np.asarray(m * saved.sum(axis=1))
+    if v == 1:
+        most = np.full(p, p) if kind == "lagging" else p - rank
+        return np.asarray(np.minimum(m, most) * saved[:, 0, :])
+    lag = rank if kind == "lagging" else np.zeros(p, dtype=np.int64)
+    ahead = (p - 1 - rank) if kind == "lagging" else 2 * (p - 1 - rank)
+    return _interleaved(saved, num_microbatches, ahead, lag)
+
+
+def _interleaved(saved: FloatArray, m: IntArray, ahead: IntArray, lag: IntArray) -> FloatArray:
+    """Rounds of `q` micro-batches pass through the chunks, forwards first chunk first, backwards last chunk
+    first; what is held is piecewise linear in time, so it is highest where a round changes chunks."""
+    n, v, p = saved.shape
+    most = np.zeros((n, p))
+    for count in np.unique(m):
+        rows = np.flatnonzero(m == count)
+        held = _held_passes(int(count), v, p, tuple(map(int, ahead)), tuple(map(int, lag)))
+        most[rows] = np.einsum("nvp,ptv->npt", saved[rows], held).max(axis=2)
+    return most
+
+
+@lru_cache(maxsize=4096)
+def _held_passes(m: int, v: int, p: int, ahead: tuple[int, ...], lag: tuple[int, ...]) -> FloatArray:
+    """Passes of each chunk that a rank holds at the moments it may hold most, shape [p, moments, v]."""
+    q, total = m // max(1, m // p), m * v
+    late = np.array(lag)[:, None]
+    warm_up = np.minimum((v - 1) * q + np.array(ahead), total)[:, None]
+    turns = np.arange(0, 2 * v + 2)[None, :] * q
+    moments = np.concatenate([turns + 0 * late, turns - warm_up, turns + late], axis=1)
+    moments = np.concatenate([moments - 1, moments], axis=1)
+    moments = np.clip(moments, 0, np.minimum(total, 2 * q * v + late))
+    forwards = np.minimum(warm_up + moments + 1, total)
+    freed = np.maximum(0, moments - late)
+    held = [_of_chunk(forwards, c, q, v) - _of_chunk(freed, v - 1 - c, q, v) for c in range(v)]
+    return np.stack(held, axis=2).astype(np.float64)
+
+
+def _of_chunk(passes: IntArray, c: int, q: int, v: int) -> IntArray:
+    """How many of the first `passes` passes are the c-th chunk of their round's order."""
+    return passes // (q * v) * q + np.clip(passes % (q * v) - c * q, 0, q)
+
+
+def peak_bytes(
+    stages: StageBytes,
+    most_held: FloatArray,
+    *,
+    framework: FrameworkProfile,
+    optimizer: str,
+    zero_stage: IntArray,
+    dp: IntArray,
+    shard: IntArray,
+    num_microbatches: IntArray,
+    looped: bool,
+) -> FloatArray:
+    """Bytes on the fullest rank, shape [n]; as `zero_stage`, `dp`, `shard` and `num_microbatches` have.
+
+    `looped`: the optimizer updates tensor by tensor; its temporary is left out then (it is small).
+    """
+    elements = stages.elements.sum(axis=1)
+    zero, parts = zero_stage[:, None], shard[:, None].astype(np.float64)
+    parameters = np.ceil(elements / np.where(zero >= 3, parts, 1.0)) * framework.parameter_bytes
+    gradients = np.ceil(elements / np.where(zero >= 2, parts, 1.0)) * framework.gradient_bytes
+    kept = state_bytes_per_parameter(optimizer, framework)
+    state = np.ceil(elements / np.where(zero >= 1, parts, 1.0)) * kept
+    stay = np.full(len(dp), framework.gradients_persist)
+    if framework.gradient_as_bucket_view:
+        stay |= dp > 1
+    appear = (~stay & (num_microbatches == 1) & (zero_stage < 2))[:, None]
+    resting = np.where(appear, 0.0, gradients)
+    passing = np.where(appear[:, :, None], stages.appearing, stages.standing)
+    others = np.maximum(0.0, most_held[:, None, :] - stages.saved)
+    highest = (others + passing).max(axis=1) + resting
+    if optimizer_variant(optimizer).rooted and not framework.fused_optimizer and not looped:
+        temporary = 4.0 * elements / np.where(zero >= 1, parts, 1.0)
+        highest = np.maximum(highest, gradients + np.floor(temporary))
+    above = np.maximum(0.0, highest - gradients)
+    total = parameters + gradients + state + above
+    total += _communication(stages, elements, framework, zero, dp[:, None])
+    return np.asarray(total.max(axis=1) + framework.workspace_bytes + framework.memory_overhead_bytes)
+
+
+def _communication(
+    stages: StageBytes, elements: FloatArray, framework: FrameworkProfile, zero: IntArray, dp: IntArray
+) -> FloatArray:
+    """Buffers of data parallelism, as `predict.memory.communication_bytes`."""
+    gathered = stages.largest.max(axis=1) * (
+        2 * framework.parameter_comm_bytes + framework.gradient_comm_bytes
+    )
+    copied = elements * framework.gradient_comm_bytes
+    if framework.gradient_as_bucket_view:
+        buckets: FloatArray = np.zeros_like(copied)
+    else:
+        buckets = np.where(zero == 0, copied, np.minimum(copied, 2.0 * framework.bucket_bytes))
+    return np.where(dp == 1, 0.0, np.where(zero == 3, gathered, buckets))

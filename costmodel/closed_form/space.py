@@ -1,0 +1,278 @@
+"""Every plan of a space, as columns, with its time and memory.
+
+A plan is a row: indices into the choices of each axis. What rows share is priced once: units per way of
+splitting, stages per number of stages, collectives per group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.closed_form.evaluate import Pricer
+from costmodel.closed_form.step import KINDS, kind_of
+from costmodel.errors import PlanError
+from costmodel.estimate import FloatArray
+from costmodel.plan import Plan
+from costmodel.strategies.placing import PP_INSIDE
+
+if TYPE_CHECKING:
+    from costmodel.predict.forecaster import Forecaster
+
+__all__ = ["Choices", "Evaluated", "enumerate_plans", "evaluate"]
+
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+_COLUMNS = (
+    "tp",
+    "cp",
+    "ep",
+    "sp",
+    "mbs",
+    "recompute",
+    "pp",
+    "vpp",
+    "dp",
+    "zero",
+    "dp_shard",
+    "inside",
+    "schedule",
+)
+_SEVERAL_CHUNKS = ("interleaved", "looped-bfs")
+_ONE_CHUNK = ("gpipe",)
+"""GPipe with several chunks is looped breadth-first, and goes by that name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """The axes of the space and what bounds them."""
+
+    n_devices: int
+    global_batch_size: int
+    n_units: int
+    """Pieces that the model can be cut into for the pipeline."""
+    tp: tuple[int, ...] = (1,)
+    """Tensor-parallel degrees that divide the model's sharded dimensions and stay inside a node."""
+    cp: tuple[int, ...] = (1,)
+    ep: tuple[int, ...] = (1,)
+    sequence_parallel: tuple[bool, ...] = (False,)
+    schedules: tuple[str, ...] = ("gpipe", "1f1b")
+    """Those with several chunks per rank get `vpp`, the others one chunk."""
+    vpp: tuple[int, ...] = (1,)
+    zero: tuple[int, ...] = (0, 1, 3)
+    shard: tuple[int, ...] = (0,)
+    """Ranks that ZeRO-3 shards over (HSDP); 0: all replicas."""
+    recompute: tuple[str, ...] = ("none",)
+    inside: tuple[bool, ...] = (False,)
+    """Whether the pipeline lies inside data parallelism (the word pp-inside)."""
+    max_micro_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for schedule in self.schedules:
+            if schedule not in KINDS:
+                raise PlanError(
+                    f"schedule {schedule!r} has no closed form to search by; there are: {', '.join(KINDS)}; "
+                    "forecast it with `foreshard predict`"
+                )
+
+
+@dataclass(slots=True)
+class Evaluated:
+    """Rows of a space: columns of `_COLUMNS`, and what was found out about them (shape [n_plans])."""
+
+    choices: Choices
+    columns: dict[str, IntArray]
+    n_considered: int
+    n_excluded: Counter[str]
+    bound_s: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """No step of the plan is shorter."""
+    estimate_s: FloatArray = field(default_factory=lambda: np.zeros(0))
+    memory_bytes: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """Of the fullest rank; infinite where the plan cannot be priced or a smaller one does not fit."""
+
+    def __len__(self) -> int:
+        return len(self.columns["tp"])
+
+    @property
+    def n_runnable(self) -> int:
+        """Rows that no rule excludes, memory aside."""
+        return self.n_considered - sum(self.n_excluded.values())
+
+    def find(self, plan: Plan) -> int | None:
+        """The row of a plan, None where the space has none."""
+        for row in np.flatnonzero(
+            (self.columns["tp"] == plan.tp)
+            & (self.columns["pp"] == plan.pp)
+            & (self.columns["mbs"] == plan.micro_batch_size)
+            & (self.columns["zero"] == plan.zero_stage)
+        ):
+            if self.plan(int(row)) == plan:
+                return int(row)
+        return None
+
+    def plan(self, row: int) -> Plan:
+        """One row as a plan."""
+        at = {name: int(self.columns[name][row]) for name in _COLUMNS}
+        choices = self.choices
+        return Plan(
+            tp=at["tp"],
+            cp=at["cp"],
+            ep=at["ep"],
+            pp=at["pp"],
+            vpp=at["vpp"],
+            dp=at["dp"],
+            micro_batch_size=at["mbs"],
+            global_batch_size=choices.global_batch_size,
+            schedule=choices.schedules[at["schedule"]],
+            zero_stage=at["zero"],
+            dp_shard=at["dp_shard"],
+            recompute=choices.recompute[at["recompute"]],
+            sequence_parallel=bool(at["sp"]),
+            flags=(PP_INSIDE,) if at["inside"] else (),
+        )
+
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def enumerate_plans(choices: Choices) -> Evaluated:
+    """Every combination, those that cannot be run counted by their reason."""
+    parts: list[dict[str, IntArray]] = []
+    excluded: Counter[str] = Counter()
+    n = choices.n_devices
+    n_policies = len(choices.recompute) * len(choices.zero) * len(choices.schedules)
+    for tp in _divisors(n):
+        for cp, pp in product(_divisors(n // tp), repeat=2):
+            if n % (tp * cp * pp):
+                continue
+            dp = n // (tp * cp * pp)
+            reason = _degree_reason(choices, tp, cp, pp, dp)
+            if reason:
+                excluded[reason] += n_policies
+                continue
+            sizes = np.array(_divisors(choices.global_batch_size // dp))
+            large = sizes > choices.max_micro_batch_size
+            if large.any():
+                excluded[f"micro-batch above {choices.max_micro_batch_size}"] += int(large.sum()) * n_policies
+            for ep in choices.ep:
+                if (dp * tp * cp) % ep:
+                    excluded["ep does not divide dp * cp * tp"] += n_policies
+                    continue
+                parts.append(_policies(choices, tp, cp, pp, dp, ep, sizes[~large], excluded))
+    columns = {
+        name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, dtype=np.int64)
+        for name in _COLUMNS
+    }
+    n_considered = len(columns["tp"]) + sum(excluded.values())
+    return Evaluated(choices, columns, n_considered, excluded)
+
+
+def _degree_reason(choices: Choices, tp: int, cp: int, pp: int, dp: int) -> str:
+    if tp not in choices.tp:
+        return "tp does not divide the model's sharded dimensions or leaves the node"
+    if cp not in choices.cp:
+        return "cp is not asked for or not modelled for this model"
+    if pp > choices.n_units:
+        return f"pp > {choices.n_units} pieces the model can be cut into"
+    if choices.global_batch_size % dp:
+        return "dp does not divide the global batch"
+    return ""
+
+
+def _policies(
+    choices: Choices, tp: int, cp: int, pp: int, dp: int, ep: int, sizes: IntArray, excluded: Counter[str]
+) -> dict[str, IntArray]:
+    """All rows of one set of degrees."""
+    pipelines = _pipelines(choices, pp)
+    states = [
+        (zero, shard)
+        for zero in choices.zero
+        for shard in (choices.shard if zero == 3 else (0,))
+        if (zero == 0 or dp * cp > 1) and (not shard or (shard < dp and dp % shard == 0))
+    ]
+    if dp * cp == 1:
+        states = [(0, 0)]  # nothing to shard over: every stage of ZeRO is plain
+    if not pipelines or not states:
+        excluded["no schedule or ZeRO stage asked for fits these degrees"] += len(sizes)
+        return {name: np.zeros(0, dtype=np.int64) for name in _COLUMNS}
+    sp = [s for s in choices.sequence_parallel if not s or tp > 1] or [False]
+    inside = [i for i in choices.inside if not i or (pp > 1 and dp > 1)] or [False]
+    axes = [
+        sizes,
+        np.arange(len(choices.recompute)),
+        np.array(sp, dtype=np.int64),
+        np.array(inside, dtype=np.int64),
+        np.arange(len(states)),
+        np.arange(len(pipelines)),
+    ]
+    grid = [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
+    mbs, recompute, sp_, inside_, state, pipeline = grid
+    vpp, schedule = (np.array(x, dtype=np.int64)[pipeline] for x in zip(*pipelines, strict=True))
+    zero, shard = (np.array(x, dtype=np.int64)[state] for x in zip(*states, strict=True))
+    keep = np.ones(len(mbs), dtype=bool)
+    m = choices.global_batch_size // (dp * mbs)
+    rounds = np.maximum(1, m // pp)
+    for mask, reason in (
+        ((zero == 3) & (pp > 1), "ZeRO-3 gathers parameters for every micro-batch of a pipeline"),
+        (vpp * pp > choices.n_units, f"pp * vpp > {choices.n_units} pieces the model can be cut into"),
+        (_in_rounds(choices, schedule, vpp) & (m % rounds != 0), "micro-batches do not fill rounds of pp"),
+    ):
+        if n := int((keep & mask).sum()):
+            excluded[reason] += n
+        keep &= ~mask
+    found = {
+        "mbs": mbs,
+        "recompute": recompute,
+        "sp": sp_,
+        "inside": inside_,
+        "zero": zero,
+        "dp_shard": shard,
+        "vpp": vpp,
+        "schedule": schedule,
+    }
+    rows = {name: values[keep] for name, values in found.items()}
+    count = int(keep.sum())
+    for name, value in (("tp", tp), ("cp", cp), ("ep", ep), ("pp", pp), ("dp", dp)):
+        rows[name] = np.full(count, value, dtype=np.int64)
+    return rows
+
+
+def _pipelines(choices: Choices, pp: int) -> list[tuple[int, int]]:
+    """(vpp, number of the schedule); without a pipeline the order does not matter."""
+    names = choices.schedules
+    if pp == 1:
+        plain = [i for i, name in enumerate(names) if name not in _SEVERAL_CHUNKS]
+        return [(1, plain[-1] if plain else 0)]
+    return [
+        (v, i)
+        for i, name in enumerate(names)
+        for v in choices.vpp
+        if (v > 1 or name not in _SEVERAL_CHUNKS) and (v == 1 or name not in _ONE_CHUNK)
+    ]
+
+
+def _in_rounds(
+    choices: Choices, schedule: IntArray, vpp: IntArray
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Whether micro-batches go through the chunks in rounds of p, which they must fill."""
+    chunks = np.array([kind_of(name, 2) != "any" for name in choices.schedules])
+    always = np.array([kind_of(name, 1) == "lagging" for name in choices.schedules])
+    return np.asarray((chunks[schedule] & (vpp > 1)) | always[schedule])
+
+
+def evaluate(forecaster: Forecaster, choices: Choices) -> Evaluated:
+    """Time and memory of every plan of the space."""
+    found = enumerate_plans(choices)
+    n = len(found)
+    found.bound_s = np.full(n, np.inf)
+    found.estimate_s = np.full(n, np.inf)
+    found.memory_bytes = np.full(n, np.inf)
+    pricer = Pricer(forecaster, found)
+    pricer.run()
+    return found

@@ -1,0 +1,81 @@
+"""Units summed up into pipeline stages: seconds, bytes and elements of each stage, as arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.estimate import FloatArray
+
+if TYPE_CHECKING:
+    from costmodel.closed_form.units import UnitTable
+
+__all__ = ["STAGE_COLUMNS", "stage_rows"]
+
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+_SUMS = (
+    "forward_s",
+    "input_s",
+    "weight_s",
+    "accumulate_s",
+    "comm_s",
+    "saved_bytes",
+    "elements",
+    "n_tensors",
+)
+STAGE_COLUMNS = (
+    *_SUMS,
+    "send_bytes",
+    "appearing_bytes",
+    "standing_bytes",
+    "largest_elements",
+    "copied_elements",
+    "copied_on_rank",
+)
+"""Sums over a stage's units, and: `send_bytes` to the next stage; the highest level while one micro-batch
+passes, where gradients appear (`appearing_bytes`) and where they stand already (`standing_bytes`), see
+`predict.peak.walk_stage`; elements of the largest unit; elements of copies of parameters that another stage
+owns (`copied_elements`), or another rank, counted with the first stage of the rank that uses them
+(`copied_on_rank`)."""
+
+
+def stage_rows(table: UnitTable, n_stages: int, n_ranks: int, stages: str) -> FloatArray:
+    """Columns of every stage, shape [n_columns, n_stages]; stage s lies on rank s % n_ranks."""
+    starts = np.array(table.starts(n_stages, stages))
+    ends = np.append(starts[1:], table.n_units)
+    rows = [np.add.reduceat(table[name], starts) for name in _SUMS]
+    send = table["output_bytes"][ends - 1].copy()
+    send[-1] = 0.0
+    rows.append(send)
+    rows += _peaks(table, starts, ends)
+    rows.append(np.maximum.reduceat(table["elements"], starts))
+    stage_of = np.searchsorted(starts, np.arange(table.n_units), side="right") - 1
+    rows.append(_copied(table, stage_of, stage_of, n_stages))
+    rows.append(_copied(table, stage_of, stage_of % n_ranks, n_stages))
+    return np.array(rows)
+
+
+def _copied(table: UnitTable, stage_of: IntArray, place_of: IntArray, n_stages: int) -> FloatArray:
+    """Elements of tied parameters, once for every place (stage or rank) of users that is not the owner's."""
+    copied = np.zeros(n_stages)
+    seen: set[tuple[str, int]] = set()
+    for name, user, owner, elements in table.tied:
+        place = int(place_of[user])
+        if (owner < 0 or place_of[owner] != place) and (name, place) not in seen:
+            seen.add((name, place))
+            copied[stage_of[user]] += elements
+    return copied
+
+
+def _peaks(table: UnitTable, starts: IntArray, ends: IntArray) -> list[FloatArray]:
+    """Highest levels of each stage, as `predict.peak.walk_stage` walks them."""
+    saved = np.concatenate([[0.0], np.cumsum(table["saved_bytes"])])
+    gradients = np.concatenate([[0.0], np.cumsum(table["gradient_bytes"])])
+    up = np.maximum.reduceat(saved[:-1] + table["forward_bytes"], starts)
+    appearing = saved[1:] - gradients[1:] + table["backward_bytes"]
+    appearing = np.maximum.reduceat(appearing, starts) + gradients[ends]
+    standing = np.maximum.reduceat(saved[1:] + table["accumulating_bytes"], starts)
+    below = saved[starts]
+    return [np.maximum(up, appearing) - below, np.maximum(up, standing) - below]

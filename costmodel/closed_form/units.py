@@ -1,0 +1,138 @@
+"""What every unit of a model costs under one way of splitting it, as arrays over units in forward order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.estimate import FloatArray, expected_max
+from costmodel.predict.partition import Partitions
+from costmodel.predict.units import Unit, accumulate_s, expand, two_ways
+
+if TYPE_CHECKING:
+    from costmodel.plan import Plan
+    from costmodel.predict.forecaster import Forecaster
+
+__all__ = ["UnitTable", "unit_table"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitTable:
+    """Seconds, bytes and elements of one micro-batch on one rank; every array has shape [n_units].
+
+    `alone` holds columns of `COLUMNS` in that order, shape [n_columns, n_units].
+    """
+
+    alone: FloatArray
+    kind: np.ndarray[tuple[int], np.dtype[np.int64]]
+    """Number of the segment that each unit is an instance of."""
+    is_block: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    tied: tuple[tuple[str, int, int, int], ...]
+    """(name, unit that uses it, unit that owns it or -1, elements) of every use of a tied parameter."""
+    partitions: Partitions
+    error: dict[str, float]
+    """What errs together -> seconds of one standard deviation, over all units."""
+
+    def __getitem__(self, name: str) -> FloatArray:
+        return np.asarray(self.alone[COLUMNS.index(name)])
+
+    @property
+    def n_units(self) -> int:
+        """Pieces a pipeline can be cut into."""
+        return int(self.alone.shape[1])
+
+    def starts(self, n_stages: int, stages: str) -> tuple[int, ...]:
+        """First unit of each stage, as a forecast cuts them."""
+        blocks = np.flatnonzero(self.is_block)
+        if stages == "even" and len(blocks) and len(blocks) % n_stages == 0:
+            each = len(blocks) // n_stages
+            return (0, *(int(blocks[k * each]) for k in range(1, n_stages)))
+        return self.partitions.starts(n_stages)
+
+
+COLUMNS = (
+    "forward_s",
+    "input_s",
+    "weight_s",
+    "accumulate_s",
+    "comm_s",
+    "saved_bytes",
+    "forward_bytes",
+    "backward_bytes",
+    "accumulating_bytes",
+    "gradient_bytes",
+    "elements",
+    "n_tensors",
+    "output_bytes",
+)
+"""`input_s` and `weight_s`: gradients of inputs (recomputation included) and of weights; `accumulate_s`:
+adding a further micro-batch's gradients; `comm_s`: collectives inside forward and backward; the rest as in
+`UnitCosts`, `SegmentMemory` and `Unit`."""
+
+
+def unit_table(forecaster: Forecaster, plan: Plan) -> UnitTable:
+    """Price every unit under the plan's tensor, sequence, context and expert axes, micro-batch and
+    recomputation. Raises PlanError where the model cannot be split so."""
+    units = expand(forecaster, plan)
+    alone = plan.world_size == 1
+    waiting = forecaster.profile.rank_log_sigma * expected_max(plan.world_size)
+    rows: dict[tuple[int, int], FloatArray] = {}
+    for unit in units:
+        key = (unit.segment, id(unit.costs))
+        if key not in rows:
+            rows[key] = _row(forecaster, unit, 0.0, 0.0 if alone else waiting)
+    columns = np.array([rows[unit.segment, id(unit.costs)] for unit in units]).T
+    owners = {p.name: i for i, unit in enumerate(units) for p in unit.shard.parameters if not p.tied}
+    tied = tuple(
+        (p.name, i, owners.get(p.name, -1), int(np.prod(p.local_shape)))
+        for i, unit in enumerate(units)
+        for p in unit.shard.parameters
+        if p.tied
+    )
+    error: dict[str, float] = {}
+    for unit in units:
+        for (fit, _), seconds in unit.costs.error_s.items():
+            error[fit] = error.get(fit, 0.0) + seconds
+    seconds_of = {key: _seconds(unit) for unit in units for key in [(unit.segment, id(unit.costs))]}
+    return UnitTable(
+        alone=columns,
+        kind=np.array([unit.segment for unit in units]),
+        is_block=np.array([unit.shard.local.is_block for unit in units]),
+        tied=tied,
+        partitions=Partitions([seconds_of[unit.segment, id(unit.costs)] for unit in units]),
+        error=error,
+    )
+
+
+def _seconds(unit: Unit) -> float:
+    return unit.seconds(1.0)
+
+
+def _row(forecaster: Forecaster, unit: Unit, utilisation: float, waiting: float) -> FloatArray:
+    forward, backward = two_ways(unit.costs, utilisation, waiting)
+    memory = unit.costs.memory
+    elements = unit.elements
+    comm = sum(
+        seconds
+        for cost in (*forward.values(), *backward.values())
+        for part, seconds in cost.parts_s.items()
+        if part.endswith("_comm")
+    )
+    found = {
+        "forward_s": forward["forward"].total_s + forward["host"].total_s,
+        "input_s": sum(backward[part].total_s for part in ("recompute", "backward_input", "host")),
+        "weight_s": backward["backward_weight"].total_s,
+        "accumulate_s": accumulate_s(forecaster, sum(elements)),
+        "comm_s": comm,
+        "saved_bytes": memory.saved_bytes,
+        "forward_bytes": memory.forward_bytes,
+        "backward_bytes": memory.backward_bytes,
+        "accumulating_bytes": memory.accumulating_bytes,
+        "gradient_bytes": memory.gradient_bytes,
+        "elements": sum(elements),
+        "n_tensors": len(elements),
+        "output_bytes": unit.shard.output_bytes,
+    }
+    return np.array([float(found[name]) for name in COLUMNS])
