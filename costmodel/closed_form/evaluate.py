@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 _SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
 """With the micro-batch size: what decides how a unit costs. `wide`: experts lie over several replicas."""
-_CONFIG = ("zero", "dp_shard", "inside")
+_CHUNKS = 100_000
+"""More chunks than a rank can have."""
 _AT_ONCE = 1 << 21
 """Stages of plans held in one array."""
 
@@ -69,6 +71,8 @@ class Pricer:
         self._space = space
         at = space.columns
         self._columns = {**at, "wide": (at["ep"] > at["dp"] * at["cp"]).astype(np.int64)}
+        self._cut = at["pp"] * _CHUNKS + at["vpp"]
+        self._key = np.full(len(space), -1, dtype=np.int64)
         self._tables: list[UnitTable] = []
         self._stages: dict[tuple[int, int, int], FloatArray] = {}
         profile = forecaster.profile
@@ -76,127 +80,147 @@ class Pricer:
         self._looped = profile.device.kind == "cpu"
 
     def run(self) -> None:
-        """Smaller micro-batches first: a way of splitting that fits with no plan is not tried with larger
-        ones, whose activations are larger."""
+        """Memory first, smaller micro-batches first: a way of splitting that fits with no plan is not tried
+        with larger ones, whose activations are larger. Then the time of every plan that fits."""
         at = self._columns
         if not len(self._space):
             return
-        ways = np.stack([at[name] for name in _SPLITTING])
-        _, way = np.unique(ways, axis=1, return_inverse=True)
-        way = way.reshape(-1)
-        full: set[int] = set()
+        way = self._ways()
         capacity = self._forecaster.profile.device.memory_bytes
         persists = self._forecaster.framework.gradients_persist
+        full: set[int] = set()
         for mbs in np.unique(at["mbs"]):
             rows = np.flatnonzero(at["mbs"] == mbs)
-            if full:
-                closed = np.isin(way[rows], list(full))
-                one = self._space.choices.global_batch_size == at["dp"][rows] * mbs
-                rows = rows[~closed | (one & (not persists))]
-            if not len(rows):
-                continue
-            key = self._price(rows, way[rows])
-            priced = rows[key >= 0]
-            self._evaluate(priced, key[key >= 0])
-            for number in np.unique(way[priced]):
-                mine = priced[way[priced] == number]
-                if self._space.memory_bytes[mine].min() > capacity:
+            closed = np.isin(way[rows], list(full))
+            one = self._space.choices.global_batch_size == at["dp"][rows] * mbs
+            rows = rows[~closed | (one & (not persists))]
+            self._price(rows, way[rows])
+            rows = rows[self._key[rows] >= 0]
+            for part, pp, vpp in self._cuts(rows):
+                self._memory(part, pp, vpp)
+            for number in np.unique(way[rows]):
+                if self._space.memory_bytes[rows[way[rows] == number]].min() > capacity:
                     full.add(int(number))
+        for part, pp, vpp in self._cuts(np.flatnonzero(self._space.memory_bytes <= capacity)):
+            self._time(part, pp, vpp)
 
-    def _price(self, rows: IntArray, way: IntArray) -> IntArray:
-        """Number of each row's unit table, -1 where the model cannot be split so (its reason is counted)."""
-        self._tables, self._stages = [], {}
-        key = np.full(len(rows), -1, dtype=np.int64)
+    def _ways(self) -> IntArray:
+        """Number of each row's way of splitting."""
+        code = np.zeros(len(self._space), dtype=np.int64)
+        for name in _SPLITTING:
+            values, number = np.unique(self._columns[name], return_inverse=True)
+            code = code * len(values) + number.reshape(-1)
+        return code
+
+    def _cuts(self, rows: IntArray) -> Iterator[tuple[IntArray, int, int]]:
+        """Rows with the same numbers of ranks and chunks, as many as are worked on at once."""
+        cuts = self._cut[rows]
+        for cut in np.unique(cuts):
+            mine = rows[cuts == cut]
+            pp, vpp = divmod(int(cut), _CHUNKS)
+            largest = max(1, _AT_ONCE // (pp * vpp))
+            for start in range(0, len(mine), largest):
+                yield mine[start : start + largest], pp, vpp
+
+    def _price(self, rows: IntArray, way: IntArray) -> None:
+        """The unit table of every row; where the model cannot be split so, the reason is counted."""
         for number in np.unique(way):
-            mine = np.flatnonzero(way == number)
+            mine = rows[way == number]
             try:
-                table = unit_table(self._forecaster, self._space.plan(int(rows[mine[0]])))
+                table = unit_table(self._forecaster, self._space.plan(int(mine[0])))
             except PlanError as error:
                 self._space.n_excluded[str(error).split(":")[0]] += len(mine)
                 continue
-            key[mine] = len(self._tables)
+            self._key[mine] = len(self._tables)
             self._tables.append(table)
-        return key
 
-    def _evaluate(self, rows: IntArray, key: IntArray) -> None:
-        at = self._columns
-        cuts = at["pp"][rows] * 100_000 + at["vpp"][rows]
-        for cut in np.unique(cuts):
-            mine = np.flatnonzero(cuts == cut)
-            pp, vpp = divmod(int(cut), 100_000)
-            largest = max(1, _AT_ONCE // (pp * vpp))
-            for start in range(0, len(mine), largest):
-                part = mine[start : start + largest]
-                self._one_cut(rows[part], key[part], pp, vpp)
-
-    def _one_cut(self, rows: IntArray, key: IntArray, pp: int, vpp: int) -> None:
+    def _memory(self, rows: IntArray, pp: int, vpp: int) -> None:
         at, space = self._columns, self._space
-        names = np.stack([key, *(at[name][rows] for name in _CONFIG)])
-        _, first, config = np.unique(names, axis=1, return_index=True, return_inverse=True)
-        config = config.reshape(-1)
-        configs = self._configs(rows[first], key[first])
-        columns = self._columns_of(configs.key, pp * vpp, pp)
-        shape = (len(first), vpp, pp)
-        stage = {name: columns[:, i, :].reshape(shape) for i, name in enumerate(STAGE_COLUMNS)}
-        stages = self._work(configs, stage)
-        ends = tails(self._forecaster, configs, stage, stages.backward_s)
-        held = stage["elements"] + stage["copied_on_rank"]
+        first, config = self._configs(rows, ("zero", "dp_shard"))
+        chosen = rows[first]
+        stage = self._stage(self._key[chosen], pp, vpp)
+        dp, zero, dp_shard = at["dp"][chosen], at["zero"][chosen], at["dp_shard"][chosen]
+        m = space.choices.global_batch_size // (dp * at["mbs"][chosen])
         sizes = StageBytes(
             saved=stage["saved_bytes"],
             appearing=stage["appearing_bytes"],
             standing=stage["standing_bytes"],
-            elements=held,
+            elements=stage["elements"] + stage["copied_on_rank"],
             largest=stage["largest_elements"],
         )
-        for schedule in np.unique(at["schedule"][rows]):
+        schedules = at["schedule"][rows]
+        for schedule in np.unique(schedules):
+            mine = schedules == schedule
             kind = kind_of(space.choices.schedules[schedule], vpp)
-            mine = np.flatnonzero(at["schedule"][rows] == schedule)
-            bound, estimate = self._times(configs, stages, ends, kind)
             memory = peak_bytes(
                 sizes,
-                held_bytes(stage["saved_bytes"], kind, configs.num_microbatches),
+                held_bytes(stage["saved_bytes"], kind, m),
                 framework=self._forecaster.framework,
                 optimizer=self._forecaster.optimizer,
-                zero_stage=configs.zero,
-                dp=configs.dp,
-                shard=configs.shard,
-                num_microbatches=configs.num_microbatches,
+                zero_stage=zero,
+                dp=dp,
+                shard=_shard(zero, dp, dp_shard),
+                num_microbatches=m,
                 looped=self._looped,
             )
-            space.bound_s[rows[mine]] = bound[config[mine]] + self._step_s
-            space.estimate_s[rows[mine]] = estimate[config[mine]] + self._step_s
             space.memory_bytes[rows[mine]] = memory[config[mine]]
 
-    def _times(
-        self, configs: Configs, stages: Stages, ends: Tails, kind: str
-    ) -> tuple[FloatArray, FloatArray]:
-        bound = step_bound_s(stages, kind, ends.bound_s, ends.before_s)
-        estimate = step_bound_s(stages, kind, ends.estimate_s, ends.before_s)
-        sharded = np.flatnonzero((configs.zero == 3) & (configs.dp > 1))
-        if len(sharded):
-            found = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
-            bound[sharded] = estimate[sharded] = found
-        return bound, estimate
+    def _time(self, rows: IntArray, pp: int, vpp: int) -> None:
+        at, space = self._columns, self._space
+        first, config = self._configs(rows, ("zero", "dp_shard", "inside"))
+        configs = self._layouts(rows[first])
+        stage = self._stage(configs.key, pp, vpp)
+        stages = self._work(configs, stage)
+        ends = tails(self._forecaster, configs, stage, stages.backward_s)
+        schedules = at["schedule"][rows]
+        for schedule in np.unique(schedules):
+            mine = schedules == schedule
+            kind = kind_of(space.choices.schedules[schedule], vpp)
+            bound = step_bound_s(stages, kind, ends.bound_s, ends.before_s)
+            estimate = step_bound_s(stages, kind, ends.estimate_s, ends.before_s)
+            sharded = np.flatnonzero((configs.zero == 3) & (configs.dp > 1))
+            if len(sharded):
+                found = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
+                bound[sharded] = estimate[sharded] = found
+            space.bound_s[rows[mine]] = bound[config[mine]] + self._step_s
+            space.estimate_s[rows[mine]] = estimate[config[mine]] + self._step_s
 
-    def _configs(self, rows: IntArray, key: IntArray) -> Configs:
+    def _configs(self, rows: IntArray, names: tuple[str, ...]) -> tuple[IntArray, IntArray]:
+        """(first row of every combination of unit table and these columns, which one each row has)."""
+        code = self._key[rows]
+        for name in names:
+            values = self._columns[name][rows]
+            code = code * (int(values.max()) + 1) + values
+        _, first, which = np.unique(code, return_index=True, return_inverse=True)
+        return first, which.reshape(-1)
+
+    def _layouts(self, rows: IntArray) -> Configs:
         at, choices = self._columns, self._space.choices
-        ranks = self._forecaster.profile.network
-        per_node = 1 if ranks is None else ranks.ranks_per_node
-        layouts = np.stack([at[name][rows] for name in ("tp", "cp", "ep", "dp", "dp_shard", "inside")])
-        _, first, group = np.unique(layouts, axis=1, return_index=True, return_inverse=True)
-        dp, zero, dp_shard = at["dp"][rows], at["zero"][rows], at["dp_shard"][rows]
+        network = self._forecaster.profile.network
+        per_node = 1 if network is None else network.ranks_per_node
+        layout = np.zeros(len(rows), dtype=np.int64)
+        for name in ("tp", "cp", "ep", "dp", "dp_shard", "inside"):
+            values = at[name][rows]
+            layout = layout * (int(values.max()) + 1) + values
+        _, first, group = np.unique(layout, return_index=True, return_inverse=True)
+        dp, zero = at["dp"][rows], at["zero"][rows]
         return Configs(
-            key=key,
+            key=self._key[rows],
             num_microbatches=choices.global_batch_size // (dp * at["mbs"][rows]),
             dp=dp,
             replicas=dp * at["cp"][rows],
             zero=zero,
-            shard=np.where(zero > 0, np.where(dp_shard > 0, dp_shard, dp), 1),
+            shard=_shard(zero, dp, at["dp_shard"][rows]),
             groups=[axis_groups(self._space.plan(int(rows[i])), per_node) for i in first],
             group=group.reshape(-1),
             tp=at["tp"][rows],
             sp=at["sp"][rows],
         )
+
+    def _stage(self, key: IntArray, pp: int, vpp: int) -> dict[str, FloatArray]:
+        """Stage columns of each config, shape [n, vpp, pp]."""
+        columns = self._columns_of(key, pp * vpp, pp)
+        return {name: columns[:, i, :].reshape(len(key), vpp, pp) for i, name in enumerate(STAGE_COLUMNS)}
 
     def _columns_of(self, keys: IntArray, n_stages: int, n_ranks: int) -> FloatArray:
         """Stage columns of each config, shape [n, n_columns, n_stages]."""
@@ -235,3 +259,8 @@ class Pricer:
         send_s = configs.collective_s(forecaster, "p2p", send_bytes / slices, "pp")
         gathered = np.where(sliced[:, None, None], send_bytes, 0.0)
         return send_s + configs.collective_s(forecaster, "all_gather", gathered, "tp")
+
+
+def _shard(zero: IntArray, dp: IntArray, dp_shard: IntArray) -> IntArray:
+    """Ranks that divide model state between them."""
+    return np.where(zero > 0, np.where(dp_shard > 0, dp_shard, dp), 1)

@@ -89,7 +89,7 @@ class Evaluated:
     n_considered: int
     n_excluded: Counter[str]
     bound_s: FloatArray = field(default_factory=lambda: np.zeros(0))
-    """No step of the plan is shorter."""
+    """No step of the plan is shorter; infinite where it does not fit."""
     estimate_s: FloatArray = field(default_factory=lambda: np.zeros(0))
     memory_bytes: FloatArray = field(default_factory=lambda: np.zeros(0))
     """Of the fullest rank; infinite where the plan cannot be priced or a smaller one does not fit."""
@@ -273,6 +273,5 @@ def evaluate(forecaster: Forecaster, choices: Choices) -> Evaluated:
     found.bound_s = np.full(n, np.inf)
     found.estimate_s = np.full(n, np.inf)
     found.memory_bytes = np.full(n, np.inf)
-    pricer = Pricer(forecaster, found)
-    pricer.run()
+    Pricer(forecaster, found).run()
     return found
