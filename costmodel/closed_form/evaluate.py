@@ -74,7 +74,6 @@ class Pricer:
         self._cut = at["pp"] * _CHUNKS + at["vpp"]
         self._key = np.full(len(space), -1, dtype=np.int64)
         self._tables: list[UnitTable] = []
-        self._stages: dict[tuple[int, int, int], FloatArray] = {}
         profile = forecaster.profile
         self._step_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
         self._looped = profile.device.kind == "cpu"
@@ -224,14 +223,9 @@ class Pricer:
 
     def _columns_of(self, keys: IntArray, n_stages: int, n_ranks: int) -> FloatArray:
         """Stage columns of each config, shape [n, n_columns, n_stages]."""
-        framework = self._forecaster.framework
+        stages = self._forecaster.framework.stages
         used, where = np.unique(keys, return_inverse=True)
-        found = []
-        for key in used:
-            at = (int(key), n_stages, n_ranks)
-            if at not in self._stages:
-                self._stages[at] = stage_rows(self._tables[at[0]], n_stages, n_ranks, framework.stages)
-            found.append(self._stages[at])
+        found = [stage_rows(self._tables[int(key)], n_stages, n_ranks, stages) for key in used]
         return np.stack(found)[where.reshape(-1)]
 
     def _work(self, configs: Configs, stage: dict[str, FloatArray]) -> Stages:

@@ -63,7 +63,7 @@ def _interleaved(saved: FloatArray, m: IntArray, ahead: IntArray, lag: IntArray)
     for count in np.unique(m):
         rows = np.flatnonzero(m == count)
         held = _held_passes(int(count), v, p, tuple(map(int, ahead)), tuple(map(int, lag)))
-        most[rows] = np.einsum("nvp,ptv->npt", saved[rows], held).max(axis=2)
+        most[rows] = np.matmul(saved[rows].transpose(2, 0, 1), held.transpose(0, 2, 1)).max(axis=2).T
     return most
 
 

@@ -43,6 +43,12 @@ owns (`copied_elements`), or another rank, counted with the first stage of the r
 
 def stage_rows(table: UnitTable, n_stages: int, n_ranks: int, stages: str) -> FloatArray:
     """Columns of every stage, shape [n_columns, n_stages]; stage s lies on rank s % n_ranks."""
+    if (n_stages, n_ranks) not in table.stages:
+        table.stages[n_stages, n_ranks] = _rows(table, n_stages, n_ranks, stages)
+    return table.stages[n_stages, n_ranks]
+
+
+def _rows(table: UnitTable, n_stages: int, n_ranks: int, stages: str) -> FloatArray:
     starts = np.array(table.starts(n_stages, stages))
     ends = np.append(starts[1:], table.n_units)
     rows = [np.add.reduceat(table[name], starts) for name in _SUMS]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from costmodel.estimate import FloatArray, expected_max
 from costmodel.predict.partition import Partitions
+from costmodel.predict.placement import axis_groups
 from costmodel.predict.units import Unit, accumulate_s, expand, two_ways
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ class UnitTable:
     tied: tuple[tuple[str, int, int, int], ...]
     """(name, unit that uses it, unit that owns it or -1, elements) of every use of a tied parameter."""
     partitions: Partitions
-    error: dict[str, float]
-    """What errs together -> seconds of one standard deviation, over all units."""
+    stages: dict[tuple[int, int], FloatArray] = field(default_factory=dict)
+    """Stage columns by (stages, ranks), filled by `closed_form.stages`."""
 
     def __getitem__(self, name: str) -> FloatArray:
         return np.asarray(self.alone[COLUMNS.index(name)])
@@ -72,9 +74,26 @@ adding a further micro-batch's gradients; `comm_s`: collectives inside forward a
 `UnitCosts`, `SegmentMemory` and `Unit`."""
 
 
+_TABLES: WeakKeyDictionary[Forecaster, dict[tuple[Any, ...], UnitTable]] = WeakKeyDictionary()
+
+
 def unit_table(forecaster: Forecaster, plan: Plan) -> UnitTable:
     """Price every unit under the plan's tensor, sequence, context and expert axes, micro-batch and
-    recomputation. Raises PlanError where the model cannot be split so."""
+    recomputation; once for each of these. Raises PlanError where the model cannot be split so."""
+    network = forecaster.profile.network
+    groups = axis_groups(plan, 1 if network is None else network.ranks_per_node)
+    key = (
+        *(plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep, plan.recompute),
+        *(groups[axis] for axis in ("tp", "cp", "ep")),
+        plan.world_size if forecaster.profile.rank_log_sigma else 0,
+    )
+    known = _TABLES.setdefault(forecaster, {})
+    if key not in known:
+        known[key] = _table(forecaster, plan)
+    return known[key]
+
+
+def _table(forecaster: Forecaster, plan: Plan) -> UnitTable:
     units = expand(forecaster, plan)
     alone = plan.world_size == 1
     waiting = forecaster.profile.rank_log_sigma * expected_max(plan.world_size)
@@ -91,10 +110,6 @@ def unit_table(forecaster: Forecaster, plan: Plan) -> UnitTable:
         for p in unit.shard.parameters
         if p.tied
     )
-    error: dict[str, float] = {}
-    for unit in units:
-        for (fit, _), seconds in unit.costs.error_s.items():
-            error[fit] = error.get(fit, 0.0) + seconds
     seconds_of = {key: _seconds(unit) for unit in units for key in [(unit.segment, id(unit.costs))]}
     return UnitTable(
         alone=columns,
@@ -102,7 +117,6 @@ def unit_table(forecaster: Forecaster, plan: Plan) -> UnitTable:
         is_block=np.array([unit.shard.local.is_block for unit in units]),
         tied=tied,
         partitions=Partitions([seconds_of[unit.segment, id(unit.costs)] for unit in units]),
-        error=error,
     )
 
 
