@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.sharding import CollectiveCall, ShardedSegment
 
-__all__ = ["PARTS", "CollectivePricer", "SegmentCosts", "dtensor_modules", "price_segment"]
+__all__ = ["PARTS", "CollectivePricer", "SegmentCosts", "dtensor_modules", "part_of", "price_segment"]
 
 PARTS = ("forward", "backward_input", "backward_weight", "recompute")
 """The pieces of work a schedule can place."""
@@ -96,7 +96,7 @@ def price_segment(
     module_s = host_cost_s(profile, "dtensor_module_s")
     dispatched = dtensor_modules(segment)
     for position, op in enumerate(operators):
-        part = _part(op, gradients)
+        part = part_of(op, gradients)
         for name in (part, "recompute") if op.index in again else (part,):
             seconds = float(priced.device_s[position])
             device[name] += seconds
@@ -143,7 +143,8 @@ def dtensor_modules(segment: ShardedSegment) -> frozenset[str]:
     return frozenset(split - plain)
 
 
-def _part(op: Operator, gradients: set[int]) -> str:
+def part_of(op: Operator, gradients: set[int]) -> str:
+    """The part of PARTS that an operator belongs to; `gradients`: indices of the parameters' gradients."""
     if op.phase is Phase.FORWARD:
         return "forward"
     made = set(op.outputs)
