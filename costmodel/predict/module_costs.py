@@ -7,6 +7,7 @@ against.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from costmodel.estimate import expected_max
@@ -15,6 +16,7 @@ from costmodel.graph.liveness import recomputed_operators
 from costmodel.graph.model_graph import Phase, Segment, TensorRole
 from costmodel.predict.pricing import price_operators
 from costmodel.predict.segment_costs import part_of
+from costmodel.predict.units import accumulate_s
 from costmodel.recompute import Recompute
 
 if TYPE_CHECKING:
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 
     from costmodel.plan import Plan
     from costmodel.predict.forecaster import Forecaster
+    from costmodel.sharding import ShardedSegment
 
 __all__ = ["OperatorCost", "forward_calls", "operator_costs", "path_in_instance"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorCost:
-    """One operator of one module for one micro-batch on one rank of the stage that holds it.
+    """One operator of one module for a mean micro-batch on one rank of the stage that holds it.
 
     `device_s` is the kernel's time while the other ranks are at work, `host_s` what dispatch or autograd add;
     `log_sigma` the spread of ln(device_s), shared by operators of one `fit`.
@@ -60,6 +63,7 @@ def operator_costs(forecaster: Forecaster, plan: Plan, *, bubble_fraction: float
         gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
         device_s = (priced.device_s - priced.contended_s * (1.0 - utilisation)) * slower
         for instance in range(segment.count):
+            costs += _accumulation(forecaster, plan, segment, instance)
             again = recomputed_operators(segment.local, policy.of_block(block))
             block += segment.local.is_block
             for position, op in enumerate(operators):
@@ -78,6 +82,34 @@ def operator_costs(forecaster: Forecaster, plan: Plan, *, bubble_fraction: float
                         )
                     )
     return costs
+
+
+def _accumulation(
+    forecaster: Forecaster, plan: Plan, segment: ShardedSegment, instance: int
+) -> list[OperatorCost]:
+    """Adding up gradients, by module: what every micro-batch but the first does, as a mean over all."""
+    elements: dict[str, int] = {}
+    for parameter in segment.parameters:
+        if not parameter.tied:
+            module = path_in_instance(segment.local, parameter.name.rpartition(".")[0], instance)
+            elements[module] = elements.get(module, 0) + prod(parameter.local_shape)
+    total = sum(elements.values())
+    seconds = accumulate_s(forecaster, plan, total) * (1.0 - 1.0 / plan.num_microbatches)
+    if not seconds:
+        return []
+    return [
+        OperatorCost(
+            module=module,
+            phase="backward",
+            target="aten::add_",
+            kind="elementwise",
+            device_s=seconds * n / total,
+            host_s=0.0,
+            log_sigma=0.0,
+            fit="accumulation",
+        )
+        for module, n in elements.items()
+    ]
 
 
 def forward_calls(forecaster: Forecaster, plan: Plan) -> Iterator[list[tuple[str, str]]]:

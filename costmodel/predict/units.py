@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from costmodel.predict.segment_costs import SegmentCosts
     from costmodel.sharding import ShardedSegment
 
-__all__ = ["Unit", "copy_s", "expand", "held_elements", "tied_elements", "unit_costs"]
+__all__ = ["Unit", "accumulate_s", "copy_s", "expand", "held_elements", "tied_elements", "unit_costs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def unit_costs(
                 backward_input=backward["recompute"] + backward["backward_input"] + backward["host"] + extra,
                 backward_weight=backward["backward_weight"] + dp_work,
                 parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
-                accumulate_s=_accumulate_s(forecaster, plan, unit),
+                accumulate_s=accumulate_s(forecaster, plan, sum(unit.elements)),
                 gather_s=gather_s[i],
                 reduce_s=reduce_s[i],
                 saved_bytes=unit.costs.memory.saved_bytes,
@@ -146,9 +146,9 @@ def _two_ways(
     )
 
 
-def _accumulate_s(forecaster: Forecaster, plan: Plan, unit: Unit) -> float:
-    """Time of adding one micro-batch's gradients to the accumulated ones: two reads and a write of each."""
-    elements = sum(unit.elements)
+def accumulate_s(forecaster: Forecaster, plan: Plan, elements: int) -> float:
+    """Time of adding one micro-batch's gradients, so many elements of them, to the accumulated ones: two
+    reads and a write of each; 0 where there is only one micro-batch."""
     if plan.num_microbatches == 1 or not elements:
         return 0.0
     size = forecaster.framework.gradient_bytes * elements

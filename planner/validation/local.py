@@ -184,6 +184,8 @@ def validate_local(
     results = run_all(specs, settings, progress=progress)
     if out is not None:
         save_results(results, out)
+    if trace_dir is not None and progress is not None:
+        progress(f"traces, a folder for each run, are in {trace_dir}; `foreshard validate trace` reads them")
     return score_runs(results, predictions, yardstick_s=profile.yardstick_s)
 
 

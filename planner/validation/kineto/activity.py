@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from planner.validation.kineto.attribution import OPTIMIZER, Attribution, step_at
-from planner.validation.kineto.events import Event, Kind, RankTrace, is_point_to_point
+from planner.validation.kineto.events import Event, Kind, RankTrace, is_host_copy, is_point_to_point
 from planner.validation.kineto.operators import Call, DeviceWork
 from planner.validation.kineto.spans import Spans, intersection, length_s, merged, without
 
@@ -23,7 +23,6 @@ __all__ = ["PARTS", "Activity", "Collective", "activity_of", "shortest_transfers
 
 PARTS = ("kernel", "communication", "bubble", "optimizer", "copy", "host")
 """What a step is made of; the parts add up to it."""
-_HOST_COPIES = ("Memcpy HtoD", "Memcpy DtoH")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +98,12 @@ def activity_of(
         end_s = max([found.steps[-1][1], *(item.event.end_s for item in work)])
         steps = merged([*found.steps, (found.steps[-1][0], end_s)])
         updates = _spans(item.event for item in work if item.phase == OPTIMIZER and not item.communication)
-        copies = [i for i in work if i.event.kind is Kind.COPY and i.event.name.startswith(_HOST_COPIES)]
-        apart = {id(item) for item in copies}
         computing = _spans(
             item.event
             for item in work
-            if not item.communication and item.phase != OPTIMIZER and id(item) not in apart
+            if not item.communication and item.phase != OPTIMIZER and not is_host_copy(item.event)
         )
-        moving = _spans(item.event for item in copies)
+        moving = _spans(item.event for item in work if is_host_copy(item.event))
         busy = _spans(item.event for item in work)
     else:
         steps = merged(found.steps)
@@ -133,7 +130,7 @@ def activity_of(
         intersection(_spans(e for e in flying if is_point_to_point(e.name)), exposed),
         _spans(e for e in flying if not is_point_to_point(e.name)),
     )
-    counted = Counter((e.name, e.shapes) for e in _receives(flying) if step_at(steps, e.start_s) >= 0)
+    counted = Counter((e.name, e.shapes) for e in _receives(flying) if step_at(steps, e.end_s) >= 0)
     transfers_s = sum(n * shortest_s.get(key, 0.0) for key, n in counted.items())
     bubble_s = max(0.0, length_s(waiting) - transfers_s)
     moved = without(intersection(moving, steps), merged([*working, *airborne]))

@@ -17,13 +17,23 @@ from dataclasses import dataclass
 from planner.validation.kineto.events import Event, Kind, RankTrace, is_communication
 from planner.validation.kineto.nesting import Nesting, nest
 from planner.validation.kineto.reader import CLASS_RANGE
+from planner.validation.kineto.recording import STEP_RANGE
 
-__all__ = ["BACKWARD", "FORWARD", "OPTIMIZER", "OTHER", "RECOMPUTE", "Attribution", "attribute", "steps_of"]
+__all__ = [
+    "BACKWARD",
+    "FORWARD",
+    "OPTIMIZER",
+    "OTHER",
+    "RECOMPUTE",
+    "Attribution",
+    "attribute",
+    "step_at",
+    "steps_of",
+]
 
 FORWARD, BACKWARD, RECOMPUTE, OPTIMIZER, OTHER = "forward", "backward", "recompute", "optimizer", "other"
 _EVALUATE = "autograd::engine::evaluate_function"
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
-_STEP = "ProfilerStep#"
 _UPDATE = "Optimizer.step#"
 _OPTIMIZER = ("foreshard::optimizer", _UPDATE)
 _CLEARING = ("foreshard::zero_grad", "Optimizer.zero_grad#")
@@ -55,7 +65,7 @@ class Attribution:
 def steps_of(trace: RankTrace) -> tuple[list[tuple[float, float]], str]:
     """(start, end) of every step and what marks them: ProfilerStep ranges, ends of updates, or nothing (then
     the whole trace is one step)."""
-    marks = [e for e in trace.host if e.kind is Kind.RANGE and e.name.startswith(_STEP)]
+    marks = [e for e in trace.host if e.kind is Kind.RANGE and e.name.startswith(STEP_RANGE)]
     if marks:
         return sorted((e.start_s, e.end_s) for e in marks), "ProfilerStep ranges"
     every = (*trace.host, *trace.device)

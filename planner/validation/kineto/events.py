@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Event", "Kind", "RankTrace", "is_communication", "is_point_to_point"]
+__all__ = ["Event", "Kind", "RankTrace", "is_communication", "is_host_copy", "is_point_to_point"]
 
 
 class Kind(StrEnum):
@@ -42,11 +42,17 @@ _COMMUNICATION = (
 )
 """How the names of communication begin, on host and device (nccl:all_reduce, ncclDevKernel_AllReduce_...)."""
 _POINT_TO_POINT = ("send", "recv")
+_HOST_COPIES = ("Memcpy HtoD", "Memcpy DtoH")
 
 
 def is_communication(name: str) -> bool:
     """Whether an operator, range or kernel of this name communicates (or packs what is communicated)."""
     return name.startswith(_COMMUNICATION)
+
+
+def is_host_copy(event: Event) -> bool:
+    """Whether device work moves data to or from the host: no kernel of a module, whoever asked for it."""
+    return event.kind is Kind.COPY and event.name.startswith(_HOST_COPIES)
 
 
 def is_point_to_point(name: str) -> bool:

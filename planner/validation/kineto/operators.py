@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from planner.validation.kineto.attribution import BACKWARD, FORWARD, RECOMPUTE, Attribution, step_at
-from planner.validation.kineto.events import Event, Kind, RankTrace, is_communication
+from planner.validation.kineto.events import Event, Kind, RankTrace, is_communication, is_host_copy
 
 __all__ = ["Call", "DeviceWork", "ModuleTime", "device_work", "module_times", "operator_calls"]
 
@@ -136,7 +136,7 @@ def module_times(found: Attribution, work: list[DeviceWork]) -> dict[str, Module
             own[found.module[i], found.phase[i]] += seconds
     kernels: dict[tuple[str, str], float] = defaultdict(float)
     for item in work:
-        if not item.communication:
+        if not item.communication and not is_host_copy(item.event):
             kernels[item.module, item.phase] += item.event.duration_s
     times: dict[str, ModuleTime] = defaultdict(ModuleTime)
     n = len(found.steps)

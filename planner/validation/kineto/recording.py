@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from planner.validation.strategies.compose import Runner
 
-__all__ = ["METADATA_KEY", "MODULE_RANGE", "named_ranges", "record_trace", "trace_folder"]
+__all__ = ["METADATA_KEY", "MODULE_RANGE", "STEP_RANGE", "named_ranges", "record_trace", "trace_folder"]
 
 MODULE_RANGE = "foreshard::module "
+STEP_RANGE = "ProfilerStep#"
+"""As the profiler's own schedule marks steps."""
 METADATA_KEY = "foreshard"
 _STEPS = 3
 
@@ -95,7 +97,9 @@ def record_trace(
     `step_time_s` (without the profiler) and `yardstick_s` (of the machine beside the run) are kept in it.
     """
     import torch
-    from torch.profiler import ProfilerActivity, profile, schedule
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from planner.validation.measure import let_records_end
 
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -104,28 +108,23 @@ def record_trace(
     path = folder / f"rank-{rank}.json.gz"
     partial = folder / f".{path.name}"
 
-    def save(profiler: Any) -> None:
-        try:
-            profiler.export_chrome_trace(str(partial))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-
     run = {"run": runner.spec.to_dict(), "step_time_s": step_time_s, "yardstick_s": yardstick_s}
-    with (
-        named_ranges(runner.modules),
-        profile(
-            activities=activities,
-            record_shapes=True,
-            schedule=schedule(wait=0, warmup=1, active=_STEPS, repeat=1),
-            on_trace_ready=save,
-        ) as profiler,
-    ):
-        profiler.preset_metadata_json(METADATA_KEY, json.dumps(run))
+    with named_ranges(runner.modules):
+        runner.step()
         barrier()
-        for _ in range(1 + _STEPS):
-            runner.step()
-            if cuda:
-                torch.cuda.synchronize(device)
-            profiler.step()
+        let_records_end()
+        with profile(activities=activities, record_shapes=True) as profiler:
+            profiler.add_metadata_json(METADATA_KEY, json.dumps(run))
+            runner.step()  # not marked: it waits for ranks whose profiler started later
+            for number in range(_STEPS):
+                with record_function(f"{STEP_RANGE}{number}"):
+                    runner.step()
+                    if cuda:
+                        torch.cuda.synchronize(device)
+            let_records_end()
+    try:
+        profiler.export_chrome_trace(str(partial))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from costmodel.errors import InputFileError
 from planner.validation.kineto.activity import PARTS, Activity, activity_of, shortest_transfers
 from planner.validation.kineto.attribution import OPTIMIZER, Attribution, attribute
-from planner.validation.kineto.events import RankTrace
+from planner.validation.kineto.events import RankTrace, is_host_copy
 from planner.validation.kineto.forecast import HOST, Expected, PredictedStep, predict_step
 from planner.validation.kineto.module_names import (
     align_forward,
@@ -190,6 +190,8 @@ def _summed(
     for item in work if trace.on_device else calls:
         kind = _kind(item.name, predicted)
         if item.communication or item.phase == OPTIMIZER or (kind == HOST and not trace.on_device):
+            continue
+        if isinstance(item, DeviceWork) and is_host_copy(item.event):
             continue
         seconds = item.event.duration_s if isinstance(item, DeviceWork) else item.duration_s
         times[key(item, kind), item.phase] += seconds / len(found.steps)
