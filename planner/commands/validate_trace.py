@@ -102,10 +102,14 @@ def _show(report: Report) -> None:
             "kernel time (on a CPU the operators' own); largest error first",
         )
     skipped = [row for row in report.rows if row.skipped is not None and row.label("table") != "part"]
+    skipped.sort(key=lambda row: -max(row.measured or 0.0, row.predicted or 0.0))
     if skipped:
         print_table(
-            ["not compared", "measured", "because"],
-            [[row.id, duration(row.measured), str(row.skipped)] for row in skipped[:_MOST]],
+            ["not compared", "measured", "predicted", "because"],
+            [
+                [row.id, duration(row.measured), duration(row.predicted), str(row.skipped)]
+                for row in skipped[:_MOST]
+            ],
             title=f"{len(skipped)} rows on one side only",
         )
     step = report.rows[0]

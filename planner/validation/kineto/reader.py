@@ -205,8 +205,16 @@ def _event(kind: Kind, raw: Mapping[str, Any], begin_us: float) -> Event:
         _integer(args.get("Fwd thread id")),
         _integer(args.get("correlation")),
         _integer(args.get("External id", args.get("external id"))),
-        tuple(map(str, args.get("Input Dims") or ())),
+        _sizes(args),
     )
+
+
+def _sizes(args: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was worked on: shapes of the inputs, of a collective's kernel the number of its elements."""
+    dims = args.get("Input Dims")
+    if isinstance(dims, list):
+        return tuple(map(str, dims))
+    return (str(args["In msg nelems"]),) if "In msg nelems" in args else ()
 
 
 def _integer(value: Any) -> int | None:
