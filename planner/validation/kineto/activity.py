@@ -150,7 +150,7 @@ def activity_of(
         communication_s=length_s(airborne) / n,
         overlapped_s=length_s(intersection(airborne, working)) / n,
         idle_s=length_s(without(steps, busy)) / n,
-        collectives=_collectives(_in_flight(trace, work)),
+        collectives=_collectives(e for e in _in_flight(trace, work) if step_at(steps, e.start_s) >= 0),
     )
 
 

@@ -114,6 +114,9 @@ def test_recorded_runs_say_what_they_are_of(tmp_path: Path) -> None:
             assert all(rank["parts_s"][part] >= -1e-9 for part in PARTS)
             assert rank["parts_s"]["communication"] > 0
             assert rank["collectives"]
+            # every step has the same ones: the unmarked step before them is not counted
+            assert all(c["n"] % 3 == 0 for c in rank["collectives"] if run is pipeline)
+            assert sum(c["n"] for c in rank["collectives"]) % 3 == 0
         rows = {row.id: row for row in report.rows}
         assert set(rows) >= {"step", "part: kernel", "kind: gemm forward", "module: blocks.1.qkv forward"}
         assert rows["step"].measured == pytest.approx(
