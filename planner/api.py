@@ -459,10 +459,12 @@ def validate_run(
     steps: int = 2,
     timeout_s: float = 60.0,
     out: Path | None = None,
+    trace_dir: Path | None = None,
     executor: str = "torch",
 ) -> Report:
     """Start real runs of the plans here and hold them against their forecast.
 
+    `trace_dir`: keep a profiler trace of each run's ranks there, for `validate trace`.
     `executor` onnxruntime: forward passes of the exported models instead of training plans.
     """
     from planner.render import progress
@@ -478,6 +480,7 @@ def validate_run(
         steps=steps,
         timeout_s=timeout_s,
         out=out,
+        trace_dir=trace_dir,
         executor=executor,
         progress=progress,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
+from costmodel.closed_form.data_parallel import sharded_step, tails
 from costmodel.closed_form.memory import StageBytes, held_bytes, peak_bytes
 from costmodel.closed_form.stages import STAGE_COLUMNS, stage_rows
 from costmodel.closed_form.step import Stages, kind_of, step_bound_s

@@ -26,6 +26,7 @@ __all__ = [
     "Kernels",
     "SegmentCosts",
     "dtensor_modules",
+    "part_of",
     "price_kernels",
     "price_segment",
 ]
@@ -119,7 +120,7 @@ def price_segment(
     module_s = host_cost_s(profile, "dtensor_module_s")
     dispatched = dtensor_modules(segment)
     for position, op in enumerate(operators):
-        part = _part(op, gradients)
+        part = part_of(op, gradients)
         for name in (part, "recompute") if op.index in again else (part,):
             seconds = float(priced.device_s[position])
             device[name] += seconds
@@ -166,7 +167,8 @@ def dtensor_modules(segment: ShardedSegment) -> frozenset[str]:
     return frozenset(split - plain)
 
 
-def _part(op: Operator, gradients: set[int]) -> str:
+def part_of(op: Operator, gradients: set[int]) -> str:
+    """The part of PARTS that an operator belongs to; `gradients`: indices of the parameters' gradients."""
     if op.phase is Phase.FORWARD:
         return "forward"
     made = set(op.outputs)

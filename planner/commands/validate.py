@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.commands import validate_trace
 from planner.commands.options import Json
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["CrossValidate", "Plot", "Table", "app", "collectives", "operators", "published", "run"]
 
 app = typer.Typer(help="Hold predictions against what was measured.", no_args_is_help=True)
+app.command("trace")(validate_trace.command)
 Table = Annotated[Path, typer.Argument(help="A CSV file, plain or gzipped.")]
 CrossValidate = Annotated[
     bool,
@@ -77,6 +79,12 @@ def run(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps per round, at least.")] = 2,
     timeout: Annotated[float, typer.Option("--timeout-s", help="Seconds without progress.")] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", help="Keep measured runs as JSON here.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace", help="Keep a profiler trace of every rank in this folder (`validate trace`)."
+        ),
+    ] = None,
     executor: Annotated[
         str, typer.Option("--executor", help="torch: training plans; onnxruntime: forward passes.")
     ] = "torch",
@@ -97,6 +105,7 @@ def run(
         steps=steps,
         timeout_s=timeout,
         out=out,
+        trace_dir=trace,
         executor=executor,
     )
     _finish(report, plot, json)

@@ -65,6 +65,7 @@ class RunSettings:
     alive: int = 8
     profile: bool = True
     memory: bool = True
+    trace_dir: str | None = None
     timeout_s: float = 60.0
 
 

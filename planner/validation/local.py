@@ -137,17 +137,21 @@ def validate_local(
     steps: int = 2,
     timeout_s: float = 60.0,
     out: Path | None = None,
+    trace_dir: Path | None = None,
     executor: str = "torch",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Predict each plan of each model, run them all for real, and compare.
 
-    Raises UsageError for an executor that is neither torch nor onnxruntime, or plans for the latter.
+    `trace_dir`: keep a profiler trace of each run's ranks there (what `validate trace` reads). Raises
+    UsageError for an executor that is neither torch nor onnxruntime, or plans or traces for the latter.
     """
     from costmodel.hardware.store import load_profile
 
     if executor not in ("torch", "onnxruntime") or (executor != "torch" and plans):
         raise UsageError(f"executor {executor!r}: must be torch, or onnxruntime (forward passes: no plans)")
+    if trace_dir is not None and executor != "torch":
+        raise UsageError(f"--trace records torch's profiler; executor {executor!r} has none: leave it out")
     chosen = chosen_models(models, global_batch_size)
     profile = load_profile(hardware) if hardware else _calibrated(budget_s, progress)
     if executor == "onnxruntime":
@@ -170,10 +174,18 @@ def validate_local(
             spec, prediction = local.spec(plan)
             specs.append(spec)
             predictions.append(prediction)
-    settings = RunSettings(rounds=repeats, steps=steps, timeout_s=timeout_s, threads=_threads(profile))
+    settings = RunSettings(
+        rounds=repeats,
+        steps=steps,
+        timeout_s=timeout_s,
+        threads=_threads(profile),
+        trace_dir=None if trace_dir is None else str(trace_dir.resolve()),
+    )
     results = run_all(specs, settings, progress=progress)
     if out is not None:
         save_results(results, out)
+    if trace_dir is not None and progress is not None:
+        progress(f"traces, a folder for each run, are in {trace_dir}; `foreshard validate trace` reads them")
     return score_runs(results, predictions, yardstick_s=profile.yardstick_s)
 
 

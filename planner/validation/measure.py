@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
     from planner.validation.strategies.compose import Runner
 
-__all__ = ["peak_memory", "profiled_split", "timed_step", "union_s"]
+__all__ = ["let_records_end", "peak_memory", "profiled_split", "timed_step", "union_s"]
+
+_QUIET_S = 0.2
 
 
 def timed_step(runner: Runner, barrier: Callable[[], None], device: torch.device) -> tuple[float, float]:
@@ -41,6 +43,12 @@ def union_s(spans: Sequence[tuple[float, float]]) -> float:
     return total
 
 
+def let_records_end() -> None:
+    """Wait before a profiler starts or stops. gloo's threads wake who waits for a collective before they end
+    its record; one that ends after the profiler is gone writes into freed memory."""
+    time.sleep(_QUIET_S)
+
+
 def profiled_split(
     runner: Runner, barrier: Callable[[], None], device: torch.device
 ) -> tuple[float, float, float]:
@@ -54,8 +62,10 @@ def profiled_split(
 
     cuda = device.type == "cuda"
     barrier()
+    let_records_end()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
         runner.step()
+        let_records_end()
     compute: list[tuple[float, float]] = []
     communication: list[tuple[float, float]] = []
     optimizer: list[tuple[float, float]] = []

@@ -111,6 +111,8 @@ class Job:
     alive: int = 8
     profile: bool = True
     memory: bool = True
+    trace_dir: str | None = None
+    """Folder for a profiler trace of each run's ranks; None = no traces."""
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:

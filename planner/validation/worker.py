@@ -300,6 +300,19 @@ class _Worker:
                 slot.runner, self._barrier(slot.spec), self.device
             )
             result = replace(result, compute_s=compute, communication_s=communication, optimizer_s=optimizer)
+        if self.job.trace_dir is not None:
+            from planner.validation.kineto.recording import record_trace
+
+            self.heartbeat.beat(f"tracing {slot.spec.id}")
+            record_trace(
+                slot.runner,
+                self._barrier(slot.spec),
+                self.device,
+                root=Path(self.job.trace_dir),
+                rank=self.rank,
+                step_time_s=result.median_s,
+                yardstick_s=result.yardstick_s,
+            )
         if self.job.memory:
             self.heartbeat.beat(f"measuring memory of {slot.spec.id}")
             self._barrier(slot.spec)()
