@@ -15,9 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
-
-from scipy.stats import norm
 
 from costmodel.errors import InfeasibleError, PlanError, UsageError
 from costmodel.estimate import Z90
@@ -38,7 +37,7 @@ _COLLECTIVES = ("intra_link", "inter_link", "link_latency")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elasticity:
-    """d ln(step time) / d ln(what), with its 90 % interval; None where it could not be had, with the reason."""
+    """d ln(step time) / d ln(what) with its 90 % interval; None, with the reason, where it cannot be had."""
 
     what: str
     about: str
@@ -157,8 +156,8 @@ def log_ratio_sigma(a: Prediction, b: Prediction) -> float:
         step_time_high_s=b.step_time_high_s * factor,
         breakdown_s={part: seconds * factor for part, seconds in b.breakdown_s.items()},
     )
-    z = float(norm.ppf(probability_faster(a, moved)))
-    return own / z if z > 0 and math.isfinite(z) else 0.0
+    probability = probability_faster(a, moved)
+    return own / NormalDist().inv_cdf(probability) if 0.5 < probability < 1.0 else 0.0
 
 
 def arc_elasticities(

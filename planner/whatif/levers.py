@@ -206,9 +206,7 @@ def _kernel_overhead(hardware: Hardware, factor: float) -> Hardware:
 @_lever("host", "the host's dispatch of operators and collectives, and what it does once a step")
 def _host(hardware: Hardware, factor: float) -> Hardware:
     costs = {
-        name: value
-        if name == _COPIES
-        else value.model_copy(update={"value_s": value.value_s / factor})
+        name: value if name == _COPIES else value.model_copy(update={"value_s": value.value_s / factor})
         for name, value in hardware.profile.host.items()
     }
     framework = hardware.framework

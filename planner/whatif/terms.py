@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["TERMS", "Crossover", "bisected", "interpolated", "largest", "terms_s"]
@@ -55,16 +56,14 @@ def largest(breakdown_s: Mapping[str, float]) -> str:
     return max(terms, key=lambda term: terms[term])
 
 
-def interpolated(
-    axis: str, points: Sequence[tuple[float, Mapping[str, float]]]
-) -> tuple[Crossover, ...]:
+def interpolated(axis: str, points: Sequence[tuple[float, Mapping[str, float]]]) -> tuple[Crossover, ...]:
     """Crossovers between neighbouring points (value, breakdown), each term a power of the value in between.
 
     ln a + (ln a' - ln a) s = ln b + (ln b' - ln b) s, at = x (x'/x)^s. A term that is 0 at an end is taken as
     linear instead.
     """
     found = []
-    for (x, first), (y, second) in zip(points, points[1:], strict=False):
+    for (x, first), (y, second) in pairwise(points):
         before, after = largest(first), largest(second)
         if before == after:
             continue
@@ -76,9 +75,7 @@ def interpolated(
             gaps = a[0] - b[0], a[1] - b[1]
         share = gaps[0] / (gaps[0] - gaps[1]) if gaps[0] != gaps[1] else 0.5
         found.append(
-            Crossover(
-                axis=axis, at=x * (y / x) ** share, before=before, after=after, how="interpolated"
-            )
+            Crossover(axis=axis, at=x * (y / x) ** share, before=before, after=after, how="interpolated")
         )
     return tuple(found)
 
