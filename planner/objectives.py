@@ -186,19 +186,19 @@ def values(
 def non_dominated(table: FloatArray) -> NDArray[np.bool_]:
     """Which rows of [n, k] no other row beats: none is at most as large everywhere and smaller somewhere.
 
-    Rows are taken in lexicographic order, so that each can only be beaten by one before it; equal rows stay
-    together.
+    Rows are taken in lexicographic order, in which the next one left is never beaten, and each takes out all
+    that it beats: one pass over what is left per row of the front. Equal rows stay together.
     """
-    n = len(table)
-    keep = np.zeros(n, dtype=bool)
     order = np.lexsort(table.T[::-1])
-    front = np.empty((0, table.shape[1]))
-    for i in order:
-        row = table[i]
-        not_larger = (front <= row).all(axis=1)
-        if not (not_larger & (front < row).any(axis=1)).any():
-            keep[i] = True
-            front = np.vstack([front, row])
+    rows = table[order]
+    at = 0
+    while at < len(rows):
+        row = rows[at]
+        left = (rows < row).any(axis=1) | (rows == row).all(axis=1)
+        rows, order = rows[left], order[left]
+        at += 1
+    keep = np.zeros(len(table), dtype=bool)
+    keep[order] = True
     return keep
 
 
@@ -217,7 +217,7 @@ def pareto(
         return ()
     table = values(predictions, names, terms)
     front = np.flatnonzero(non_dominated(table))
-    return tuple(predictions[i] for i in sorted(front, key=lambda i: tuple(table[i])))
+    return tuple(predictions[i] for i in sorted(front.tolist(), key=lambda i: tuple(table[i])))
 
 
 def best(predictions: Sequence[Any], name: str, terms: Terms | Sequence[Terms] = Terms()) -> Any:

@@ -49,6 +49,12 @@ class Price:
     high: float
     source: str
 
+    @property
+    def text(self) -> str:
+        """Price, range and source in words."""
+        around = "" if self.low == self.high else f" ({self.low:g} to {self.high:g})"
+        return f"{self.usd_per_hour:g} USD/h{around}, {self.source}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain fields."""
         return {
@@ -89,7 +95,7 @@ def parse_prices(texts: Sequence[str] | None) -> dict[str, float]:
 
 
 def price_of(hardware: str, own: Mapping[str, float] | None = None) -> Price | None:
-    """Price of a device-hour: one's own (by profile name), else the median offer; None where there is none."""
+    """Price of a device-hour: one's own (by profile name), else the median offer, else None."""
     name = _profile_name(hardware)
     if own and name in own:
         return Price(usd_per_hour=own[name], low=own[name], high=own[name], source="given")
