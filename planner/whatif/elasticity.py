@@ -5,9 +5,10 @@
 so e = -0.6 says: 1 % more of it, 0.6 % less time. The plan is held: at the best of many plans the derivative
 of the best time is that of the best plan's own time (envelope theorem), until another plan takes over.
 
-The interval of e comes from what the forecast does not know: operators and collectives are re-priced slower
-and faster by one standard deviation of their fits, and what that does to e is added up in squares. GPUs and
-batch come in whole numbers: their elasticity is that of an arc, a doubling with the plan searched anew.
+The interval of e comes from what the forecast does not know: arithmetic, memory traffic and collectives are
+re-priced slower and faster by one standard deviation of their fits, and what that does to e is added up in
+squares. GPUs and batch come in whole numbers: their elasticity is that of an arc, a doubling with the plan
+searched anew.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ __all__ = ["Elasticity", "arc_elasticities", "elasticities", "error_sigmas", "lo
 
 _STEP = 0.01
 """1 % to each side."""
-_OPERATORS = ("compute", "memory", "kernel_overhead")
+_COMPUTING = ("compute",)
+_STREAMING = ("memory", "kernel_overhead")
 _COLLECTIVES = ("intra_link", "inter_link", "link_latency")
 
 
@@ -98,17 +100,15 @@ def elasticities(
     Raises PlanError where the plan cannot be run, UsageError on an unknown lever.
     """
     names = [LEVERS[name].name for name in (LEVERS if levers is None else levers)]
-    operators, collectives = error_sigmas(forecaster, plan)
-    middle = _derivatives(forecaster, plan, names, {})
+    middle = _derivatives(forecaster, plan, {*names, *_COMPUTING, *_STREAMING}, {})
+    moving = [name for name in names if middle[name]]
     spread = dict.fromkeys(names, 0.0)
-    for group, sigma in ((_OPERATORS, operators), (_COLLECTIVES, collectives)):
-        if not sigma:
-            continue
+    for group, sigma in _sources(forecaster, plan, middle):
         slow, fast = (
-            _derivatives(forecaster, plan, names, dict.fromkeys(group, math.exp(sign * sigma)))
+            _derivatives(forecaster, plan, moving, dict.fromkeys(group, math.exp(sign * sigma)))
             for sign in (-1.0, 1.0)
         )
-        for name in names:
+        for name in moving:
             spread[name] += (0.5 * (fast[name] - slow[name])) ** 2
     found = [
         Elasticity(
@@ -121,6 +121,22 @@ def elasticities(
         for name in names
     ]
     return tuple(sorted(found, key=lambda e: e.value or 0.0))
+
+
+def _sources(
+    forecaster: Forecaster, plan: Plan, middle: Mapping[str, float]
+) -> list[tuple[tuple[str, ...], float]]:
+    """(levers that err together, standard deviation of ln speed): arithmetic, traffic, collectives.
+
+    Arithmetic and traffic err alike and apart from each other, so that together they are as uncertain as the
+    plan's operators are: s hypot(e_a, e_t) = sigma (|e_a| + |e_t|), with their elasticities e.
+    """
+    operators, collectives = error_sigmas(forecaster, plan)
+    shares = [sum(abs(middle[name]) for name in group) for group in (_COMPUTING, _STREAMING)]
+    together = math.hypot(*shares)
+    each = operators * sum(shares) / together if together else 0.0
+    found = ((_COMPUTING, each), (_STREAMING, each), (_COLLECTIVES, collectives))
+    return [(group, sigma) for group, sigma in found if sigma]
 
 
 def _derivatives(
