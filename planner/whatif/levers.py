@@ -3,6 +3,8 @@
 A factor of 2 is twice as fast: rates are doubled, latencies and overheads halved. The levers take disjoint
 parts of what times are made of, and all of them together take every part: with every lever at f a step takes
 1/f of its time, so that the elasticities of one step add up to -1 (Euler's theorem on homogeneous functions).
+What a profile does not hold stays as it is: kinds of operators that it has no fit of, and the start of
+collectives over links that were never measured, are priced with constants of the project.
 
 >>> LEVERS["inter_link"].about
 'bandwidth between nodes'
