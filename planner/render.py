@@ -36,6 +36,8 @@ def duration(seconds: float | None) -> str:
         return f"{seconds / 86400:.3g} d"
     if seconds >= 3600 * 2:
         return f"{seconds / 3600:.3g} h"
+    if seconds >= 1000:
+        return f"{seconds / 60:.3g} min"
     for unit, name in _TIME:
         if abs(seconds) >= unit:
             return f"{seconds / unit:.3g} {name}"

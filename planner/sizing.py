@@ -2,8 +2,8 @@
 
 For each kind of device the counts are tried upwards (powers of two up to a node, then whole nodes doubling)
 until one meets the limits; then the whole nodes between the last that failed and the first that met them are
-searched by bisection. A count counts as meeting a limit where the probability of that, from the interval of
-its best plan, reaches the confidence asked for.
+halved until few are left, and those are tried upwards. A count meets a limit where the probability of that,
+from the interval of its best plan, reaches the confidence asked for.
 
 Counts that cannot do it are left out without a search, by a bound that no plan beats:
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "Goal", "Sizing", "candidate_counts", "size_training"]
 
-_MOST_REFINED = 6
-"""Bisections between two counts: whole nodes up to 64 apart are told apart exactly."""
+_FEW = 8
+"""Counts between two that are all tried: times do not fall with every count (a prime one splits badly)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,16 +218,15 @@ class _Sizer:
         return self.tried[count].probability >= self.goal.confidence
 
     def refine(self, low: int, high: int, node: int) -> None:
-        """Bisect the counts (whole nodes above one) between one that fails and one that meets the goal."""
+        """The counts (whole nodes above one) between one that fails and one that meets the goal: halved until
+        few are left, then tried upwards."""
         unit = node if high > node else 1
-        for _ in range(_MOST_REFINED):
+        while (high - low) // unit > _FEW:
             middle = (low + high) // 2 // unit * unit
-            if middle <= low or middle >= high:
+            low, high = (low, middle) if self.meets(middle) else (middle, high)
+        for count in range(low // unit * unit + unit, high, unit):
+            if self.meets(count):
                 return
-            if self.meets(middle):
-                high = middle
-            else:
-                low = middle
 
     def look_further(self, counts: Sequence[int]) -> None:
         """Try larger counts for as long as they cost less: what fits only with recomputation costs more."""
