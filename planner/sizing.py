@@ -21,6 +21,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InfeasibleError, PlanError, UsageError
+from costmodel.estimate import Z90
 from costmodel.hardware.device import peak_flop_per_s
 from planner.objectives import OBJECTIVES, Terms, log_sigma, probability_within, training_time_s
 from planner.whatif.sweep import best_plan
@@ -74,13 +75,11 @@ class Candidate:
             return 0.0
         return min((p for p in (self.p_deadline, self.p_budget) if p is not None), default=1.0)
 
-    def interval(self, value: float | None) -> tuple[float, float] | None:
-        """90 % interval of a time or a cost of this candidate."""
-        from costmodel.estimate import Z90
-
+    def interval(self, value: float | None, sigma: float | None = None) -> tuple[float, float] | None:
+        """90 % interval of a time or a cost of this candidate (or of another spread of the logarithm)."""
         if value is None:
             return None
-        factor = math.exp(Z90 * self.log_sigma)
+        factor = math.exp(Z90 * (self.log_sigma if sigma is None else sigma))
         return value / factor, value * factor
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,6 +94,9 @@ class Candidate:
             "cost_usd": self.cost_usd,
             "cost_interval_usd": self.interval(self.cost_usd),
             "energy_j": self.energy_j,
+            "energy_interval_j": self.interval(
+                self.energy_j, None if self.prediction is None else log_sigma(self.prediction, "energy")
+            ),
             "p_deadline": self.p_deadline,
             "p_budget": self.p_budget,
             "probability": self.probability,

@@ -12,7 +12,7 @@ from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from planner.cli import main
 from planner.objectives import Terms, log_sigma, training_time_s
-from planner.sizes import parse_duration, size_for_training
+from planner.sizes import parse_duration
 from planner.sizing import Goal, Sizing, candidate_counts, size_training
 from tests.planner.small import SIZES, small
 
@@ -78,6 +78,8 @@ def test_candidates_add_up() -> None:
             assert c.probability == min(c.p_deadline, c.p_budget)
             low, high = c.interval(c.time_s)
             assert low < c.time_s < high
+            wide = c.to_dict()["energy_interval_j"]
+            assert wide[1] / wide[0] > high / low, "the power model adds its own spread"
     assert found.cheapest.cost_usd <= found.fewest.cost_usd
     json.dumps(found.to_dict())
 
@@ -146,21 +148,6 @@ def test_durations() -> None:
             parse_duration(text)
 
 
-def test_by_name() -> None:
-    found = size_for_training(
-        "gpt2",
-        hardware=HARDWARE,
-        global_batch_size=4,
-        tokens=1e6,
-        most_devices=2,
-        prices={HARDWARE: 1.0},
-        seq_len=64,
-        overrides=SIZES,
-    )
-    assert found.fewest.n_devices == 1
-    assert "given" in found.prices[HARDWARE]
-
-
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     tiny = [f"--set={name}={value}" for name, value in SIZES.items()]
     with pytest.raises(SystemExit) as stop:
@@ -170,9 +157,12 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     train = ("--seq", "64", "--tokens", "1e9", "-B", "4", "--max-gpus", "2")
-    code, out, _ = command(capsys, *train, "--deadline", "30d", "--json")
+    code, out, _ = command(capsys, *train, "--deadline", "30d", "--price", f"{HARDWARE}=1", "--json")
     assert code == 0
-    assert json.loads(out)["fewest"]["n_devices"] == 1
+    data = json.loads(out)
+    assert data["fewest"]["n_devices"] == 1
+    assert data["fewest"]["cost_usd"] == pytest.approx(data["fewest"]["time_s"] / 3600)
+    assert "given" in data["prices"][HARDWARE]
     code, out, _ = command(capsys, *train)
     assert code == 0
     assert "fewest GPUs: 1 x" in out

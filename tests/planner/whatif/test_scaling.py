@@ -153,7 +153,9 @@ def test_reasons_are_kept_and_all_of_them_raised() -> None:
     with pytest.raises(UsageError, match="does not divide 12"):
         study(n_devices=[12], plan="tp8")
     with pytest.raises(InfeasibleError, match="nothing fits"):
-        scaling("gpt3-175b", hardware=["t4"], n_devices=[1], global_batch_size=1)
+        scaling(
+            "mlp-mnist", hardware=["t4"], n_devices=[1], global_batch_size=1, overrides={"width": 100_000}
+        )
     with pytest.raises(UsageError, match="jobs 0"):
         study(n_jobs=0)
 
