@@ -22,6 +22,7 @@ from planner.commands import (
     predict,
     report,
     share,
+    size,
     systems,
     tracing,
     validate,
@@ -45,6 +46,7 @@ app.command("predict")(predict.command)
 app.command("infer")(infer.command)
 app.command("plan")(plan.command)
 app.command("whatif")(whatif.command)
+app.command("size")(size.command)
 app.command("share")(share.command)
 app.command("export")(export.command)
 app.add_typer(validate.app, name="validate")

@@ -11,9 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
     from planner.validation.scoring import Report
-    from planner.whatif import ScalingPoint
+    from planner.whatif import Curve, ScalingPoint
 
-__all__ = ["scaling_curves", "scatter", "write_profile_plots"]
+__all__ = ["scaling_curves", "scatter", "study_curves", "write_profile_plots"]
 
 
 def _figure(width: float = 6.4, height: float = 4.8) -> tuple[Any, Any]:
@@ -67,6 +67,55 @@ def scaling_curves(points: Sequence[ScalingPoint], path: Path) -> Path:
     axes.set_xlabel("devices")
     axes.set_ylabel("samples/s of the best plan (bars: 90 %)")
     axes.legend()
+    return _save(figure, path)
+
+
+_TERM_COLOURS = {
+    "compute": "#4c78a8",
+    "communication": "#e45756",
+    "bubble": "#9d9d9d",
+    "host": "#f58518",
+    "offload": "#b279a2",
+}
+"""Term of a step -> colour, as in the timeline's plots."""
+
+
+def study_curves(points: Sequence[ScalingPoint], curves: Sequence[Curve], path: Path) -> Path:
+    """One row per curve of a study: throughput with its 90 % interval, and what the step is spent on.
+
+    Points that form no curve are drawn over the device count.
+    """
+    from matplotlib.figure import Figure
+
+    from planner.whatif.terms import terms_s
+
+    if not curves:
+        return scaling_curves(points, path)
+    figure = Figure(figsize=(10, 3.2 * len(curves)), layout="constrained")
+    rows = figure.subplots(len(curves), 2, squeeze=False)
+    for (rate, share), curve in zip(rows, curves, strict=True):
+        xs = [x for x, _ in curve.points]
+        predictions = [p.prediction for _, p in curve.points if p.prediction is not None]
+        middle = np.array([p.samples_per_s for p in predictions])
+        low = np.array([p.plan.global_batch_size / p.step_time_high_s for p in predictions])
+        high = np.array([p.plan.global_batch_size / p.step_time_low_s for p in predictions])
+        rate.fill_between(xs, low, high, color=_TERM_COLOURS["compute"], alpha=0.2, linewidth=0)
+        rate.plot(xs, middle, "o-", color=_TERM_COLOURS["compute"])
+        rate.set_yscale("log")
+        rate.set_ylabel("samples/s (band: 90 %)")
+        terms = [terms_s(p.breakdown_s) for p in predictions]
+        names = [name for name in _TERM_COLOURS if any(t[name] > 0 for t in terms)]
+        parts = [
+            [100 * t[name] / p.step_time_s for t, p in zip(terms, predictions, strict=True)] for name in names
+        ]
+        share.stackplot(xs, parts, labels=names, colors=[_TERM_COLOURS[name] for name in names])
+        share.set_ylabel("% of the step")
+        share.set_ylim(0, 100)
+        share.legend(fontsize=7, loc="lower left")
+        for axes in (rate, share):
+            axes.set_xscale("log", base=2)
+            axes.set_xlabel(curve.axis)
+        rate.set_title(", ".join(f"{name} {value}" for name, value in curve.held), fontsize=8, loc="left")
     return _save(figure, path)
 
 

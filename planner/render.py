@@ -13,6 +13,7 @@ __all__ = [
     "count_text",
     "duration",
     "legend",
+    "money",
     "percent",
     "print_json",
     "print_table",
@@ -33,6 +34,10 @@ def duration(seconds: float | None) -> str:
         return "0 s"
     if seconds >= 86400 * 2:
         return f"{seconds / 86400:.3g} d"
+    if seconds >= 3600 * 2:
+        return f"{seconds / 3600:.3g} h"
+    if seconds >= 1000:
+        return f"{seconds / 60:.3g} min"
     for unit, name in _TIME:
         if abs(seconds) >= unit:
             return f"{seconds / unit:.3g} {name}"
@@ -69,6 +74,16 @@ def percent(fraction: float | None, *, sign: bool = False) -> str:
     if fraction is None or not math.isfinite(fraction):
         return "-"
     return f"{100 * fraction:+.1f} %" if sign else f"{100 * fraction:.1f} %"
+
+
+def money(usd: float | None) -> str:
+    """US dollars, in thousands or millions where they are many."""
+    if usd is None or not math.isfinite(usd):
+        return "-"
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if usd >= unit:
+            return f"{usd / unit:.4g}{name} USD"
+    return f"{usd:.4g} USD"
 
 
 def print_json(value: Any) -> None:

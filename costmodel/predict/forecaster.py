@@ -103,6 +103,30 @@ class Forecaster:
         self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
         self._curves: dict[tuple[str, CollectiveGroup], FloatArray] = {}
 
+    def on(
+        self,
+        *,
+        profile: HardwareProfile | None = None,
+        framework: FrameworkProfile | None = None,
+        host: HostMachine | None = None,
+    ) -> Forecaster:
+        """The same model on other hardware, framework or host; what is left out stays as it is.
+
+        Graphs already traced and split are shared where both see the same ones, so that only prices are new.
+        """
+        other = copy(self)
+        other.profile = profile or self.profile
+        other.framework = framework or self.framework
+        other.host = host or (host_of(other.profile) if profile is not None else self.host)
+        other._branched, other._priced, other._collectives = {}, {}, {}
+        seen = [(f.attention, f.framework.compute_dtype) for f in (self, other)]
+        if seen[0] == seen[1]:
+            other.__dict__["graphs"] = self.graphs
+        else:
+            other.__dict__.pop("graphs", None)
+            other._adapted, other._sharded = {}, {}
+        return other
+
     @property
     def attention(self) -> str:
         """How attention runs: on a CPU as torch dispatches it, else as the framework does."""
