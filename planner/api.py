@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ForeshardError, UsageError
 from planner.exporting import export
+from planner.planning import plan
 from planner.sharing import parse_devices, share
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from costmodel.predict import Forecast, Forecaster
     from costmodel.predict.inference import ForwardCost, InferencePrediction
     from costmodel.predict.serving import ServingPrediction
-    from planner.search import SearchOptions, SearchResult
     from planner.validation.scoring import Report
 
 __all__ = [
@@ -375,41 +375,6 @@ def infer(
     if prompt_len is None or output_len is None:
         return inference.forward(parsed, batch_size=batch_size).times(steps)
     return inference.generate(parsed, batch_size=batch_size, prompt_len=prompt_len, output_len=output_len)
-
-
-def plan(
-    model: str,
-    *,
-    hardware: str,
-    n_devices: int,
-    global_batch_size: int,
-    seq_len: int | None = None,
-    framework: str = "pytorch",
-    optimizer: str = "adamw",
-    overrides: Sequence[str] | Mapping[str, Any] | None = None,
-    trust_remote_code: bool = False,
-    options: SearchOptions | None = None,
-    top: int = 12,
-    rank_of: str | None = None,
-) -> SearchResult:
-    """Rank the feasible plans for `n_devices`, at least the first `top` of them by the event engine.
-
-    `rank_of`: a plan whose standing among them is asked for. Raises InfeasibleError where nothing fits.
-    """
-    from planner.search import search
-
-    asked = None if rank_of is None else parse_plan(rank_of).require_world_size(n_devices)
-    made = forecaster(
-        model,
-        hardware=hardware,
-        seq_len=seq_len,
-        framework=framework,
-        optimizer=optimizer,
-        overrides=overrides,
-        trust_remote_code=trust_remote_code,
-    )
-    found = search(made, n_devices=n_devices, global_batch_size=global_batch_size, options=options, top=top)
-    return found if asked is None else found.with_standing(made.forecast(asked).prediction)
 
 
 def calibrate(

@@ -119,6 +119,7 @@ class Forecaster:
         other.framework = framework or self.framework
         other.host = host or (host_of(other.profile) if profile is not None else self.host)
         other._branched, other._priced, other._collectives = {}, {}, {}
+        other._kernels, other._curves = {}, {}
         seen = [(f.attention, f.framework.compute_dtype) for f in (self, other)]
         if seen[0] == seen[1]:
             other.__dict__["graphs"] = self.graphs

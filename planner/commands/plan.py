@@ -52,6 +52,12 @@ def command(
     rank_of: Annotated[
         str | None, typer.Option("--rank-of", help="A plan: how it stands among all feasible ones.")
     ] = None,
+    pareto: Annotated[
+        str, typer.Option("--pareto", help="Objectives of the front: step_time, memory, cost, energy, ...")
+    ] = "step_time,memory",
+    price: Annotated[
+        list[str] | None, typer.Option("--price", help="Own price of a device-hour: NAME=USD (repeatable).")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -59,7 +65,8 @@ def command(
 
     All plans of the space are priced in closed forms, the promising ones by the event engine.
     """
-    from planner import api
+    from planner.planning import plan
+    from planner.prices import parse_prices
     from planner.render import bytes_text, duration, percent, print_json, print_table
     from planner.search import SearchOptions
 
@@ -74,7 +81,7 @@ def command(
         max_micro_batch_size=max_micro_batch,
     )
 
-    search = api.plan(
+    search = plan(
         model,
         hardware=hardware,
         n_devices=gpus,
@@ -87,9 +94,10 @@ def command(
         options=options,
         top=top,
         rank_of=rank_of,
+        explain=explain,
+        objectives=split_words("--pareto", pareto),
+        prices=parse_prices(price),
     )
-    if explain is not None:
-        search = search.explaining(*explain)
     if json:
         print_json(search.to_dict(top=None))
         return
@@ -117,5 +125,5 @@ def command(
         print_table(
             ["excluded because", "plans"], [[reason, str(n)] for reason, n in search.n_excluded.items()]
         )
-    if search.explanation:
-        print(search.explanation)
+    if search.explanation is not None:
+        print(search.explanation.text())

@@ -12,7 +12,7 @@ import costmodel
 from costmodel.estimate import Z90
 from costmodel.predict import Prediction
 
-__all__ = ["explain", "pareto_front", "probability_faster", "why_slower"]
+__all__ = ["pareto_front", "probability_faster", "why_slower"]
 
 _UNCERTAINTY = Path(costmodel.__path__[0]) / "data" / "uncertainty.json"
 
@@ -55,21 +55,3 @@ def why_slower(best: Prediction, other: Prediction) -> str:
     if not worst:
         return "equal time, more memory"
     return ", ".join(f"{part} {100 * gap / best.step_time_s:+.1f} %" for part, gap in worst)
-
-
-def explain(a: Prediction, b: Prediction) -> str:
-    """Why a beats b: the difference of their breakdowns, and what b would have to gain."""
-    gap = b.step_time_s - a.step_time_s
-    lines = [f"{a.plan}: {a.step_time_s:.6g} s; {b.plan}: {b.step_time_s:.6g} s; difference {gap:+.6g} s"]
-    lines += [f"  {part}: {seconds:+.6g} s" for part, seconds in _differences(a, b) if seconds]
-    lines.append(f"  P({a.plan} is faster) = {probability_faster(a, b):.2f}")
-    losing = [(part, s) for part, s in _differences(a, b) if s > 0]
-    if gap > 0 and losing:
-        part, excess = losing[0]
-        have = b.breakdown_s.get(part, 0.0)
-        if have > gap:
-            lines.append(f"  {b.plan} wins once its {part} falls by {gap / have:.0%} (has {have:.4g} s)")
-        else:
-            lines.append(f"  no {part} at all would not be enough for {b.plan}: it has {have:.4g} s")
-        del excess
-    return "\n".join(lines)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from costmodel.errors import PlanError
-from costmodel.plan import Plan
-from planner.search.compare import explain, probability_faster, why_slower
+from planner.search.compare import probability_faster, why_slower
 
 if TYPE_CHECKING:
     from costmodel.closed_form import Evaluated
     from costmodel.predict import Prediction
+    from planner.explaining import Explanation
 
 __all__ = ["RankedPlan", "SearchResult", "Standing"]
 
@@ -79,25 +78,12 @@ class SearchResult:
     ranked: tuple[RankedPlan, ...]
     """The plans that the event engine priced, fastest first."""
     pareto: tuple[Prediction, ...]
-    explanation: str = ""
+    explanation: Explanation | None = None
+    """Of the two plans that were asked about."""
     standing: Standing | None = None
     """Of the plan that was asked about."""
     space: Evaluated | None = field(default=None, repr=False)
     """Every plan of the space with its bound, estimate and memory."""
-
-    def explaining(self, a: str, b: str) -> SearchResult:
-        """The same result with `explanation` filled in for two of its plans. Raises PlanError."""
-        found = {r.prediction.plan: r.prediction for r in self.ranked}
-        pair = []
-        for text in (a, b):
-            plan = Plan.parse(text)
-            if plan not in found:
-                raise PlanError(
-                    f"--explain {text!r}: not among the {len(found)} plans that this search ranked; "
-                    "take one of its table, or raise --top"
-                )
-            pair.append(found[plan])
-        return replace(self, explanation=explain(*pair))
 
     def with_standing(self, prediction: Prediction) -> SearchResult:
         """The same result with where this plan lies among the feasible plans' estimates; for one of the
@@ -132,6 +118,6 @@ class SearchResult:
                 for r in self.ranked[:top]
             ],
             "pareto": [p.to_dict() for p in self.pareto],
-            "explanation": self.explanation,
+            "explanation": None if self.explanation is None else self.explanation.to_dict(),
             "standing": None if self.standing is None else self.standing.to_dict(),
         }

@@ -1,0 +1,65 @@
+"""`plan`: the search as one call, with what may be asked of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner.search import SearchOptions, SearchResult
+
+__all__ = ["plan"]
+
+_FRONT = ("step_time", "memory")
+
+
+def plan(
+    model: str,
+    *,
+    hardware: str,
+    n_devices: int,
+    global_batch_size: int,
+    seq_len: int | None = None,
+    framework: str = "pytorch",
+    optimizer: str = "adamw",
+    overrides: Sequence[str] | Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    options: SearchOptions | None = None,
+    top: int = 12,
+    rank_of: str | None = None,
+    explain: tuple[str, str] | None = None,
+    objectives: Sequence[str] = _FRONT,
+    prices: Mapping[str, float] | None = None,
+) -> SearchResult:
+    """Rank the feasible plans for `n_devices`, at least the first `top` of them by the event engine.
+
+    `rank_of`: a plan whose standing among them is asked for. `explain`: two plans; why the first beats the
+    second, and what would have to change. `objectives`: of the Pareto front over the
+    plans priced by the engine (see `planner.objectives`; money and energy are those of one step); `prices`: own
+    prices of a device-hour by profile. Raises InfeasibleError where nothing fits.
+    """
+    from planner import api
+    from planner.explaining import explain_pair
+    from planner.objectives import Terms, pareto
+    from planner.prices import require_price
+    from planner.search import search
+
+    asked = None if rank_of is None else api.parse_plan(rank_of).require_world_size(n_devices)
+    made = api.forecaster(
+        model,
+        hardware=hardware,
+        seq_len=seq_len,
+        framework=framework,
+        optimizer=optimizer,
+        overrides=overrides,
+        trust_remote_code=trust_remote_code,
+    )
+    found = search(made, n_devices=n_devices, global_batch_size=global_batch_size, options=options, top=top)
+    if tuple(objectives) != _FRONT:
+        price = require_price(hardware, prices).usd_per_hour if "cost" in objectives else None
+        terms = Terms(usd_per_hour=price, board_w=made.profile.device.power_w, samples=global_batch_size)
+        found = replace(found, pareto=pareto([r.prediction for r in found.ranked], objectives, terms))
+    if explain is not None:
+        found = replace(found, explanation=explain_pair(made, *explain))
+    return found if asked is None else found.with_standing(made.forecast(asked).prediction)
