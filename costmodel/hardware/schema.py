@@ -160,6 +160,8 @@ class OperatorFit(_Frozen):
     """Name of the device whose samples were fitted, where it is not this one."""
     extra_log_sigma: float = 0.0
     """Added (in quadrature) to the spread, for what transfer leaves unknown."""
+    log_offset: float = 0.0
+    """ln(time) of this machine over the one that the parameters were fitted on, at every size."""
 
 
 class BorrowedFit(_Frozen):

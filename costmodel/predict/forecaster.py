@@ -15,28 +15,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costmodel.errors import PlanError
+from costmodel.estimate import TimeEstimate
 from costmodel.framework import FrameworkProfile
 from costmodel.graph import scalable_graph
 from costmodel.graph.liveness import saved_tensors
 from costmodel.graph.model_graph import ModelGraph, Phase
 from costmodel.hardware.collectives import collective_times
 from costmodel.hardware.host_machine import HostMachine, host_of
+from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
-from costmodel.predict.placement import axis_groups
+from costmodel.predict.placement import axis_groups, crosses_node
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import SegmentCosts, price_segment
 from costmodel.sharding import ShardedGraph, shard
 from costmodel.strategies.splitting import branches_of, split_otherwise, splitting_words
 
 if TYPE_CHECKING:
-    from costmodel.estimate import TimeEstimate
     from costmodel.models import ModelSource
     from costmodel.step import StepResult
 
-__all__ = ["Forecast", "Forecaster"]
+__all__ = ["CollectiveKey", "Forecast", "Forecaster"]
+
+CollectiveKey = tuple[str, float, CollectiveGroup]
+"""(op, size in bytes, group)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +100,7 @@ class Forecaster:
         self._sharded: dict[tuple[Any, ...], ShardedGraph] = {}
         self._branched: dict[int, Forecaster] = {}
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
-        self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
+        self._collectives: dict[CollectiveKey, TimeEstimate] = {}
 
     @property
     def attention(self) -> str:
@@ -173,7 +177,7 @@ class Forecaster:
                 "calibrate with at least 2 ranks or take a profile with a network"
             )
         group = axis_groups(plan, self.profile.network.ranks_per_node)[axis]
-        key = (op, size_bytes, group)
+        key: CollectiveKey = (op, size_bytes, group)
         if key not in self._collectives:
             self._collectives[key] = collective_times(
                 self.profile.network,
@@ -183,6 +187,15 @@ class Forecaster:
                 variant=self.network_variant,
             )
         return self._collectives[key]
+
+    def link_name(self, plan: Plan, axis: str) -> str:
+        """The link over which the groups of an axis communicate; "" without a network."""
+        network = self.profile.network
+        if network is None:
+            return ""
+        intra, inter = network.links(self.network_variant)
+        crosses = crosses_node(axis_groups(plan, network.ranks_per_node)[axis])
+        return inter.name if crosses and inter is not None else intra.name
 
     def segments(self, plan: Plan) -> tuple[SegmentCosts, ...]:
         """Priced segments of the plan, one per segment of the graph."""
@@ -210,6 +223,7 @@ class Forecaster:
                     framework=self.framework,
                     fusion=self.fusion,
                     collective=lambda op, size, axis: self.collective(plan, op, size, axis),
+                    link=lambda axis: self.link_name(plan, axis),
                     recompute=plan.recompute,
                     saved_elsewhere=saved,
                 )
@@ -221,6 +235,33 @@ class Forecaster:
         """Price, schedule and sum up one plan. Raises PlanError where it cannot be run."""
         prediction, step = assemble(self._of_branches(branches_of(plan)), plan)
         return Forecast(prediction=prediction, step=step)
+
+    def with_profile(self, profile: HardwareProfile) -> Forecaster:
+        """The same model and framework on another profile; traces and shardings are kept."""
+        other = copy(self)
+        other.profile = profile
+        other._branched, other._priced, other._collectives = {}, {}, {}
+        return other
+
+    def collectives_of(self, plan: Plan) -> dict[CollectiveKey, TimeEstimate]:
+        """Every collective that a plan's forecast asks the price of."""
+        other = self.with_profile(self.profile)
+        other.forecast(plan)
+        return dict(other._collectives)
+
+    def with_collective(
+        self, plan: Plan, key: CollectiveKey, factor: float, known: Mapping[CollectiveKey, TimeEstimate]
+    ) -> Forecaster:
+        """The same, for one plan, with one of its `known` collectives taking `factor` times as long."""
+        other = self.with_profile(self.profile)
+        if plan.tp * plan.cp * plan.ep == 1 and not splitting_words(plan):
+            other._priced = self._priced  # no segment holds a collective
+        estimate = known[key]
+        other._collectives = {
+            **known,
+            key: TimeEstimate(median_s=estimate.median_s * factor, log_sigma=estimate.log_sigma),
+        }
+        return other
 
     def _of_branches(self, groups: int) -> Forecaster:
         """The forecaster of the model with its blocks split into so many branches (0: as it is)."""
