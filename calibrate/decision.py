@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.wanted import CONSTANT, Wanted
+from calibrate.wanted import Wanted
 from costmodel.estimate import FloatArray
 
 __all__ = ["NOISE_LOG_SIGMA", "Decision", "Standing"]
@@ -39,7 +39,7 @@ class Decision:
         self.wanted = wanted
         weights = [i.weights for i in wanted.items]
         by_item = np.array(weights, dtype=np.float64).reshape(-1, len(wanted.contenders))
-        follows = np.array([i.kind != CONSTANT for i in wanted.items], dtype=np.float64)
+        follows = np.array([i.is_time for i in wanted.items], dtype=np.float64)
         # a machine half as fast doubles every step: what the items leave of that is the machine's own
         self._weights: FloatArray = np.vstack([by_item, 1.0 - follows @ by_item])
         self._prior = _prior(wanted)
@@ -110,7 +110,7 @@ def _prior(wanted: Wanted) -> NDArray[np.float64]:
     correlation = np.where(together, wanted.shared, 0.0)
     np.fill_diagonal(correlation, 1.0)
     own = np.pad(sigma[:, None] * sigma[None, :] * correlation, (0, 1))
-    follows = np.array([*(i.kind != CONSTANT for i in wanted.items), True], dtype=np.float64)
+    follows = np.array([*(i.is_time for i in wanted.items), True], dtype=np.float64)
     return np.asarray(own + wanted.machine_log_sigma**2 * np.outer(follows, follows), dtype=np.float64)
 
 

@@ -30,7 +30,8 @@ class Item:
     """One thing to measure: an operator or collective at one size, or a constant of the machine.
 
     `predicted_s`, `log_sigma`: what the base profile says of it, and the spread of ln of that. `together`:
-    items of one name are priced by one fit and err together.
+    items of one name are priced by one fit and err together. `is_time`: it is longer on a slower machine (a
+    ratio is not). `images`: see `benchmarks.exact`.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Item:
     weights: tuple[float, ...]
     together: str
     images: bool = False
+    is_time: bool = True
 
     def __post_init__(self) -> None:
         for name in ("predicted_s", "log_sigma", *(f"weights {i}" for i in range(len(self.weights)))):

@@ -1,7 +1,7 @@
 """What a choice among plans hangs on: the operators, collectives and costs that the contenders differ in.
 
-For each contender d ln(step time) / d ln(item): an operator's share of the step, a collective's and a
-machine constant's by predicting the plan once more with it a tenth larger.
+For each contender d ln(step time) / d ln(item), by predicting the plan once more with a collective or a
+machine constant a tenth larger, and with all operators so, shared out by the time each takes.
 """
 
 from __future__ import annotations
@@ -55,9 +55,13 @@ def wanted_list(forecaster: Forecaster, contenders: Sequence[Prediction]) -> Wan
     n = len(contenders)
     operators: dict[_Key, list[float]] = {}
     priced: dict[_Key, tuple[float, float]] = {}
+    slower = forecaster.with_profile(_slower_operators(forecaster.profile))
     for place, prediction in enumerate(contenders):
-        for key, (seconds, sigma, share) in _operators(forecaster, prediction).items():
-            operators.setdefault(key, [0.0] * n)[place] += share
+        found = _operators(forecaster, prediction)
+        # what waits on transfers, or hides behind them, does not follow the operators by their share
+        follows = _slope(slower, prediction) / sum(share for _, _, share in found.values())
+        for key, (seconds, sigma, share) in found.items():
+            operators.setdefault(key, [0.0] * n)[place] += share * follows
             priced[key] = seconds, sigma
     items = [
         Item(
@@ -200,9 +204,17 @@ def _constants(forecaster: Forecaster, contenders: Sequence[Prediction]) -> list
                 log_sigma=error_model().host,
                 weights=slopes,
                 together=f"{CONSTANT} {name}",
+                is_time=name != OVERLAP,
             )
         )
     return items
+
+
+def _slower_operators(profile: HardwareProfile) -> HardwareProfile:
+    """The profile with every fitted operator a tenth longer."""
+    more = math.log1p(_STEP)
+    fits = (fit.model_copy(update={"log_offset": fit.log_offset + more}) for fit in profile.operators)
+    return profile.model_copy(update={"operators": tuple(fits)})
 
 
 def _larger_constants(profile: HardwareProfile) -> Mapping[str, tuple[float, HardwareProfile]]:

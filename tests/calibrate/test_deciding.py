@@ -25,9 +25,7 @@ Truth = Callable[[Case], float]
 
 
 def a_runner(path: Path, seconds: float = 60.0) -> DecidingRunner:
-    bench = Bench(
-        torch.device("cpu"), cache_bytes=1 << 20, flop_per_s=1e11, bytes_per_s=1e10, largest_s=1e-4
-    )
+    bench = Bench(torch.device("cpu"), cache_bytes=1 << 20, flop_per_s=1e11, bytes_per_s=1e10, largest_s=1e-4)
 
     def agree(values: Sequence[float]) -> list[list[float]]:
         return [list(values)]

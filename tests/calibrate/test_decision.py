@@ -54,9 +54,7 @@ def test_before_anything_is_measured() -> None:
 
 
 def test_what_was_measured_is_known_and_what_errs_with_it_moves() -> None:
-    decision = Decision(
-        a_choice(an_item(8, 0.5, 0.0, together="one"), an_item(16, 0.0, 0.4, together="one"))
-    )
+    decision = Decision(a_choice(an_item(8, 0.5, 0.0, together="one"), an_item(16, 0.0, 0.4, together="one")))
     decision.observe(0, 1e-3 * math.exp(0.3), noise_log_sigma=1e-6)
     # weight times ratio; the other item follows by its correlation of one half
     assert decision.log_times()[0] == pytest.approx(0.15, abs=1e-6)

@@ -38,9 +38,7 @@ ROWS = {"rows": 32, "cols": 64}
 
 
 def a_bench() -> Bench:
-    return Bench(
-        torch.device("cpu"), cache_bytes=1 << 20, flop_per_s=1e11, bytes_per_s=1e10, largest_s=1e-3
-    )
+    return Bench(torch.device("cpu"), cache_bytes=1 << 20, flop_per_s=1e11, bytes_per_s=1e10, largest_s=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +58,10 @@ def a_bench() -> Bench:
         *(("reduction", v, {**ROWS, "bytes": 8192}) for v in ("sum", "other")),
         ("embedding", "fwd", {**ROWS, "bytes": 2 * 8192 + 8 * 32}),
         ("embedding", "bwd", {**ROWS, "bytes": 8192 + 8 * 32 + 100 * 64 * 4}),
-        *(("optimizer", v, {"rows": 3, "cols": 50, "bytes": n * 4 * 150}) for v, n in (("sgd", 3), ("adam", 7))),
+        *(
+            ("optimizer", v, {"rows": 3, "cols": 50, "bytes": n * 4 * 150})
+            for v, n in (("sgd", 3), ("adam", 7))
+        ),
     ],
 )
 def test_it_runs_and_is_filed_as_asked(kind: str, variant: str, dims: Mapping[str, int]) -> None:
