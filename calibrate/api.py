@@ -80,13 +80,15 @@ def calibrate_for(
     earlier: Path | None = None,
     world_size: int = 2,
     budget_s: float = 20.0,
+    resume: bool = True,
     backend: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[HardwareProfile, Outcome] | None:
     """Measure what a decision hangs on and write `base` brought up to date to `out`.
 
-    Ends when the winner is sure (at once, where it was) or after about `budget_s` seconds. `earlier`:
-    samples of this machine to start from. None on a joined rank other than 0. Raises as `calibrate` does.
+    Ends when the winner is sure (at once, where it was) or after about `budget_s` seconds. With `resume`
+    samples beside `out` are kept, and where there are none those of `earlier` (of this machine) are taken
+    over. None on a joined rank other than 0. Raises as `calibrate` does.
     """
     from calibrate.deciding import SURE, Outcome, read_outcome
     from calibrate.decision import Decision
@@ -100,23 +102,25 @@ def calibrate_for(
 
     _require_bounds(world_size, budget_s)
     out = Path(out)
+    first = int(os.environ.get("RANK", "0")) == 0
     standing = Decision(wanted).standing()
     if standing.probability >= SURE:
+        if not first:
+            return None
         save_profile(base.model_copy(update={"name": out.stem, "aliases": ()}), out)
         reason = "the winner was sure before"
         return base, Outcome(standing=standing, n_items=len(wanted.items), reason=reason)
     samples, listed = samples_path(out).absolute(), out.with_suffix(".wanted.json").absolute()
-    first = int(os.environ.get("RANK", "0")) == 0
     if first:
         out.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text(wanted.to_json() + "\n")
-        if earlier is not None and earlier.absolute() != samples:
+        if resume and earlier is not None and not samples.exists():
             shutil.copyfile(earlier, samples)
     settings = Settings(
         samples=samples,
         seconds=max(_LEAST_S, budget_s - _START_S - _UPDATE_S),
         budget_s=budget_s,
-        resume=earlier is not None,
+        resume=resume,
         backend=backend,
         wanted=listed,
     )

@@ -34,7 +34,8 @@ __all__ = ["SURE", "DecidingRunner", "Outcome", "read_outcome", "write_outcome"]
 SURE = 0.95
 """P(the winner is faster) against every contender at which measuring ends."""
 _MOST_CONTENTION_CASES = 4
-_COLLECTIVE_SLICES = 4.0
+_TOGETHER_S = 0.1
+"""First guess of one visit of a case that ranks run together: a few steps or transfers after computation."""
 _FINISHED = -1
 
 
@@ -55,7 +56,7 @@ class _Bundle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a decision stands at the end, and why measuring ended."""
+    """How a decision stands at the end, and why measuring ended; `n_visits` of items were made now."""
 
     standing: Standing
     n_items: int
@@ -77,7 +78,7 @@ class DecidingRunner(Runner):
                 bundle.visits = min((len(self.times.get(key, ())) for key in bundle.keys), default=0)
                 if bundle.visits:
                     self._observe(decision, number)
-        reason = ""
+        reason, n_visits = "", 0
         while True:
             number = _FINISHED
             if decision is not None:
@@ -92,6 +93,7 @@ class DecidingRunner(Runner):
             took = time.monotonic() - start
             bundle.seconds = took if not bundle.visits else 0.5 * (bundle.seconds + took)
             bundle.visits += 1
+            n_visits += 1
             bundle.failed = any(_skipped(self.times.get(key, ())) for key in bundle.keys)
             if decision is not None and not bundle.failed:
                 self._observe(decision, chosen)
@@ -102,7 +104,7 @@ class DecidingRunner(Runner):
             return None
         return Outcome(
             standing=decision.standing(),
-            n_visits=sum(bundle.visits for bundle in self._bundles),
+            n_visits=n_visits,
             n_items=len(self._bundles),
             n_unmeasurable=sum(bundle.failed for bundle in self._bundles),
             reason=reason,
@@ -156,7 +158,6 @@ class DecidingRunner(Runner):
 
     def _bundle(self, item: Item, wanted: Wanted) -> _Bundle:
         pairs: tuple[CasePair, ...]
-        slices = _COLLECTIVE_SLICES if item.kind in COLLECTIVE_KINDS else 1.0
         if item.kind != CONSTANT:
             case = exact_case(self.bench, item.kind, item.variant, item.dtype, item.dims, images=item.images)
             pairs = () if case is None else (CasePair(case=case, setting=TOGETHER),)
@@ -164,7 +165,8 @@ class DecidingRunner(Runner):
             pairs = self._contention_pairs(wanted)
         else:
             pairs = tuple(CasePair(case=case, setting=TOGETHER) for case in self._raw(item.variant))
-        return _Bundle(pairs=pairs, seconds=max(1, len(pairs)) * slices * self.slice_s * 1.5)
+        seconds = sum(_TOGETHER_S if pair.case.n_ranks else 1.5 * self.slice_s for pair in pairs)
+        return _Bundle(pairs=pairs, seconds=max(seconds, self.slice_s))
 
     def _raw(self, name: str) -> list[Case]:
         """The cases a constant of the profile is computed from; none where one of them cannot be run here."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from calibrate.samples import SampleTable
     from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit
 
-__all__ = ["updated_collective", "updated_fit", "updated_profile"]
+__all__ = ["require_same_kind", "updated_collective", "updated_fit", "updated_profile"]
 
 _SHARED = 0.5
 """Share of a fit's variance that is common to all its sizes: as costmodel/data/uncertainty.json has it."""
@@ -69,11 +69,7 @@ def updated_profile(
 
     Raises UsageError where the base is of another kind of device.
     """
-    if base.device.kind != machine.device_kind:
-        raise UsageError(
-            f"base profile {base.name!r} is of a {base.device.kind} device, this machine's is "
-            f"{machine.device_kind}; give --base a profile of such a device"
-        )
+    require_same_kind(base, machine)
     counted = [s for s in samples if s.key in wanted]
     operators = _operators(base, counted)
     overlap = overlap_of(samples)
@@ -104,6 +100,15 @@ def updated_profile(
             },
         }
     )
+
+
+def require_same_kind(base: HardwareProfile, machine: Machine) -> None:
+    """Raises UsageError where a base profile is of another kind of device than this machine's."""
+    if base.device.kind != machine.device_kind:
+        raise UsageError(
+            f"base profile {base.name!r} is of a {base.device.kind} device, this machine's is "
+            f"{machine.device_kind}; give --base a profile of such a device"
+        )
 
 
 def _operators(base: HardwareProfile, samples: Sequence[Sample]) -> tuple[OperatorFit, ...]:

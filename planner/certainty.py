@@ -22,7 +22,7 @@ from costmodel.predict.uncertainty import (
 )
 
 if TYPE_CHECKING:
-    from costmodel.predict import Prediction
+    from costmodel.predict import Forecaster, Prediction
 
 __all__ = [
     "SURE",
@@ -89,8 +89,13 @@ class Deciding:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def deciding_measurement(a: Prediction, b: Prediction) -> tuple[Deciding, ...]:
-    """What the difference of two plans hangs on, largest first; at least one where anything does."""
+def deciding_measurement(
+    a: Prediction, b: Prediction, forecaster: Forecaster | None = None
+) -> tuple[Deciding, ...]:
+    """What the difference of two plans hangs on, largest first; at least one where anything does.
+
+    With the plans' `forecaster` the sizes to measure are named.
+    """
     keys, loadings = relative_loadings([a.errors, b.errors], [a.step_time_s, b.step_time_s])
     parts: dict[str, float] = {}
     for key, difference in zip(keys, loadings[0] - loadings[1], strict=True):
@@ -107,7 +112,7 @@ def deciding_measurement(a: Prediction, b: Prediction) -> tuple[Deciding, ...]:
             component=name,
             variance_share=variance / total,
             probability_after=_sureness_after(gap, total, variance),
-            measure=_what_to_measure(name, a, b),
+            measure=_what_to_measure(name, a, b, forecaster),
         )
         for name, variance in named
     )
@@ -126,15 +131,20 @@ def _sureness_after(gap: float, total: float, known: float) -> float:
     return float(np.sum(weights * sure) / np.sum(weights))
 
 
-def _what_to_measure(component: str, a: Prediction, b: Prediction) -> str:
+def _what_to_measure(component: str, a: Prediction, b: Prediction, forecaster: Forecaster | None) -> str:
     """A component as something to do."""
+    sizes = "the sizes of both plans"
+    if forecaster is not None:
+        from planner.wanted import sizes_text
+
+        sizes = sizes_text(component, forecaster, (a, b)) or sizes
     kind, _, rest = component.partition(" ")
     if kind == "fit":
         operator, variant, dtype = rest.split("/")
-        return f"time {' '.join(filter(None, (operator, variant)))} in {dtype} at the shapes of both plans"
+        return f"time {' '.join(filter(None, (operator, variant)))} in {dtype} at {sizes}"
     if kind == "collective":
         op, _, link = rest.partition("/")
-        return f"time {op} over {link or 'the network'} at the sizes of both plans"
+        return f"time {op} over {link or 'the network'} at {sizes}"
     if kind == "host":
         return "measure the host's time per operator: foreshard calibrate --only host"
     return f"run both for a few steps: {a.plan} and {b.plan}"

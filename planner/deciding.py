@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from calibrate.api import calibrate_for
 from calibrate.environment import Machine
-from calibrate.journal import samples_path
-from costmodel.errors import ForeshardError, InfeasibleError, PlanError
+from calibrate.journal import read_journal, samples_path
+from calibrate.refit import require_same_kind
+from costmodel.errors import InfeasibleError, InputFileError, PlanError
 from costmodel.hardware.store import load_profile
 from planner.certainty import probabilities_best
 from planner.problem import Problem, read_plan_file
@@ -95,19 +96,21 @@ def decide(
     base: str | None = None,
     budget_s: float = 20.0,
     world_size: int = 2,
+    resume: bool = True,
     backend: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> DecidedPlan | None:
     """Measure for the plans of a `plan --json` file; None on a joined rank other than 0.
 
-    `base`: profile to start from; default: the one the plans were made with. Samples that stand beside the
-    base, if of this machine, are taken over. Raises InputFileError, InfeasibleError, MeasurementError,
-    WorkerError.
+    `base`: profile to start from; default: the one the plans were made with. With `resume` the samples beside
+    `out`, or else those of a base that was measured here, are kept. Raises InputFileError, InfeasibleError,
+    UsageError, MeasurementError, WorkerError.
     """
     asked = read_plan_file(plan_file)
     name = base or asked.problem.hardware.partition(":")[0]
     profile = load_profile(name)
     here = Machine.here(world_size=world_size, backend=backend or "gloo")
+    require_same_kind(profile, here)
     wanted, before = list_for(asked.problem, list(asked.plans), profile)
     if progress is not None:
         progress(f"{len(before)} contenders, {len(wanted.items)} things to measure")
@@ -118,6 +121,7 @@ def decide(
         earlier=_earlier(name, here),
         world_size=world_size,
         budget_s=budget_s,
+        resume=resume,
         backend=backend,
         progress=progress,
     )
@@ -133,18 +137,15 @@ def decide(
 
 def _earlier(name: str, here: Machine) -> Path | None:
     """Samples of a base profile that is a file of this machine."""
-    from calibrate.environment import require_same_machine
-    from calibrate.journal import read_journal
-
     path = samples_path(Path(name))
     if not path.is_file():
         return None
     try:
-        machine, _ = read_journal(path)
-        require_same_machine(here, machine, where=str(path))
-    except ForeshardError:
+        there, _ = read_journal(path)
+    except InputFileError:
         return None
-    return path
+    same = (there.device, there.torch, there.world_size) == (here.device, here.torch, here.world_size)
+    return path if same else None
 
 
 def _again(forecaster: Forecaster, before: list[Prediction]) -> tuple[Contender, ...]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from costmodel.predict import Forecaster, Prediction
     from costmodel.predict.units import Unit
 
-__all__ = ["contenders_of", "wanted_list"]
+__all__ = ["contenders_of", "operator_shares", "sizes_text", "wanted_list"]
 
 _MOST_CONTENDERS = 6
 _STEP = 0.1
@@ -57,7 +57,7 @@ def wanted_list(forecaster: Forecaster, contenders: Sequence[Prediction]) -> Wan
     priced: dict[_Key, tuple[float, float]] = {}
     slower = forecaster.with_profile(_slower_operators(forecaster.profile))
     for place, prediction in enumerate(contenders):
-        found = _operators(forecaster, prediction)
+        found = operator_shares(forecaster, prediction)
         # what waits on transfers, or hides behind them, does not follow the operators by their share
         follows = _slope(slower, prediction) / sum(share for _, _, share in found.values())
         for key, (seconds, sigma, share) in found.items():
@@ -91,7 +91,7 @@ def wanted_list(forecaster: Forecaster, contenders: Sequence[Prediction]) -> Wan
     )
 
 
-def _operators(forecaster: Forecaster, prediction: Prediction) -> dict[_Key, tuple[float, float, float]]:
+def operator_shares(forecaster: Forecaster, prediction: Prediction) -> dict[_Key, tuple[float, float, float]]:
     """Operator -> seconds of one call, spread, share of the step; the update's among them."""
     plan = prediction.plan
     units = expand(forecaster, plan)
@@ -129,6 +129,30 @@ def _operators(forecaster: Forecaster, prediction: Prediction) -> dict[_Key, tup
         share = parts.get("optimizer", 0.0) / prediction.step_time_s * seconds / update_s
         add(("optimizer", variant, "fp32", dims, False), seconds, sigma, share)
     return found
+
+
+def sizes_text(component: str, forecaster: Forecaster, predictions: Sequence[Prediction]) -> str:
+    """The sizes at which plans run what a component of their errors is of; "" where it has none."""
+    kind, _, name = component.partition(" ")
+    found: dict[str, list[float]] = {}
+    if kind == "fit":
+        for prediction in predictions:
+            for key, (_, _, share) in operator_shares(forecaster, prediction).items():
+                if "/".join(key[:3]) == name and share >= _LEAST_WEIGHT:
+                    for dim, size in key[3]:
+                        found.setdefault(dim, []).append(size)
+    elif kind == "collective":
+        op = name.partition("/")[0]
+        for prediction in predictions:
+            for asked, size_bytes, group in forecaster.collectives_of(prediction.plan):
+                if asked == op and group.n_ranks > 1:
+                    found.setdefault("bytes", []).append(round(size_bytes))
+                    found.setdefault("ranks", []).append(group.n_ranks)
+    return ", ".join(
+        f"{dim} {min(sizes):g}" + (f"..{max(sizes):g}" if max(sizes) > min(sizes) else "")
+        for dim, sizes in found.items()
+        if max(sizes) > 0
+    )
 
 
 def _updates(

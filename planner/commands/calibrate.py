@@ -56,6 +56,7 @@ def command(
             base=base,
             budget_s=_seconds(budget),
             world_size=ranks,
+            resume=resume,
             backend=backend,
             progress=progress,
         )

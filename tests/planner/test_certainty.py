@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.plan import Plan
@@ -41,6 +41,7 @@ def plan_with(step_s: float, plan: str = "dp4.mbs4", **errors: float) -> Predict
     )
 
 
+@settings(deadline=None)  # the first example traces the model
 @given(st.floats(0.5, 2.0), st.floats(0.0, 0.3), st.floats(0.0, 0.3), st.floats(0.0, 0.3))
 def test_either_is_the_faster(b_s: float, shared: float, own_a: float, own_b: float) -> None:
     a = plan_with(1.0, host=shared, framework=own_a)
@@ -81,6 +82,16 @@ def test_a_tie_and_what_decides_it() -> None:
     assert "all_reduce" in first.measure
     assert "nvlink3" in first.measure
     assert probability_faster(a, b) < first.probability_after <= 1.0
+
+
+def test_the_sizes_to_measure_are_named() -> None:
+    a, b = predicted("dp4.mbs4"), plan_with(1.0, "dp2.tp2.mbs4", fit_gemm__nt__fp32=0.3)
+    first = deciding_measurement(a, b, forecaster())[0]
+    assert first.component == "fit gemm/nt/fp32"
+    assert "m 256" in first.measure  # 4 samples of 64 tokens
+    assert "n 128..1024" in first.measure
+    other = plan_with(1.0, "dp2.tp2.mbs4", collective_all_reduce__nvlink3=0.3)
+    assert "ranks 2" in deciding_measurement(plan_with(1.0), other, forecaster())[0].measure
 
 
 def test_knowing_all_that_differs_makes_sure() -> None:
