@@ -2,7 +2,7 @@
 
 The base's fit is the prior, the ratios of measured to predicted time its data: a Gaussian process with a part
 that all sizes of a fit share and a part that decays with distance (Matern-3/2 in the fit's own features, as
-its correction is), which is the same form as the profile evaluates (Rasmussen and Williams 2006, eq. 2.25).
+its correction is), which is what the profile evaluates (Rasmussen and Williams 2006, eq. 2.25).
 
     ln t = ln base + offset + sum_j w_j K(|x - x_j| / length)
 """
@@ -50,8 +50,9 @@ __all__ = ["require_same_kind", "updated_collective", "updated_fit", "updated_pr
 
 _SHARED = 0.5
 """Share of a fit's variance that is common to all its sizes: as costmodel/data/uncertainty.json has it."""
-_LENGTH = 2.0
-"""Distance in features (logarithms of sizes) where the base fit has no lengths of its own."""
+_LENGTH = 0.5
+"""Distance in features (logarithms of sizes) over which a size tells of another: what errors have in common
+over longer distances the base's own correction has taken out."""
 _OCTAVES = 2.0
 """The same for the size of a transfer, in doublings."""
 _FEWEST_WAITS = 20
@@ -154,42 +155,48 @@ def updated_fit(
     features = form_of(fit.kind).features(device, rows.dims, fit.dtype, fit.variant)
     ratio = _log_ratio(fit, device, rows) - shift
     sigma = evaluate_fit(fit, device, rows.dims).log_sigma
-    base = fit.correction
-    length = np.full(features.shape[1], _LENGTH) if base is None else base.arrays[0]
+    length = np.full(features.shape[1], _LENGTH)
     x = features / length
-    variance = float(np.mean(sigma**2))
-    near = (1.0 - _SHARED) * variance
-    covariance = _SHARED * variance + near * kernel(x, x)
+    correlation = _SHARED + (1.0 - _SHARED) * kernel(x, x)
     noise = NOISE_LOG_SIGMA**2 + (rows.spread / IQR_OF_NORMAL) ** 2
-    solved = np.linalg.inv(covariance + np.diag(noise))
+    variance = float(np.mean(sigma**2))
+    solved = np.linalg.inv(variance * correlation + np.diag(noise))
     alpha = solved @ ratio
     offset = _SHARED * variance * float(alpha.sum())
-    centres = x if base is None else np.concatenate([base.arrays[1], x])
-    weights = np.concatenate([[] if base is None else base.weights, near * alpha])
-    prior_sigmas = np.concatenate([[] if base is None else np.array(base.sigmas), sigma])
-    cross = _SHARED * variance + near * kernel(centres, x)
-    explained = np.einsum("ij,jk,ik->i", cross, solved, cross) / variance
-    sigmas = prior_sigmas * np.sqrt(np.clip(1.0 - explained, 0.0, 1.0))
-    far = fit.residual.log_sigma if base is None else base.far_sigma
-    moved = float(np.abs(near * kernel(x, x) @ alpha).max())
-    correction = Correction(
+    weights = (1.0 - _SHARED) * variance * alpha
+    explained = variance * np.einsum("ij,jk,ik->i", correlation, solved, correlation)
+    # far from all of them only what sizes share is known better
+    explained_far = _SHARED**2 * variance * float(solved.sum())
+    left = np.maximum(sigma * np.sqrt(np.clip(1.0 - explained, 0.0, 1.0)), _LEAST_SIGMA)
+    update = Correction(
         length=tuple(map(float, length)),
-        centres=tuple(tuple(round(float(v), 4) for v in row) for row in centres),
+        centres=tuple(tuple(round(float(v), 4) for v in row) for row in x),
         weights=tuple(float(f"{v:.5g}") for v in weights),
-        sigmas=tuple(float(f"{max(v, _LEAST_SIGMA):.4g}") for v in sigmas),
-        far_sigma=float(f"{far:.4g}"),
-        limit=float(f"{(0.0 if base is None else base.limit) + moved:.4g}"),
+        sigmas=tuple(float(f"{v:.4g}") for v in left),
+        far_sigma=float(f"{np.sqrt(max(0.0, 1.0 - explained_far)):.4g}"),
+        limit=float(f"{max(float(np.abs(ratio).max()), _LEAST_SIGMA):.4g}"),
     )
     return fit.model_copy(
         update={
-            "correction": correction,
+            "update": update if fit.update is None else _joined(fit.update, update),
             "log_offset": fit.log_offset + shift + offset,
-            "timing": str(rows.timing[0]),
             "n_samples": fit.n_samples + len(rows),
             "source": f"{fit.source}; own measurement",
-            "transferred_from": None,
-            "extra_log_sigma": 0.0,
         }
+    )
+
+
+def _joined(old: Correction, new: Correction) -> Correction:
+    """Both shifts, one after the other: the new one was found on top of the old."""
+    if old.length != new.length:
+        raise UsageError("the base's own update has other lengths; calibrate it anew or take its own base")
+    return Correction(
+        length=new.length,
+        centres=(*old.centres, *new.centres),
+        weights=(*old.weights, *new.weights),
+        sigmas=(*old.sigmas, *new.sigmas),
+        far_sigma=old.far_sigma * new.far_sigma,
+        limit=old.limit + new.limit,
     )
 
 

@@ -63,6 +63,33 @@ def test_measured_sizes_are_predicted_and_surer(ratio: float) -> None:
         assert after_sigma < before_sigma
 
 
+def test_every_size_is_known_by_itself() -> None:
+    """Errors without anything in common: each measured size is predicted to within what is said of it."""
+    rng = np.random.default_rng(2)
+    drawn = (2 ** rng.integers(5, 12, 3) for _ in range(24))
+    shapes = sorted({(int(m), int(n), int(k)) for m, n, k in drawn})
+    ratios = np.exp([predicted(base(), shape)[1] * rng.standard_normal() for shape in shapes])
+    samples = [
+        a_sample(shape, ratio * predicted(base(), shape)[0])
+        for shape, ratio in zip(shapes, ratios, strict=True)
+    ]
+    profile = updated_profile(base(), "here", a_machine(), samples, frozenset(s.key for s in samples))
+    now = [predicted(profile, shape) for shape in shapes]
+    left = np.log([time_s / s.time_s for (time_s, _), s in zip(now, samples, strict=True)])
+    assert np.std(left) < 0.5 * np.std(np.log(ratios))
+    assert np.sqrt(np.mean((left / [sigma for _, sigma in now]) ** 2)) < 1.2
+
+
+def test_an_updated_profile_is_a_base_too() -> None:
+    once = updated(1.7)
+    more = [a_sample(shape, 1.3 * predicted(once, shape)[0]) for shape in [*SHAPES[:2], (64, 64, 64)]]
+    twice = updated_profile(once, "again", a_machine(), more, frozenset(s.key for s in more))
+    for sample, shape in zip(more[:2], SHAPES[:2], strict=True):
+        assert predicted(twice, shape)[0] == pytest.approx(sample.time_s, rel=0.1)
+    kept = predicted(twice, SHAPES[3])[0] / predicted(base(), SHAPES[3])[0]
+    assert 1.6 < kept < 1.05 * 1.7 * 1.3  # not measured again: it keeps its own, and moves with the others
+
+
 def test_what_is_far_moves_by_what_all_sizes_share() -> None:
     near = predicted(updated(1.7), SHAPES[0])[0] / predicted(base(), SHAPES[0])[0]
     far = predicted(updated(1.7), FAR)[0] / predicted(base(), FAR)[0]

@@ -19,7 +19,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray, TimeEstimate
 from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter, datasheet_floor_s, load_forms
-from costmodel.hardware.forms.correction import evaluate_correction
+from costmodel.hardware.forms.correction import evaluate_correction, evaluate_update
 from costmodel.hardware.schema import Adjustment, DeviceSpec, OperatorFit
 
 __all__ = ["FLOOR", "adjustment_for", "evaluate_fit", "floor_parameter", "form_of", "timed_s"]
@@ -104,6 +104,9 @@ def evaluate_fit(
         if adjustment is not None:
             more, sigma = evaluate_correction(adjustment.correction, features)
             shift = shift + more
+    if fit.update is not None:
+        more, sigma = evaluate_update(fit.update, form.features(device, dims, fit.dtype, fit.variant), sigma)
+        shift = shift + more
     shift = shift + fit.log_offset
     median_s = total_s * np.exp(shift)
     if device_only and FLOOR in fit.parameters:
