@@ -90,13 +90,13 @@ def calibrate_for(
     samples beside `out` are kept, and where there are none those of `earlier` (of this machine) are taken
     over. None on a joined rank other than 0. Raises as `calibrate` does.
     """
-    from calibrate.deciding import SURE, Outcome, read_outcome
+    from calibrate.deciding import Outcome, read_outcome
     from calibrate.decision import Decision
     from calibrate.drift import fitted_samples
     from calibrate.journal import read_journal, samples_path
     from calibrate.ranks import joined_by_launcher
     from calibrate.refit import updated_profile
-    from calibrate.wanted import item_name
+    from calibrate.wanted import SURE, item_name
     from calibrate.worker import Settings, measure
     from costmodel.hardware.store import save_profile
 
@@ -134,7 +134,7 @@ def calibrate_for(
     deciding = {item.name for item in wanted.items}
     taken = fitted_samples(machine, visits)
     keys = frozenset(s.key for s in taken if item_name(s) in deciding)
-    profile = updated_profile(base, out.stem, machine, taken, keys)
+    profile = updated_profile(base, out.stem, machine, taken, keys, shared=wanted.shared)
     save_profile(profile, out)
     return profile, outcome
 

@@ -24,15 +24,13 @@ from calibrate.host_costs import CONTENTION, OVERLAP, host_costs, overlap_of, ra
 from calibrate.journal import merge_visits
 from calibrate.runner import ALONE, TOGETHER, CasePair, Runner
 from calibrate.timing import IQR_OF_NORMAL
-from calibrate.wanted import CONSTANT, Item, Wanted
+from calibrate.wanted import CONSTANT, SURE, Item, Wanted
 from costmodel.errors import MeasurementError
 from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.kinds import COLLECTIVE_KINDS
 
-__all__ = ["SURE", "DecidingRunner", "Outcome", "read_outcome", "write_outcome"]
+__all__ = ["DecidingRunner", "Outcome", "read_outcome", "write_outcome"]
 
-SURE = 0.95
-"""P(the winner is faster) against every contender at which measuring ends."""
 _MOST_CONTENTION_CASES = 4
 _TOGETHER_S = 0.1
 """First guess of one visit of a case that ranks run together: a few steps or transfers after computation."""

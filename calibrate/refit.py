@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["require_same_kind", "updated_collective", "updated_fit", "updated_profile"]
 
-_SHARED = 0.5
-"""Share of a fit's variance that is common to all its sizes: as costmodel/data/uncertainty.json has it."""
 _LENGTH = 0.5
 """Distance in features (logarithms of sizes) over which a size tells of another: what errors have in common
 over longer distances the base's own correction has taken out."""
@@ -65,14 +63,17 @@ def updated_profile(
     machine: Machine,
     samples: Sequence[Sample],
     wanted: frozenset[str],
+    *,
+    shared: float,
 ) -> HardwareProfile:
     """`base` with what the samples say. `wanted`: keys of the operator and collective samples that count.
+    `shared`: share of a fit's variance that is common to all its sizes.
 
     Raises UsageError where the base is of another kind of device.
     """
     require_same_kind(base, machine)
     counted = [s for s in samples if s.key in wanted]
-    operators = _operators(base, counted)
+    operators = _operators(base, counted, shared)
     overlap = overlap_of(samples)
     waits = [s for s in samples if s.waiting > 0]
     alone = any(s.setting == ALONE and s.kind != YARDSTICK for s in samples)
@@ -85,7 +86,7 @@ def updated_profile(
             "operators": operators,
             "borrowed": (),
             "host": {**base.host, **host_costs(samples)},
-            "network": _network(base.network, machine, counted),
+            "network": _network(base.network, machine, counted, shared),
             "overlap": base.overlap if overlap == Overlap() else overlap,
             "contention_s_per_byte": contention_of(samples) if alone else base.contention_s_per_byte,
             "rank_log_sigma": rank_log_sigma_of(samples, machine.world_size)
@@ -112,16 +113,18 @@ def require_same_kind(base: HardwareProfile, machine: Machine) -> None:
         )
 
 
-def _operators(base: HardwareProfile, samples: Sequence[Sample]) -> tuple[OperatorFit, ...]:
+def _operators(base: HardwareProfile, samples: Sequence[Sample], shared: float) -> tuple[OperatorFit, ...]:
     """Fits of the measured groups updated, the others moved by how much slower this machine is."""
     groups: list[tuple[OperatorFit, SampleTable]] = []
     for kind, table in operator_tables(samples, base.device.name).items():
         for group, rows in table.groups():
             fit = choose_fit(base, kind, group.variant, group.dtype, group.timing)
             groups.append((fit or datasheet_fit(base.device, kind, group.variant, group.dtype), rows))
-    machine_shift = _machine_shift(groups, base.device)
+    machine_shift = _machine_shift(groups, base.device, shared)
     updated = {
-        (fit.kind, fit.variant, fit.dtype): updated_fit(fit, base.device, rows, shift=machine_shift)
+        (fit.kind, fit.variant, fit.dtype): updated_fit(
+            fit, base.device, rows, shared=shared, shift=machine_shift
+        )
         for fit, rows in groups
     }
     kept = [
@@ -132,13 +135,15 @@ def _operators(base: HardwareProfile, samples: Sequence[Sample]) -> tuple[Operat
     return (*kept, *updated.values())
 
 
-def _machine_shift(groups: Sequence[tuple[OperatorFit, SampleTable]], device: DeviceSpec) -> float:
+def _machine_shift(
+    groups: Sequence[tuple[OperatorFit, SampleTable]], device: DeviceSpec, shared: float
+) -> float:
     """Expected ln of how much slower this machine is: the mean of the groups' ratios, each weighted by how
     little its fit may err, drawn to zero by how little machines differ."""
     weighted = total = 0.0
     for fit, rows in groups:
         sigma = evaluate_fit(fit, device, rows.dims).log_sigma
-        weight = 1.0 / float(np.mean(sigma**2)) / (_SHARED + (1.0 - _SHARED) / len(rows))
+        weight = 1.0 / float(np.mean(sigma**2)) / (shared + (1.0 - shared) / len(rows))
         weighted += weight * float(_log_ratio(fit, device, rows).mean())
         total += weight
     return weighted / (total + 1.0 / fallback_spread().transfer_other_architecture_log_sigma ** 2)
@@ -149,24 +154,25 @@ def _log_ratio(fit: OperatorFit, device: DeviceSpec, rows: SampleTable) -> Float
 
 
 def updated_fit(
-    fit: OperatorFit, device: DeviceSpec, rows: SampleTable, *, shift: float = 0.0
+    fit: OperatorFit, device: DeviceSpec, rows: SampleTable, *, shared: float, shift: float = 0.0
 ) -> OperatorFit:
-    """The fit conditioned on rows of its kind, variant and dtype. `shift`: expected ln(measured / base)."""
+    """The fit conditioned on rows of its kind, variant and dtype. `shared`: as in
+    `updated_profile`; `shift`: expected ln(measured / base)."""
     features = form_of(fit.kind).features(device, rows.dims, fit.dtype, fit.variant)
     ratio = _log_ratio(fit, device, rows) - shift
     sigma = evaluate_fit(fit, device, rows.dims).log_sigma
     length = np.full(features.shape[1], _LENGTH)
     x = features / length
-    correlation = _SHARED + (1.0 - _SHARED) * kernel(x, x)
+    correlation = shared + (1.0 - shared) * kernel(x, x)
     noise = NOISE_LOG_SIGMA**2 + (rows.spread / IQR_OF_NORMAL) ** 2
     variance = float(np.mean(sigma**2))
     solved = np.linalg.inv(variance * correlation + np.diag(noise))
     alpha = solved @ ratio
-    offset = _SHARED * variance * float(alpha.sum())
-    weights = (1.0 - _SHARED) * variance * alpha
+    offset = shared * variance * float(alpha.sum())
+    weights = (1.0 - shared) * variance * alpha
     explained = variance * np.einsum("ij,jk,ik->i", correlation, solved, correlation)
     # far from all of them only what sizes share is known better
-    explained_far = _SHARED**2 * variance * float(solved.sum())
+    explained_far = shared**2 * variance * float(solved.sum())
     left = np.maximum(sigma * np.sqrt(np.clip(1.0 - explained, 0.0, 1.0)), _LEAST_SIGMA)
     update = Correction(
         length=tuple(map(float, length)),
@@ -200,7 +206,9 @@ def _joined(old: Correction, new: Correction) -> Correction:
     )
 
 
-def _network(base: NetworkModel | None, machine: Machine, samples: Sequence[Sample]) -> NetworkModel | None:
+def _network(
+    base: NetworkModel | None, machine: Machine, samples: Sequence[Sample], shared: float
+) -> NetworkModel | None:
     """The base's network with curves through what was measured; else one of the samples alone."""
     measured = collective_samples(samples, machine)
     if not measured:
@@ -217,7 +225,7 @@ def _network(base: NetworkModel | None, machine: Machine, samples: Sequence[Samp
             continue
         for n_ranks in sorted({s.n_ranks for s in mine}):
             of_group = [s for s in mine if s.n_ranks == n_ranks]
-            fits[place] = updated_collective(base, fits[place], of_group)
+            fits[place] = updated_collective(base, fits[place], of_group, shared=shared)
     rate = max((_rate(s) for s in measured), default=0.0)
     nominal = base.intra[0].model_copy(update={"bytes_per_s": max(rate, base.intra[0].bytes_per_s)})
     return base.model_copy(update={"fits": tuple(fits), "intra": (nominal, *base.intra[1:])})
@@ -230,7 +238,7 @@ def _rate(sample: CollectiveSample) -> float:
 
 
 def updated_collective(
-    network: NetworkModel, fit: CollectiveFit, samples: Sequence[CollectiveSample]
+    network: NetworkModel, fit: CollectiveFit, samples: Sequence[CollectiveSample], *, shared: float
 ) -> CollectiveFit:
     """A collective's fit with its size curve drawn towards samples of one group inside a node.
 
@@ -246,9 +254,9 @@ def updated_collective(
     x, grid = np.log2(sizes)[:, None] / _OCTAVES, at[:, None] / _OCTAVES
     prior = collective_times(network, samples[0].op, np.exp2(at), group).log_sigma
     variance = float(np.mean(before.log_sigma**2))
-    covariance = variance * (_SHARED + (1.0 - _SHARED) * kernel(x, x))
+    covariance = variance * (shared + (1.0 - shared) * kernel(x, x))
     noise = NOISE_LOG_SIGMA**2 + np.array([s.rel_spread / IQR_OF_NORMAL for s in samples]) ** 2
-    cross = variance * (_SHARED + (1.0 - _SHARED) * kernel(grid, x))
+    cross = variance * (shared + (1.0 - shared) * kernel(grid, x))
     gain = np.linalg.solve(covariance + np.diag(noise), cross.T).T
     explained = np.einsum("ij,ij->i", gain, cross) / variance
     there = np.mean([np.interp(at, c.log2_bytes, c.log_ratio) for c in old], axis=0) if old else 0.0

@@ -15,10 +15,13 @@ from typing import Any, Protocol, Self
 
 from costmodel.errors import InputFileError
 
-__all__ = ["CONSTANT", "Item", "Wanted", "item_name", "read_wanted"]
+__all__ = ["CONSTANT", "SURE", "Item", "Wanted", "item_name", "read_wanted"]
 
 CONSTANT = "constant"
 """Kind of an item that is one figure of the profile (a host cost, overlap, contention), by its name."""
+
+SURE = 0.95
+"""P(one plan is faster than another) at which the two are told apart, and measuring ends."""
 
 # Format history:
 #   1  first format

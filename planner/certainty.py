@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibrate.wanted import SURE
 from costmodel.estimate import FloatArray
 from costmodel.predict.uncertainty import (
     component_of,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from costmodel.predict import Forecaster, Prediction
 
 __all__ = [
-    "SURE",
     "TIE_BELOW",
     "Deciding",
     "deciding_measurement",
@@ -35,9 +35,8 @@ __all__ = [
     "tie",
 ]
 
-SURE = 0.95
 TIE_BELOW = 1.0 - SURE
-"""Two plans are told apart where one is faster with at least `SURE`."""
+"""P below which a plan is not taken to be the faster one."""
 _DRAWS = 4096
 _SEED = 7
 _WORTH_NAMING = 0.1

@@ -50,7 +50,9 @@ def a_sample(shape: tuple[int, int, int], time_s: float) -> Sample:
 def updated(ratio: float) -> HardwareProfile:
     """The base after its products were found `ratio` times as long as it says."""
     samples = [a_sample(shape, ratio * predicted(base(), shape)[0]) for shape in SHAPES]
-    return updated_profile(base(), "here", a_machine(), samples, frozenset(s.key for s in samples))
+    return updated_profile(
+        base(), "here", a_machine(), samples, frozenset(s.key for s in samples), shared=0.5
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.6, 1.0, 1.7])
@@ -73,7 +75,9 @@ def test_every_size_is_known_by_itself() -> None:
         a_sample(shape, ratio * predicted(base(), shape)[0])
         for shape, ratio in zip(shapes, ratios, strict=True)
     ]
-    profile = updated_profile(base(), "here", a_machine(), samples, frozenset(s.key for s in samples))
+    profile = updated_profile(
+        base(), "here", a_machine(), samples, frozenset(s.key for s in samples), shared=0.5
+    )
     now = [predicted(profile, shape) for shape in shapes]
     left = np.log([time_s / s.time_s for (time_s, _), s in zip(now, samples, strict=True)])
     assert np.std(left) < 0.5 * np.std(np.log(ratios))
@@ -83,7 +87,7 @@ def test_every_size_is_known_by_itself() -> None:
 def test_an_updated_profile_is_a_base_too() -> None:
     once = updated(1.7)
     more = [a_sample(shape, 1.3 * predicted(once, shape)[0]) for shape in [*SHAPES[:2], (64, 64, 64)]]
-    twice = updated_profile(once, "again", a_machine(), more, frozenset(s.key for s in more))
+    twice = updated_profile(once, "again", a_machine(), more, frozenset(s.key for s in more), shared=0.5)
     for sample, shape in zip(more[:2], SHAPES[:2], strict=True):
         assert predicted(twice, shape)[0] == pytest.approx(sample.time_s, rel=0.1)
     kept = predicted(twice, SHAPES[3])[0] / predicted(base(), SHAPES[3])[0]
@@ -118,7 +122,7 @@ def test_the_profile_is_one_like_any_other(tmp_path: Path) -> None:
 
 def test_a_base_of_another_kind_of_device_is_refused() -> None:
     with pytest.raises(UsageError, match="cuda device, this machine's is cpu"):
-        updated_profile(load_profile("a100-sxm4-80gb"), "here", a_machine(), [], frozenset())
+        updated_profile(load_profile("a100-sxm4-80gb"), "here", a_machine(), [], frozenset(), shared=0.5)
 
 
 def test_a_collective_s_curve_goes_through_what_was_measured() -> None:
@@ -135,7 +139,7 @@ def test_a_collective_s_curve_goes_through_what_was_measured() -> None:
     ]
     place = next(i for i, fit in enumerate(network.fits) if fit.op == "all_reduce")
     fits = list(network.fits)
-    fits[place] = updated_collective(network, fits[place], samples)
+    fits[place] = updated_collective(network, fits[place], samples, shared=0.5)
     after = collective_times(network.model_copy(update={"fits": tuple(fits)}), "all_reduce", sizes, group)
     assert after.median_s == pytest.approx(1.5 * before.median_s, rel=0.12)
     assert np.all(after.log_sigma < before.log_sigma)
