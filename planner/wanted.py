@@ -163,6 +163,8 @@ def _updates(
     ends = list(accumulate(len(modules) for modules in prediction.stage_modules))
     stages = [units[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     elements = max((held_elements(stage) for stage in stages), key=sum)
+    if not elements:
+        return []
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
     dims = update_sizes(
         [max(1, math.ceil(n / shard)) for n in elements], forecaster.optimizer, forecaster.profile
