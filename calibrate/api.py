@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import TYPE_CHECKING
 from costmodel.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
+    from calibrate.deciding import Outcome
+    from calibrate.wanted import Wanted
     from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["calibrate", "fit_profile"]
+__all__ = ["calibrate", "calibrate_for", "fit_profile"]
 
 _START_S = 6.0
 """Set aside for starting the ranks and importing torch in them."""
 _FIT_FRACTION = 0.15
 """Share of the budget set aside for fitting."""
+_UPDATE_S = 1.0
+"""The same for updating a profile."""
 _LEAST_S = 1.0
 _GRACE_S = 90.0
 """Beyond the budget, before ranks count as hung."""
@@ -48,10 +53,7 @@ def calibrate(
     from calibrate.runner import chosen_benchmarks
     from calibrate.worker import Settings, measure
 
-    if world_size < 1:
-        raise UsageError(f"world_size({world_size}) must be at least 1")
-    if not 0 < budget_s < 86400:
-        raise UsageError(f"budget_s({budget_s:g}) must be above zero and below a day")
+    _require_bounds(world_size, budget_s)
     chosen_benchmarks(only)
     out = Path(out)
     settings = Settings(
@@ -68,6 +70,80 @@ def calibrate(
     else:
         _launch(settings, world_size, budget_s, progress)
     return fit_profile(out, progress=progress)
+
+
+def calibrate_for(
+    wanted: Wanted,
+    *,
+    base: HardwareProfile,
+    out: Path,
+    earlier: Path | None = None,
+    world_size: int = 2,
+    budget_s: float = 20.0,
+    resume: bool = True,
+    backend: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[HardwareProfile, Outcome] | None:
+    """Measure what a decision hangs on and write `base` brought up to date to `out`.
+
+    Ends when the winner is sure (at once, where it was) or after about `budget_s` seconds. With `resume`
+    samples beside `out` are kept, and where there are none those of `earlier` (of this machine) are taken
+    over. None on a joined rank other than 0. Raises as `calibrate` does.
+    """
+    from calibrate.deciding import Outcome, read_outcome
+    from calibrate.decision import Decision
+    from calibrate.drift import fitted_samples
+    from calibrate.journal import read_journal, samples_path
+    from calibrate.ranks import joined_by_launcher
+    from calibrate.refit import updated_profile
+    from calibrate.wanted import SURE, item_name
+    from calibrate.worker import Settings, measure
+    from costmodel.hardware.store import save_profile
+
+    _require_bounds(world_size, budget_s)
+    out = Path(out)
+    first = int(os.environ.get("RANK", "0")) == 0
+    standing = Decision(wanted).standing()
+    if standing.probability >= SURE:
+        if not first:
+            return None
+        save_profile(base.model_copy(update={"name": out.stem, "aliases": ()}), out)
+        reason = "the winner was sure before"
+        return base, Outcome(standing=standing, n_items=len(wanted.items), reason=reason)
+    samples, listed = samples_path(out).absolute(), out.with_suffix(".wanted.json").absolute()
+    if first:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        listed.write_text(wanted.to_json() + "\n")
+        if resume and earlier is not None and not samples.exists():
+            shutil.copyfile(earlier, samples)
+    settings = Settings(
+        samples=samples,
+        seconds=max(_LEAST_S, budget_s - _START_S - _UPDATE_S),
+        budget_s=budget_s,
+        resume=resume,
+        backend=backend,
+        wanted=listed,
+    )
+    if joined_by_launcher():
+        if not measure(settings):
+            return None
+    else:
+        _launch(settings, world_size, budget_s, progress)
+    outcome = read_outcome(listed)
+    machine, visits = read_journal(samples)
+    deciding = {item.name for item in wanted.items}
+    taken = fitted_samples(machine, visits)
+    keys = frozenset(s.key for s in taken if item_name(s) in deciding)
+    profile = updated_profile(base, out.stem, machine, taken, keys, shared=wanted.shared)
+    save_profile(profile, out)
+    return profile, outcome
+
+
+def _require_bounds(world_size: int, budget_s: float) -> None:
+    if world_size < 1:
+        raise UsageError(f"world_size({world_size}) must be at least 1")
+    if not 0 < budget_s < 86400:
+        raise UsageError(f"budget_s({budget_s:g}) must be above zero and below a day")
 
 
 def fit_profile(out: Path, *, progress: Callable[[str], None] | None = None) -> HardwareProfile:

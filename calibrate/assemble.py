@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from costmodel.hardware.network_schema import NetworkModel
     from costmodel.hardware.schema import OperatorFit
 
-__all__ = ["assemble_profile", "collective_samples", "operator_tables"]
+__all__ = [
+    "assemble_profile",
+    "collective_samples",
+    "contention_of",
+    "environment_of",
+    "measured_rates",
+    "nominal_network",
+    "operator_tables",
+    "rank_log_sigma_of",
+]
 
 _SOURCE = "own measurement"
 _FEWEST_ROWS = 4
@@ -54,26 +63,31 @@ def assemble_profile(
         host=host_costs(samples),
         network=_network(machine, samples, progress),
         overlap=overlap_of(samples),
-        contention_s_per_byte=_contention(samples),
-        rank_log_sigma=_rank_log_sigma(samples, machine.world_size),
+        contention_s_per_byte=contention_of(samples),
+        rank_log_sigma=rank_log_sigma_of(samples, machine.world_size),
         yardstick_s={
             ALONE if machine.world_size == 1 else s.setting: s.time_s for s in samples if s.kind == YARDSTICK
         },
-        environment=Environment(
-            device=machine.device,
-            threads=machine.threads,
-            torch=machine.torch,
-            backend=machine.backend,
-            driver=machine.driver,
-            os_kernel=machine.os_kernel,
-            load=round(machine.load, 3),
-        ),
+        environment=environment_of(machine),
         provenance={
             "world_size": machine.world_size,
             "cores": machine.cores,
             "n_samples": len(samples),
             "n_visits": sum(s.n_visits for s in samples),
         },
+    )
+
+
+def environment_of(machine: Machine) -> Environment:
+    """What a profile says of the machine it was taken on."""
+    return Environment(
+        device=machine.device,
+        threads=machine.threads,
+        torch=machine.torch,
+        backend=machine.backend,
+        driver=machine.driver,
+        os_kernel=machine.os_kernel,
+        load=round(machine.load, 3),
     )
 
 
@@ -147,7 +161,7 @@ def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
     known = find_datasheet(machine.device)
     if known is not None:
         return known.device
-    rates = _best_rates(samples)
+    rates = measured_rates(samples)
     flow = [
         s.dims["bytes"] / s.time_s for s in samples if s.kind == "memory" and s.variant in ("copy", "read")
     ]
@@ -175,7 +189,7 @@ def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
     )
 
 
-def _best_rates(samples: Sequence[Sample]) -> dict[str, float]:
+def measured_rates(samples: Sequence[Sample]) -> dict[str, float]:
     """dtype -> highest FLOP/s of any kind: a library's convolution may outrun its GEMM."""
     from costmodel.hardware.forms.base import load_forms
 
@@ -199,10 +213,11 @@ def _network(
         return None
     from calibrate.fitting.collectives import fit_collectives
 
-    return fit_collectives(measured, _nominal_network(machine, measured), progress=progress)
+    return fit_collectives(measured, nominal_network(machine, measured), progress=progress)
 
 
-def _nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> NetworkModel:
+def nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> NetworkModel:
+    """The links of a known device; of any other, one of the best latency and rate that were measured."""
     from costmodel.hardware.network_schema import Link, NetworkModel
     from costmodel.hardware.node_links import device_family, device_network
 
@@ -224,7 +239,7 @@ def _nominal_network(machine: Machine, samples: Sequence[CollectiveSample]) -> N
     return NetworkModel(name=machine.device, ranks_per_node=machine.world_size, intra=(link,), source=source)
 
 
-def _contention(samples: Sequence[Sample]) -> float:
+def contention_of(samples: Sequence[Sample]) -> float:
     """Seconds per byte that all ranks at work cost over one alone, at least 0.
 
     The median over the cases measured in both settings, weighted by their bytes, of the kinds whose time is
@@ -256,7 +271,7 @@ def _weighted_median(pairs: Sequence[tuple[float, float]]) -> float:
     raise ValueError("needs at least one pair with a positive weight")
 
 
-def _rank_log_sigma(samples: Sequence[Sample], n_ranks: int) -> float:
+def rank_log_sigma_of(samples: Sequence[Sample], n_ranks: int) -> float:
     """Spread among ranks, from how long the slowest of them was awaited on average.
 
     The largest tenth of the waits is left out: one interrupted call is not how ranks differ.

@@ -13,21 +13,60 @@ from collections.abc import Sequence
 from calibrate.benchmarks.host import BLOCKS, PIECES, UPDATED, WIDE_BYTES, WIDE_OUTPUT_BYTES
 from calibrate.journal import Sample
 from calibrate.timing import THREAD_TIME
+from costmodel.errors import UsageError
 from costmodel.hardware.schema import HostValue, Overlap
 
-__all__ = ["host_costs", "overlap_of"]
+__all__ = ["CONTENTION", "OVERLAP", "host_costs", "overlap_of", "raw_cases"]
 
+OVERLAP = "overlap"
+CONTENTION = "contention_s_per_byte"
+"""Names of constants that are no host cost."""
 _SOURCE = "own measurement"
 _OPS_PER_BLOCK = 7
 """Aten operators of a block of the training chain, both directions; see `benchmarks.host`."""
 _DIFFERENTIATED_PER_BLOCK = 2
 _BOTH_DIRECTIONS = 2
+_OVERLAP_CASES = ("compute_alone", "compute_beside", "comm_alone", "comm_beside")
 _SMALL_BYTES = 64 << 10
 """Transfers up to this size take their latency."""
 _MOST_SLOWDOWN = 10.0
 """A computation that hardly moves while communication runs: the two take the same core in turn."""
 _COPIES_PER_GRADIENT = 2
 """DDP copies a gradient into its bucket and out of it."""
+
+
+_TRAINING = ("training_chain", "plain_chain")
+_RAW_HOST: dict[str, tuple[str, ...]] = {
+    "dispatch_s": ("op",),
+    "host_view_s": ("view",),
+    "autograd_s": _TRAINING,
+    "kernel_launch_s": ("kernel",),
+    "dtensor_dispatch_s": ("dtensor_chain", "training_chain"),
+    "dtensor_update_s": ("dtensor_update", "plain_update"),
+    "step_s": ("backward_step", "op", *_TRAINING),
+    "dtensor_module_s": ("wide_tp", "wide_blocks", "tp", "layers"),
+    "ddp_bucket_s": ("ddp", "blocks"),
+    "fsdp_unit_s": ("fsdp", "blocks"),
+    "fsdp_copy_s_per_byte": ("wide_fsdp", "wide_blocks", "fsdp", "blocks"),
+    "pipeline_action_s": ("pipeline", "blocks"),
+    OVERLAP: ("wide_ddp", "wide_blocks", "ddp", "blocks"),
+}
+"""Constant -> the host cases its difference is taken of; those of several pieces by their stem."""
+
+
+def raw_cases(name: str) -> tuple[tuple[str, str], ...]:
+    """(benchmark, variant) of the cases behind a constant. UsageError on one that is not measured so.
+
+    Transfers of the wide layers' sizes are not among them: those of the samples there are count.
+    """
+    if name not in _RAW_HOST:
+        raise UsageError(f"no constant {name!r}; there are: {', '.join(_RAW_HOST)}")
+    found = [
+        ("host", variant) for stem in _RAW_HOST[name] for variant in (stem, *(f"{stem}_{n}" for n in PIECES))
+    ]
+    if name == OVERLAP:
+        found += [("overlap", v) for v in _OVERLAP_CASES] + [("memory", "copy")]
+    return tuple(found)
 
 
 def host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
@@ -80,8 +119,7 @@ def overlap_of(samples: Sequence[Sample]) -> Overlap:
     measured it is the ratio of GEMMs beside all-reduces to GEMMs alone.
     """
     times = {s.variant: s.time_s for s in samples if s.kind == "overlap"}
-    needed = ("compute_alone", "compute_beside", "comm_alone", "comm_beside")
-    if any(name not in times for name in needed):
+    if any(name not in times for name in _OVERLAP_CASES):
         return Overlap()
     comm = max(1.0, times["comm_beside"] / times["comm_alone"])
     compute = max(1.0, times["compute_beside"] / times["compute_alone"])

@@ -51,8 +51,7 @@ class Visit:
     @property
     def key(self) -> str:
         """Name of the case; equal for every visit of it."""
-        sizes = ",".join(f"{k}={v}" for k, v in self.dims.items())
-        return "/".join((self.kind, self.variant, self.dtype, self.setting, sizes))
+        return _case_key(self)
 
     def to_line(self) -> str:
         """One JSON line without its newline."""
@@ -87,6 +86,16 @@ class Sample:
     n: int
     n_visits: int
     waiting: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Name of the case, as its visits have it."""
+        return _case_key(self)
+
+
+def _case_key(measured: Visit | Sample) -> str:
+    sizes = ",".join(f"{k}={v}" for k, v in measured.dims.items())
+    return "/".join((measured.kind, measured.variant, measured.dtype, measured.setting, sizes))
 
 
 class Journal:

@@ -18,7 +18,7 @@ from calibrate.drift import YARDSTICK
 from calibrate.journal import Journal, Visit
 from calibrate.timing import Agree, Timed, time_case, time_together
 
-__all__ = ["ALONE", "TOGETHER", "Runner", "chosen_benchmarks", "settled"]
+__all__ = ["ALONE", "TOGETHER", "CasePair", "Runner", "chosen_benchmarks", "settled"]
 
 TOGETHER = "together"
 """Every rank runs the operator at once, as in a plan."""
@@ -33,12 +33,15 @@ _SKIPPED = -1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
+class CasePair:
+    """A case, and whether every rank runs it at once or rank 0 alone."""
+
     case: Case
     setting: str
 
     @property
     def key(self) -> str:
+        """The case's name in the journal."""
         return _visit(self, Timed(time_s=1.0, spread=0.0, n=0, timing="")).key
 
 
@@ -89,7 +92,7 @@ class Runner:
         self.times = {key: list(values) for key, values in visits.items()}
         self.deadline = deadline
         self.slice_s = slice_s
-        self._gauges: list[_Pair] = []
+        self._gauges: list[CasePair] = []
         self._since = 0
 
     def run(self, names: Sequence[str], *, most_rounds: int = 1000) -> int:
@@ -125,14 +128,14 @@ class Runner:
         over = [self._visit(pair, pair.key, short=True) for pair in self._gauges]
         return any(over)
 
-    def _pairs(self, names: Sequence[str]) -> list[_Pair]:
+    def _pairs(self, names: Sequence[str]) -> list[CasePair]:
         pairs = []
         for name in names:
             cases = load_benchmarks()[name](self.bench)
-            pairs += [_Pair(case=case, setting=TOGETHER) for case in cases]
+            pairs += [CasePair(case=case, setting=TOGETHER) for case in cases]
             if max(self.bench.groups, default=1) > 1 and name not in ("host", "memory"):
                 local = [case for case in cases if not case.n_ranks]
-                pairs += [_Pair(case=case, setting=ALONE) for case in _few(local)]
+                pairs += [CasePair(case=case, setting=ALONE) for case in _few(local)]
         return pairs
 
     def _done(self, key: str) -> bool:
@@ -143,7 +146,7 @@ class Runner:
         """Rank 0's clock decides."""
         return self.agree([time.monotonic() - self.deadline])[0][0] >= 0.0
 
-    def _visit(self, pair: _Pair, key: str, *, short: bool) -> bool:
+    def _visit(self, pair: CasePair, key: str, *, short: bool) -> bool:
         """Measure, agree, write down. Returns whether rank 0's deadline has passed."""
         slice_s = self.slice_s * (0.5 if short else 1.0)
         timed, note = self._measure(pair, slice_s)
@@ -174,7 +177,7 @@ class Runner:
                 self.journal.append(_visit(pair, merged, waiting=0.0 if pair.case.n_ranks else waiting))
         return rows[0][3] >= 0.0
 
-    def _measure(self, pair: _Pair, slice_s: float) -> tuple[Timed | None, str]:
+    def _measure(self, pair: CasePair, slice_s: float) -> tuple[Timed | None, str]:
         if pair.setting == ALONE and self.bench.rank > 0:
             return None, ""
         if pair.case.n_ranks and self.bench.rank >= pair.case.n_ranks:
@@ -188,7 +191,7 @@ class Runner:
                 raise  # ranks are out of step now: nothing measured after this could be trusted
             return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
-    def _agree_in(self, pair: _Pair) -> Agree:
+    def _agree_in(self, pair: CasePair) -> Agree:
         """Agreement among the ranks that take part."""
         from calibrate.ranks import agree_over
 
@@ -207,7 +210,7 @@ def _few(cases: Sequence[Case]) -> list[Case]:
     return [ordered[i] for i in sorted(positions)]
 
 
-def _visit(pair: _Pair, timed: Timed, *, note: str = "", waiting: float = 0.0) -> Visit:
+def _visit(pair: CasePair, timed: Timed, *, note: str = "", waiting: float = 0.0) -> Visit:
     case = pair.case
     return Visit(
         kind=case.kind,

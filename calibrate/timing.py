@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from calibrate.benchmarks.base import Bench, Call, Case
 
 __all__ = [
+    "IQR_OF_NORMAL",
     "THREAD_TIME",
     "Agree",
     "Timed",
@@ -42,7 +43,7 @@ _LONGER_SLICE = 4.0
 """Calls after computation vary by more than themselves; their visits last so many times as long."""
 _LONGEST_BLOCK = 2.0
 _FEWEST_TOGETHER = 4
-_IQR_OF_NORMAL = 1.349
+IQR_OF_NORMAL = 1.349
 """Interquartile range of a normal distribution in standard deviations."""
 _RING_BYTES = 48 << 20
 _RING_LONGEST = 64
@@ -168,7 +169,7 @@ def _mean(blocks_s: Sequence[float], calls_per_block: int, timing: str) -> Timed
     """Mean of block times; the spread is that of the mean (interquartile range of its distribution)."""
     n = len(blocks_s)
     mean = statistics.fmean(blocks_s)
-    spread = _IQR_OF_NORMAL * statistics.stdev(blocks_s) / math.sqrt(n) / mean if n >= 2 else 0.0
+    spread = IQR_OF_NORMAL * statistics.stdev(blocks_s) / math.sqrt(n) / mean if n >= 2 else 0.0
     return Timed(time_s=mean, spread=spread, n=n * calls_per_block, timing=timing)
 
 

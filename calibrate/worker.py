@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from calibrate.benchmarks.base import Bench
+from calibrate.deciding import DecidingRunner, write_outcome
 from calibrate.environment import Machine
 from calibrate.journal import Journal, Visit
 from calibrate.ranks import Ranks, join, leave
 from calibrate.runner import TOGETHER, Runner, chosen_benchmarks
 from calibrate.timing import time_call
+from calibrate.wanted import read_wanted
 from costmodel.errors import ForeshardError
 
 __all__ = ["Settings", "main", "measure"]
@@ -41,6 +43,8 @@ class Settings:
     resume: bool = True
     backend: str | None = None
     only: tuple[str, ...] = ()
+    wanted: Path | None = None
+    """A list of what to measure instead of the benchmarks, see `wanted.py`; its outcome stands beside it."""
 
     def to_arguments(self) -> list[str]:
         """Command line of `main`."""
@@ -52,6 +56,8 @@ class Settings:
             arguments += ["--backend", self.backend]
         for name in self.only:
             arguments += ["--only", name]
+        if self.wanted is not None:
+            arguments += ["--wanted", str(self.wanted)]
         return arguments
 
 
@@ -95,7 +101,8 @@ def _measure_as(ranks: Ranks, settings: Settings, names: Sequence[str], deadline
     bench, visits = _bench(ranks, settings, machine, journal)
     del machine
     _warm_heap()
-    runner = Runner(
+    deciding = settings.wanted is not None
+    runner = (DecidingRunner if deciding else Runner)(
         bench,
         agree=ranks.agree,
         journal=journal,
@@ -104,7 +111,12 @@ def _measure_as(ranks: Ranks, settings: Settings, names: Sequence[str], deadline
         slice_s=_SLICE_S * max(1.0, (settings.budget_s / _DEFAULT_BUDGET_S) ** 0.5),
     )
     with torch.no_grad():
-        runner.run(names)
+        if isinstance(runner, DecidingRunner) and settings.wanted is not None:
+            outcome = runner.decide(read_wanted(settings.wanted))
+            if outcome is not None:
+                write_outcome(outcome, settings.wanted)
+        else:
+            runner.run(names)
     if journal is not None:
         journal.close()
 
@@ -210,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--backend")
     parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--wanted", type=Path)
     given = parser.parse_args(arguments)
     settings = Settings(
         samples=given.samples,
@@ -218,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resume=not given.fresh,
         backend=given.backend,
         only=tuple(given.only),
+        wanted=given.wanted,
     )
     try:
         measure(settings)

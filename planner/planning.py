@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from costmodel.predict import Forecaster
+    from planner.certainty import Deciding
     from planner.search import SearchOptions, SearchResult
 
 __all__ = ["plan"]
@@ -36,13 +38,14 @@ def plan(
 
     `rank_of`: a plan whose standing among them is asked for. `explain`: two plans; why the first beats the
     second, and what would have to change. `objectives`: of the Pareto front over the
-    plans priced by the engine (see `planner.objectives`; money and energy are those of one step); `prices`: own
-    prices of a device-hour by profile. Raises InfeasibleError where nothing fits.
+    plans priced by the engine (see `planner.objectives`; money and energy are those of one step); `prices`:
+    own prices of a device-hour by profile. Raises InfeasibleError where nothing fits.
     """
     from planner import api
     from planner.explaining import explain_pair
     from planner.objectives import Terms, pareto
     from planner.prices import require_price
+    from planner.problem import Problem
     from planner.search import search
 
     asked = None if rank_of is None else api.parse_plan(rank_of).require_world_size(n_devices)
@@ -60,6 +63,40 @@ def plan(
         price = require_price(hardware, prices).usd_per_hour if "cost" in objectives else None
         terms = Terms(usd_per_hour=price, board_w=made.profile.device.power_w, samples=global_batch_size)
         found = replace(found, pareto=pareto([r.prediction for r in found.ranked], objectives, terms))
+    found = replace(
+        found,
+        problem=Problem(
+            model=model,
+            hardware=hardware,
+            n_devices=n_devices,
+            global_batch_size=global_batch_size,
+            seq_len=seq_len,
+            framework=framework,
+            optimizer=optimizer,
+            overrides=_as_typed(overrides),
+        ),
+        deciding=_deciding(made, found),
+    )
     if explain is not None:
         found = replace(found, explanation=explain_pair(made, *explain))
     return found if asked is None else found.with_standing(made.forecast(asked).prediction)
+
+
+def _deciding(forecaster: Forecaster, found: SearchResult) -> tuple[Deciding, ...]:
+    """What to measure where the first plan and the next that differs from it cannot be told apart."""
+    from planner.certainty import deciding_measurement, tie
+
+    best = found.ranked[0].prediction
+    for other in found.ranked[1:]:
+        if not tie(best, other.prediction):
+            continue
+        if decides := deciding_measurement(best, other.prediction, forecaster):
+            return decides
+    return ()
+
+
+def _as_typed(overrides: Sequence[str] | Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Overrides as `--set` takes them."""
+    if isinstance(overrides, Mapping):
+        return tuple(f"{key}={value!r}" for key, value in overrides.items())
+    return tuple(overrides or ())

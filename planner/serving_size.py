@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from costmodel.closed_form import divisors
 from costmodel.errors import InfeasibleError, PlanError, UsageError
 from costmodel.plan import Plan
 from costmodel.predict.serving import serve
-from planner.space import divisors
 
 if TYPE_CHECKING:
     from costmodel.predict.inference import InferenceForecaster

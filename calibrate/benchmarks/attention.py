@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["attention_cases"]
+__all__ = ["attention_case", "attention_cases"]
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SIZES = {"batch": (1, 32), "length": (16, 4096), "heads": (1, 32)}
@@ -38,16 +40,18 @@ def attention_cases(bench: Bench) -> list[Case]:
                 "window": 0,
                 "causal": size["causal"],
             }
-            cases += [_case(variant, dtype, dims, tensor_bytes) for variant in ("fwd", "bwd")]
+            cases += [attention_case(variant, dtype, dims) for variant in ("fwd", "bwd")]
             found += 1
             if found == wanted:
                 break
     return cases
 
 
-def _case(variant: str, dtype: str, dims: dict[str, int], tensor_bytes: int) -> Case:
+def attention_case(variant: str, dtype: str, dims: dict[str, int]) -> Case:
+    """Attention of equal lengths, head counts and widths of keys and values."""
     shape = (dims["batch"], dims["q_len"], dims["heads"], dims["qk_dim"])
     causal = bool(dims["causal"])
+    tensor_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
 
     def prepare(bench: Bench) -> Call:
         import torch

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 
-__all__ = ["SIZES_BYTES", "collective_cases", "current_name"]
+__all__ = ["SIZES_BYTES", "collective_case", "collective_cases", "current_name"]
 
 SIZES_BYTES = tuple(1 << power for power in range(10, 27, 2))
 """1 kiB to 64 MiB."""
@@ -27,23 +27,28 @@ def collective_cases(bench: Bench) -> list[Case]:
     """Every collective of the profile at every size, for each group of ranks there is."""
     largest = 2 * bench.bytes_per_s * bench.largest_s
     return [
-        Case(
-            kind=kind,
-            variant="",
-            dtype="fp32",
-            dims={"size_bytes": size, "n_ranks": n_ranks},
-            prepare=_preparation(make, n_ranks, size),
-            n_ranks=n_ranks,
-            calls=2 if kind == "p2p" else 1,
-            between_computation=True,
-        )
+        collective_case(kind, n_ranks, size)
         for n_ranks in sorted(bench.groups)
         if n_ranks > 1
-        for kind, make in _MAKERS.items()
+        for kind in _MAKERS
         if n_ranks == 2 or not kind.startswith("p2p")
         for size in SIZES_BYTES
         if size <= min(largest, bench.largest_tensor_bytes) or size <= SIZES_BYTES[-2]
     ]
+
+
+def collective_case(kind: str, n_ranks: int, size_bytes: int) -> Case:
+    """One collective of the first `n_ranks` ranks at one size."""
+    return Case(
+        kind=kind,
+        variant="",
+        dtype="fp32",
+        dims={"size_bytes": size_bytes, "n_ranks": n_ranks},
+        prepare=_preparation(_MAKERS[kind], n_ranks, size_bytes),
+        n_ranks=n_ranks,
+        calls=2 if kind == "p2p" else 1,
+        between_computation=True,
+    )
 
 
 def current_name(new: str, old: str) -> Callable[..., object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["conv_cases"]
+__all__ = ["conv_case", "conv_cases"]
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SIZES = {"batch": (1, 64), "c_in": (16, 1024), "c_out": (16, 1024), "h": (4, 128)}
@@ -49,19 +49,19 @@ def conv_cases(bench: Bench) -> list[Case]:
             }
             if not _fits(bench, dims, _ITEM_BYTES[dtype]):
                 continue
-            cases += [_case(variant, dtype, dims) for variant in ("fwd", "dgrad", "wgrad")]
+            cases += [conv_case(variant, dtype, dims) for variant in ("fwd", "dgrad", "wgrad")]
             found += 1
             if found == wanted:
                 break
     return cases
 
 
-def _output_side(dims: dict[str, int]) -> int:
-    return (dims["h"] + 2 * dims["padding"] - dims["kh"]) // dims["stride"] + 1
+def _output_size(dims: dict[str, int], size: str, kernel: str) -> int:
+    return (dims[size] + 2 * dims["padding"] - dims[kernel]) // dims["stride"] + 1
 
 
 def _fits(bench: Bench, d: dict[str, int], item: int) -> bool:
-    side = _output_side(d)
+    side = _output_size(d, "h", "kh")
     if d["h"] < d["kh"]:
         return False
     out = d["batch"] * d["c_out"] * side * side
@@ -70,15 +70,16 @@ def _fits(bench: Bench, d: dict[str, int], item: int) -> bool:
     return moved <= bench.largest_tensor_bytes and bench.fits(flop=flop, moved_bytes=moved)
 
 
-def _case(variant: str, dtype: str, dims: dict[str, int]) -> Case:
-    side = _output_side(dims)
+def conv_case(variant: str, dtype: str, dims: dict[str, int]) -> Case:
+    """One convolution in one direction, of any height and width."""
     d = dims
+    rows, cols = _output_size(d, "h", "kh"), _output_size(d, "w", "kw")
 
     def prepare(bench: Bench) -> Call:
         import torch
 
         x_shape = (d["batch"], d["c_in"], d["h"], d["w"])
-        y_shape = (d["batch"], d["c_out"], side, side)
+        y_shape = (d["batch"], d["c_out"], rows, cols)
         w_shape = (d["c_out"], d["c_in"] // d["groups"], d["kh"], d["kw"])
         stride, padding = [d["stride"]] * 2, [d["padding"]] * 2
         w = bench.rotate(w_shape, dtype)
@@ -93,7 +94,7 @@ def _case(variant: str, dtype: str, dims: dict[str, int]) -> Case:
         )
 
     elements = {
-        "fwd": d["batch"] * d["c_out"] * side * side,
+        "fwd": d["batch"] * d["c_out"] * rows * cols,
         "dgrad": d["batch"] * d["c_in"] * d["h"] * d["w"],
         "wgrad": d["c_out"] * d["c_in"] // d["groups"] * d["kh"] * d["kw"],
     }

@@ -11,18 +11,17 @@ from calibrate.benchmarks.memory_bound import ANY_SIZES, Function, Maker, cases_
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["elementwise_cases"]
+__all__ = ["elementwise_cases", "elementwise_functions"]
 
 _HEAD = 64
 
 
-@register_benchmark("elementwise")
-def elementwise_cases(bench: Bench) -> list[Case]:
+def elementwise_functions() -> tuple[Function, ...]:
     """One function or two for each variant, with one operand and with two."""
     import torch
 
     aten = torch.ops.aten
-    functions = (
+    return (
         Function(variant="add", tensors=3, make=_binary(torch.add)),
         Function(variant="add", tensors=2, make=_unary(lambda x: x + 1.0)),
         Function(variant="mul", tensors=3, make=_binary(torch.mul)),
@@ -52,7 +51,12 @@ def elementwise_cases(bench: Bench) -> list[Case]:
             make=_unary(lambda x: aten.native_dropout(x, 0.1, True)),
         ),
     )
-    return cases_of(bench, "elementwise", functions, bench.points(13), ANY_SIZES)
+
+
+@register_benchmark("elementwise")
+def elementwise_cases(bench: Bench) -> list[Case]:
+    """Sizes of tokens, images and kernels for every function."""
+    return cases_of(bench, "elementwise", elementwise_functions(), bench.points(13), ANY_SIZES)
 
 
 def _unary(function: Callable[[torch.Tensor], object]) -> Maker:

@@ -8,10 +8,10 @@ from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.memory_bound import ITEM_BYTES
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["embedding_cases"]
+__all__ = ["INDEX_BYTES", "embedding_case", "embedding_cases"]
 
 _SIZES = {"rows": (8, 8192), "cols": (32, 4096), "table": (128, 65536)}
-_INDEX_BYTES = 8
+INDEX_BYTES = 8
 
 
 @register_benchmark("embedding")
@@ -27,25 +27,31 @@ def embedding_cases(bench: Bench) -> list[Case]:
                 continue
             gathered = rows * cols * item
             moved = {
-                "fwd": 2 * gathered + _INDEX_BYTES * rows,
-                "bwd": gathered + _INDEX_BYTES * rows + table * cols * item,
+                "fwd": 2 * gathered + INDEX_BYTES * rows,
+                "bwd": gathered + INDEX_BYTES * rows + table * cols * item,
             }
-            for variant, make in (("fwd", _forward), ("bwd", _backward)):
-                cases.append(
-                    Case(
-                        kind="embedding",
-                        variant=variant,
-                        dtype=dtype,
-                        dims={"rows": rows, "cols": cols, "bytes": moved[variant]},
-                        prepare=make(rows, cols, table, dtype),
-                        output_bytes=gathered if variant == "fwd" else table * cols * item,
-                        saved_output=variant == "fwd",
-                    )
-                )
+            cases += [
+                embedding_case(variant, dtype, rows, cols, table, moved_bytes=moved[variant])
+                for variant in ("fwd", "bwd")
+            ]
             found += 1
             if found == bench.points(12):
                 break
     return cases
+
+
+def embedding_case(variant: str, dtype: str, rows: int, cols: int, table: int, *, moved_bytes: int) -> Case:
+    """Gather (fwd) or the table's dense gradient (bwd) of `rows` rows out of a table of `table`."""
+    make = {"fwd": _forward, "bwd": _backward}[variant]
+    return Case(
+        kind="embedding",
+        variant=variant,
+        dtype=dtype,
+        dims={"rows": rows, "cols": cols, "bytes": moved_bytes},
+        prepare=make(rows, cols, table, dtype),
+        output_bytes=ITEM_BYTES[dtype] * cols * (rows if variant == "fwd" else table),
+        saved_output=variant == "fwd",
+    )
 
 
 def _forward(rows: int, cols: int, table: int, dtype: str) -> Callable[[Bench], Call]:

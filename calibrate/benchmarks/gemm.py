@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["bmm_cases", "gemm_cases"]
+__all__ = ["bmm_case", "bmm_cases", "gemm_case", "gemm_cases"]
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _WHOLE = {"m": (1, 8192), "n": (16, 8192), "k": (16, 8192)}
@@ -25,12 +25,12 @@ def gemm_cases(bench: Bench) -> list[Case]:
     """
     wanted = bench.points(27)
     few = [
-        _gemm("nt", dtype, m=size["m"], n=size["n"], k=size["k"])
+        gemm_case("nt", dtype, m=size["m"], n=size["n"], k=size["k"])
         for dtype in bench.minor_dtypes
         for size in _sizes(bench, dtype, bench.points(12), _LAYERS, start=0)
     ]
     return few + [
-        _gemm(layout, dtype, m=size["m"], n=size["n"], k=size["k"])
+        gemm_case(layout, dtype, m=size["m"], n=size["n"], k=size["k"])
         for dtype in bench.dtypes
         for number, layout in enumerate(("nt", "nn", "tn"))
         for ranges in (_LAYERS, _WHOLE)
@@ -42,7 +42,7 @@ def gemm_cases(bench: Bench) -> list[Case]:
 def bmm_cases(bench: Bench) -> list[Case]:
     """C[b,m,n] = A[b,m,k] B[b,k,n]: the products of attention written out, forward and backward."""
     return [
-        _bmm(layout, dtype, batch=size["batch"], m=size["m"], n=size["n"], k=size["k"])
+        bmm_case(layout, dtype, batch=size["batch"], m=size["m"], n=size["n"], k=size["k"])
         for dtype in bench.dtypes
         for number, layout in enumerate(("nn", "nt", "tn"))
         for size in _sizes(bench, dtype, bench.points(20), _BATCHED, start=number * _APART)
@@ -66,7 +66,9 @@ def _sizes(
     return found
 
 
-def _gemm(layout: str, dtype: str, *, m: int, n: int, k: int) -> Case:
+def gemm_case(layout: str, dtype: str, *, m: int, n: int, k: int) -> Case:
+    """One product of a linear layer: nt forward, nn data gradient, tn weight gradient."""
+
     def prepare(bench: Bench) -> Call:
         import torch
 
@@ -90,7 +92,9 @@ def _gemm(layout: str, dtype: str, *, m: int, n: int, k: int) -> Case:
     )
 
 
-def _bmm(layout: str, dtype: str, *, batch: int, m: int, n: int, k: int) -> Case:
+def bmm_case(layout: str, dtype: str, *, batch: int, m: int, n: int, k: int) -> Case:
+    """One batched product."""
+
     def prepare(bench: Bench) -> Call:
         import torch
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from calibrate.benchmarks.base import Bench, Call, Case
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["ANY_SIZES", "ITEM_BYTES", "Function", "Maker", "cases_of"]
+__all__ = ["ANY_SIZES", "ITEM_BYTES", "Function", "Maker", "case_of", "cases_of"]
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SIZES = {"rows": (1, 16384), "cols": (16, 8192)}
@@ -58,22 +58,37 @@ def cases_of(
                 moved = function.tensors * one + function.extra_bytes * rows * cols
                 if one > bench.largest_tensor_bytes // 4 or not bench.fits(moved_bytes=4.0 * moved):
                     continue
-                filed = dims(rows, cols)
-                cases.append(
-                    Case(
-                        kind=kind,
-                        variant=function.variant,
-                        dtype=dtype,
-                        dims={"rows": filed[0], "cols": filed[1], "bytes": moved},
-                        prepare=_preparation(function.make, dtype, rows, cols),
-                        output_bytes=one,
-                        saved_output=function.saved,
-                    )
-                )
+                cases.append(case_of(kind, function, dtype, rows, cols, filed=dims(rows, cols)))
                 found += 1
                 if found == wanted:
                     break
     return cases
+
+
+def case_of(
+    kind: str,
+    function: Function,
+    dtype: str,
+    rows: int,
+    cols: int,
+    *,
+    filed: tuple[int, int] | None = None,
+    moved: int | None = None,
+) -> Case:
+    """One function at one size. `filed`: the rows and columns, `moved`: the bytes its sample is filed under,
+    where they are not those of the call."""
+    one = ITEM_BYTES[dtype] * rows * cols
+    least = function.tensors * one + function.extra_bytes * rows * cols
+    names = filed or (rows, cols)
+    return Case(
+        kind=kind,
+        variant=function.variant,
+        dtype=dtype,
+        dims={"rows": names[0], "cols": names[1], "bytes": least if moved is None else moved},
+        prepare=_preparation(function.make, dtype, rows, cols),
+        output_bytes=one,
+        saved_output=function.saved,
+    )
 
 
 def _preparation(make: Maker, dtype: str, rows: int, cols: int) -> Callable[[Bench], Call]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.memory_bound import Function, cases_of
 
-__all__ = ["norm_cases"]
+__all__ = ["IMAGE_NORMS", "TOKEN_NORMS", "norm_cases"]
 
 _EPS = 1e-5
 _CHANNELS = {"rows": (16, 1024), "cols": (64, 65536)}
@@ -22,21 +22,10 @@ _CHANNELS_OF_A_SAMPLE = 64
 def norm_cases(bench: Bench) -> list[Case]:
     """Token normalisations over the usual sizes, image normalisations over few rows and many columns."""
     wanted = bench.points(12)
-    tokens = (
-        Function(variant="layernorm", tensors=2, make=_layer),
-        Function(variant="bwd", tensors=3, make=_layer_backward, saved=False),
-        Function(variant="rmsnorm", tensors=2, make=_rms),
-    )
-    images = (
-        Function(variant="batchnorm", tensors=2, make=_batch),
-        Function(variant="bwd", tensors=3, make=_batch_backward, saved=False),
-    )
     return [
-        *cases_of(bench, "norm", tokens, wanted),
-        *cases_of(bench, "norm", images, wanted, _CHANNELS),
-        *cases_of(
-            bench, "norm", (Function(variant="groupnorm", tensors=2, make=_group),), bench.points(10), _GROUPS
-        ),
+        *cases_of(bench, "norm", TOKEN_NORMS, wanted),
+        *cases_of(bench, "norm", IMAGE_NORMS[:2], wanted, _CHANNELS),
+        *cases_of(bench, "norm", IMAGE_NORMS[2:], bench.points(10), _GROUPS),
     ]
 
 
@@ -93,3 +82,15 @@ def _group(bench: Bench, dtype: str, rows: int, cols: int) -> Call:
     x = bench.rotate((batch, _CHANNELS_OF_A_SAMPLE, side, 1), dtype, cold=False)
     w = bench.take((_CHANNELS_OF_A_SAMPLE,), dtype)
     return lambda: torch.group_norm(x(), _GROUPS_OF_A_SAMPLE, w, w, _EPS)
+
+
+TOKEN_NORMS = (
+    Function(variant="layernorm", tensors=2, make=_layer),
+    Function(variant="bwd", tensors=3, make=_layer_backward, saved=False),
+    Function(variant="rmsnorm", tensors=2, make=_rms),
+)
+IMAGE_NORMS = (
+    Function(variant="batchnorm", tensors=2, make=_batch),
+    Function(variant="bwd", tensors=3, make=_batch_backward, saved=False),
+    Function(variant="groupnorm", tensors=2, make=_group),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["optimizer_cases"]
+__all__ = ["optimizer_case", "optimizer_cases"]
 
 _MOVED_TENSORS = {"sgd": 3, "adam": 7}
 """fp32 tensors of a parameter's size read and written: Adam reads parameter, gradient and both moments
@@ -31,11 +31,14 @@ def optimizer_cases(bench: Bench) -> list[Case]:
         ]
         models = [{"rows": max(2, _MODEL_ELEMENTS // cols), "cols": cols} for cols in _TENSOR_ELEMENTS]
         for size in (*fitting[: bench.points(6)], *models):
-            cases.append(_case(variant, size["rows"], size["cols"], moved))
+            cases.append(optimizer_case(variant, size["rows"], size["cols"]))
     return cases
 
 
-def _case(variant: str, rows: int, cols: int, moved: int) -> Case:
+def optimizer_case(variant: str, rows: int, cols: int) -> Case:
+    """One step of `rows` tensors of `cols` elements each. KeyError for an optimizer that is not measured."""
+    moved = _MOVED_TENSORS[variant]
+
     def prepare(bench: Bench) -> Call:
         import torch
 

@@ -11,7 +11,7 @@ from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.memory_bound import ITEM_BYTES, Function, cases_of
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["reduction_cases"]
+__all__ = ["BIAS_GRADIENT", "LARGEST", "reduction_cases"]
 
 _BIAS = {"rows": (16, 8192), "cols": (1, 16384)}
 _CLASSES = {"rows": (8, 4096), "cols": (10, 65536)}
@@ -26,7 +26,7 @@ def reduction_cases(bench: Bench) -> list[Case]:
         *cases_of(
             bench,
             "reduction",
-            (Function(variant="sum", tensors=1, make=_bias_gradient, saved=False),),
+            (BIAS_GRADIENT,),
             bench.points(12),
             _BIAS,
         ),
@@ -35,7 +35,7 @@ def reduction_cases(bench: Bench) -> list[Case]:
             "reduction",
             (
                 Function(variant="sum", tensors=1, make=_mean),
-                Function(variant="other", tensors=1, make=_largest),
+                LARGEST,
             ),
             bench.points(10),
         ),
@@ -145,3 +145,7 @@ def _pool_preparation(which: int, shape: tuple[int, int, int, int], dtype: str) 
         return lambda: backward(g, x(), *window, [1, 1], False, index)
 
     return prepare
+
+
+BIAS_GRADIENT = Function(variant="sum", tensors=1, make=_bias_gradient, saved=False)
+LARGEST = Function(variant="other", tensors=1, make=_largest)

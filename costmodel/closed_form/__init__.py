@@ -6,6 +6,6 @@ functions as a forecast; what the event engine decides action by action is a for
 time that no schedule of the kind can beat (what a search may skip by), and an estimate.
 """
 
-from costmodel.closed_form.space import Choices, Evaluated, evaluate
+from costmodel.closed_form.space import Choices, Evaluated, divisors, evaluate
 
-__all__ = ["Choices", "Evaluated", "evaluate"]
+__all__ = ["Choices", "Evaluated", "divisors", "evaluate"]

@@ -23,7 +23,7 @@ from costmodel.strategies.placing import PP_INSIDE
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["Choices", "Evaluated", "enumerate_plans", "evaluate"]
+__all__ = ["Choices", "Evaluated", "divisors", "enumerate_plans", "evaluate"]
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -136,7 +136,8 @@ class Evaluated:
         )
 
 
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
+    """All divisors of n, ascending."""
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
 
@@ -147,8 +148,8 @@ def enumerate_plans(choices: Choices) -> Evaluated:
     excluded: Counter[str] = Counter()
     n = choices.n_devices
     n_policies = len(choices.recompute) * len(choices.zero) * len(choices.schedules)
-    for tp in _divisors(n):
-        for cp, pp in product(_divisors(n // tp), repeat=2):
+    for tp in divisors(n):
+        for cp, pp in product(divisors(n // tp), repeat=2):
             if n % (tp * cp * pp):
                 continue
             dp = n // (tp * cp * pp)
@@ -156,7 +157,7 @@ def enumerate_plans(choices: Choices) -> Evaluated:
             if reason:
                 excluded[reason] += n_policies
                 continue
-            sizes = np.array(_divisors(choices.global_batch_size // dp))
+            sizes = np.array(divisors(choices.global_batch_size // dp))
             large = sizes > choices.max_micro_batch_size
             if large.any():
                 excluded[f"micro-batch above {choices.max_micro_batch_size}"] += int(large.sum()) * n_policies

@@ -160,6 +160,11 @@ class OperatorFit(_Frozen):
     """Name of the device whose samples were fitted, where it is not this one."""
     extra_log_sigma: float = 0.0
     """Added (in quadrature) to the spread, for what transfer leaves unknown."""
+    log_offset: float = 0.0
+    """ln(time) of this machine over the one that the parameters were fitted on, at every size."""
+    update: Correction | None = None
+    """What later measurements at a few sizes changed near them. Its `far_sigma` is a factor: what is left of
+    the fit's own spread where none of them is near."""
 
 
 class BorrowedFit(_Frozen):

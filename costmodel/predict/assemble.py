@@ -12,13 +12,18 @@ from costmodel.estimate import Z90, expected_max
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.plan import Plan
 from costmodel.predict.memory import model_state
-from costmodel.predict.optimizer_costs import optimizer_s, orthogonalisation_s, state_bytes_per_parameter
+from costmodel.predict.optimizer_costs import (
+    optimizer_s,
+    optimizer_variant,
+    orthogonalisation_s,
+    state_bytes_per_parameter,
+)
 from costmodel.predict.partition import balanced_partition
 from costmodel.predict.peak import rank_memory
 from costmodel.predict.prediction import HardwareUsed, Prediction
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
-from costmodel.predict.uncertainty import step_log_sigma
+from costmodel.predict.uncertainty import step_errors
 from costmodel.predict.units import Unit, expand, held_elements, tied_elements, unit_costs
 from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
@@ -73,13 +78,17 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     step_time_s = step.step_time_s + step_overhead_s
     breakdown = {part: step.breakdown_s.get(part, 0.0) for part in BREAKDOWN_PARTS}
     breakdown["host"] += step_overhead_s
-    sigma = step_log_sigma(
+    errors = step_errors(
         units,
         breakdown,
         step_time_s,
-        comm_log_sigma=_comm_log_sigma(forecaster, plan, units),
+        plan=asked,
+        transfers=_transfers(forecaster, plan, units),
+        update=_update(forecaster, groups),
+        overhead_s=step_overhead_s,
         framework=forecaster.framework,
     )
+    sigma = errors.log_sigma(step_time_s)
     samples_per_s = plan.global_batch_size / step_time_s
     model_flop_per_s = forecaster.model_flop() * samples_per_s
     peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
@@ -108,6 +117,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
         ),
         warnings=_warnings(graph.unmodelled_fraction, graph.notes, profile),
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),
+        errors=errors,
     )
     return prediction, step
 
@@ -223,16 +233,35 @@ def _simulate(
     return split_update(lambda share: simulate(offload=replace(offload, device_fraction=share)))
 
 
-def _comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> float:
-    """Spread of the largest data-parallel and pipeline transfers, the wider of the two."""
-    sigmas = [0.0]
+def _transfers(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> dict[str, tuple[str, float]]:
+    """Part of the breakdown -> what the transfers in it err with, and the spread of the largest of them."""
+    found: dict[str, tuple[str, float]] = {}
     if plan.dp * plan.cp > 1:
         size = max(sum(unit.elements) for unit in units) * forecaster.framework.gradient_comm_bytes
-        sigmas.append(float(forecaster.collective(plan, "all_reduce", size, "dp").log_sigma[0]))
+        op, axis = _gradient_collective(plan)
+        sigma = float(forecaster.collective(plan, op, size, axis).log_sigma[0])
+        found["dp_comm"] = f"collective {op}/{forecaster.link_name(plan, axis)}", sigma
     if plan.pp > 1:
         size = float(max(unit.shard.output_bytes for unit in units))
-        sigmas.append(float(forecaster.collective(plan, "p2p", size, "pp").log_sigma[0]))
-    return max(sigmas)
+        sigma = float(forecaster.collective(plan, "p2p", size, "pp").log_sigma[0])
+        found["pp_comm"] = f"collective p2p/{forecaster.link_name(plan, 'pp')}", sigma
+    return found
+
+
+def _gradient_collective(plan: Plan) -> tuple[str, str]:
+    """The collective that gradients take most of their time in, and its axis."""
+    if servers_of(plan) is not None:
+        return "p2p", "server"
+    if plan.zero_stage == 3:
+        return "reduce_scatter", "dp_shard" if plan.dp_shard else "dp"
+    return "all_reduce" if plan.zero_stage == 0 else "reduce_scatter", "dp"
+
+
+def _update(forecaster: Forecaster, groups: list[list[Unit]]) -> tuple[str, float]:
+    """What the optimizer's time errs with, and its spread."""
+    elements = max((held_elements(group) for group in groups), key=sum)
+    _, sigma = optimizer_s(elements, forecaster.optimizer, forecaster.profile)
+    return f"fit optimizer/{optimizer_variant(forecaster.optimizer).variant}/fp32", sigma
 
 
 def _peak_flop_per_s(profile: HardwareProfile, dtype: str) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costmodel.errors import PlanError
-from costmodel.estimate import FloatArray
+from costmodel.estimate import FloatArray, TimeEstimate
 from costmodel.framework import FrameworkProfile
 from costmodel.graph import scalable_graph
 from costmodel.graph.liveness import saved_tensors
@@ -27,18 +27,20 @@ from costmodel.hardware.schema import HardwareProfile
 from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
-from costmodel.predict.placement import axis_groups
+from costmodel.predict.placement import axis_groups, crosses_node
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import Kernels, SegmentCosts, price_kernels, price_segment
 from costmodel.sharding import ShardedGraph, shard
 from costmodel.strategies.splitting import branches_of, split_otherwise, splitting_words
 
 if TYPE_CHECKING:
-    from costmodel.estimate import TimeEstimate
     from costmodel.models import ModelSource
     from costmodel.step import StepResult
 
-__all__ = ["Forecast", "Forecaster"]
+__all__ = ["CollectiveKey", "Forecast", "Forecaster"]
+
+CollectiveKey = tuple[str, float, CollectiveGroup]
+"""(op, size in bytes, group)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,7 @@ class Forecaster:
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
         self._kernels: dict[int, tuple[Kernels, ...]] = {}
         """By identity of the sharded graph, which `_sharded` keeps."""
-        self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
+        self._collectives: dict[CollectiveKey, TimeEstimate] = {}
         self._curves: dict[tuple[str, CollectiveGroup], FloatArray] = {}
 
     def on(
@@ -203,7 +205,7 @@ class Forecaster:
                 "calibrate with at least 2 ranks or take a profile with a network"
             )
         group = axis_groups(plan, self.profile.network.ranks_per_node)[axis]
-        key = (op, size_bytes, group)
+        key: CollectiveKey = (op, size_bytes, group)
         if key not in self._collectives:
             self._collectives[key] = collective_times(
                 self.profile.network,
@@ -231,6 +233,15 @@ class Forecaster:
         at = np.log2(np.maximum(size_bytes, 1.0))
         times_s = np.exp(np.interp(at, np.log2(SIZE_GRID_BYTES), self._curves[key]))
         return np.where(size_bytes > 0, times_s, 0.0)
+
+    def link_name(self, plan: Plan, axis: str) -> str:
+        """The link over which the groups of an axis communicate; "" without a network."""
+        network = self.profile.network
+        if network is None:
+            return ""
+        intra, inter = network.links(self.network_variant)
+        crosses = crosses_node(axis_groups(plan, network.ranks_per_node)[axis])
+        return inter.name if crosses and inter is not None else intra.name
 
     def segments(self, plan: Plan) -> tuple[SegmentCosts, ...]:
         """Priced segments of the plan, one per segment of the graph."""
@@ -264,6 +275,7 @@ class Forecaster:
                     framework=self.framework,
                     kernels=kernels,
                     collective=lambda op, size, axis: self.collective(plan, op, size, axis),
+                    link=lambda axis: self.link_name(plan, axis),
                     recompute=plan.recompute,
                     saved_elsewhere=saved,
                 )
@@ -275,6 +287,26 @@ class Forecaster:
         """Price, schedule and sum up one plan. Raises PlanError where it cannot be run."""
         prediction, step = assemble(self._of_branches(branches_of(plan)), plan)
         return Forecast(prediction=prediction, step=step)
+
+    def collectives_of(self, plan: Plan) -> dict[CollectiveKey, TimeEstimate]:
+        """Every collective that a plan's forecast asks the price of."""
+        other = self.on()
+        other.forecast(plan)
+        return dict(other._collectives)
+
+    def with_collective(
+        self, plan: Plan, key: CollectiveKey, factor: float, known: Mapping[CollectiveKey, TimeEstimate]
+    ) -> Forecaster:
+        """The same, for one plan, with one of its `known` collectives taking `factor` times as long."""
+        other = self.on()
+        if plan.tp * plan.cp * plan.ep == 1 and not splitting_words(plan):
+            other._priced = self._priced  # no segment holds a collective
+        estimate = known[key]
+        other._collectives = {
+            **known,
+            key: TimeEstimate(median_s=estimate.median_s * factor, log_sigma=estimate.log_sigma),
+        }
+        return other
 
     def _of_branches(self, groups: int) -> Forecaster:
         """The forecaster of the model with its blocks split into so many branches (0: as it is)."""

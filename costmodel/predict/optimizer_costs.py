@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from costmodel.errors import UsageError
+from costmodel.estimate import FloatArray
 from costmodel.hardware.pricing import contended_s, operator_times
 from costmodel.predict.pricing import host_cost_s
 
@@ -24,6 +25,7 @@ __all__ = [
     "orthogonalisation_s",
     "state_bytes_per_parameter",
     "update_bytes",
+    "update_sizes",
 ]
 
 
@@ -97,6 +99,17 @@ def orthogonalisation_s(shapes: Sequence[Sequence[int]], name: str, profile: Har
     return _NEWTON_SCHULZ_STEPS * total
 
 
+def update_sizes(elements: Sequence[int], name: str, profile: HardwareProfile) -> dict[str, FloatArray]:
+    """Sizes [n] of the calls that update tensors with these element counts: tensors of one size together on
+    a CPU (one tensor after another: a large one leaves the cache), else all as of their mean size."""
+    traffic = optimizer_variant(name)
+    looped = profile.device.kind == "cpu"
+    sizes = Counter(elements) if looped else {sum(elements) / len(elements): len(elements)}
+    cols = np.array(list(sizes), dtype=np.float64)
+    rows = np.array(list(sizes.values()), dtype=np.float64)
+    return {"rows": rows, "cols": cols, "bytes": 4.0 * rows * cols * (traffic.read + traffic.written)}
+
+
 def optimizer_s(
     elements: Sequence[int],
     name: str,
@@ -113,11 +126,7 @@ def optimizer_s(
     if not elements:
         return 0.0, 0.0
     traffic = optimizer_variant(name)
-    looped = profile.device.kind == "cpu"  # one tensor after another: a large one leaves the cache
-    sizes = Counter(elements) if looped else {sum(elements) / len(elements): len(elements)}
-    cols = np.array(list(sizes), dtype=np.float64)
-    rows = np.array(list(sizes.values()), dtype=np.float64)
-    dims = {"rows": rows, "cols": cols, "bytes": 4.0 * rows * cols * (traffic.read + traffic.written)}
+    dims = update_sizes(elements, name, profile)
     estimate = operator_times(profile, "optimizer", traffic.variant, "fp32", dims)
     waiting_s = contended_s(profile, "optimizer", traffic.variant, "fp32", dims, estimate.median_s)
     update_s = float((estimate.median_s - waiting_s * (1.0 - utilisation)).sum())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from costmodel.plan import Plan
+from costmodel.predict.uncertainty import NO_ERRORS, StepErrors
 from costmodel.stage_costs import BREAKDOWN_PARTS
 
 __all__ = ["HardwareUsed", "Prediction", "StageMemory"]
@@ -89,6 +90,8 @@ class Prediction:
     unmodelled_fraction: float
     hardware: HardwareUsed
     warnings: tuple[str, ...] = ()
+    errors: StepErrors = NO_ERRORS
+    """What the interval is made of, by what errs together; in memory only."""
     stage_modules: tuple[tuple[str, ...], ...] = field(default_factory=tuple)
     """Module paths of each stage, in forward order."""
 

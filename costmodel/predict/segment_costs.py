@@ -101,14 +101,16 @@ def price_segment(
     framework: FrameworkProfile,
     kernels: Kernels,
     collective: CollectivePricer,
+    link: Callable[[str], str],
     recompute: str,
     saved_elsewhere: frozenset[int] = frozenset(),
 ) -> SegmentCosts:
     """Price every kernel and collective of one instance.
 
     Backward operators that produce only parameter gradients are `backward_weight`, the others
-    `backward_input`. `recompute`: none, selective (operators of attention that no GEMM weight belongs to
-    run again) or full (the forward runs again, its collectives too).
+    `backward_input`. `link`: mesh axis -> the link its group communicates over. `recompute`: none, selective
+    (operators of attention that no GEMM weight belongs to run again) or full (the forward runs again, its
+    collectives too).
     """
     fused, priced = kernels.fused, kernels.priced
     operators = fused.operators
@@ -126,15 +128,16 @@ def price_segment(
             device[name] += seconds
             contended[name] += float(priced.contended_s[position])
             host[name] += float(priced.host_s[position])
-            key = (f"fit {priced.fit[position]}", name)
-            error[key] = error.get(key, 0.0) + seconds * float(priced.log_sigma[position])
+            if priced.fit[position]:
+                key = (f"fit {priced.fit[position]}", name)
+                error[key] = error.get(key, 0.0) + seconds * float(priced.log_sigma[position])
     # measured over forward and backward together; each takes half
     for part in ("forward", "backward_input"):
         host[part] += 0.5 * module_s * len(dispatched)
     if profile.device.kind != "cpu":
         for part, seconds in _framework_host_s(segment, framework, bool(again), recompute).items():
             host[part] += seconds
-    comm = _comm_times(segment.collectives, collective, recompute == "full" and bool(again), error)
+    comm = _comm_times(segment.collectives, collective, link, recompute == "full" and bool(again), error)
     return SegmentCosts(
         device_s=device,
         contended_s=contended,
@@ -178,6 +181,7 @@ def part_of(op: Operator, gradients: set[int]) -> str:
 def _comm_times(
     calls: Iterable[CollectiveCall],
     collective: CollectivePricer,
+    link: Callable[[str], str],
     again: bool,
     error: dict[tuple[str, str], float],
 ) -> dict[str, dict[str, float]]:
@@ -194,6 +198,6 @@ def _comm_times(
         for part in parts:
             name = "tp_comm" if call.axis.startswith("mesh") else f"{call.axis}_comm"
             comm[part][name] = comm[part].get(name, 0.0) + seconds
-            key = ("collectives", part)
+            key = (f"collective {call.op}/{link(call.axis)}", part)
             error[key] = error.get(key, 0.0) + seconds * float(np.max(estimate.log_sigma))
     return comm

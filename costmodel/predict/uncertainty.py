@@ -1,22 +1,241 @@
-"""The spread of a step's time from the spreads of what it is made of.
+"""The errors of a step's time, by what errs together, and how sure that makes a comparison of two steps.
 
-Errors of operators that one fit prices are the same kind of error, so they add up linearly; different
-fits, collectives and the framework's own residual are independent and add up in squares:
+A prediction's error is a sum of independent standard normal factors z_k, each with a loading of so many
+seconds: T' = T exp(sum_k s_k z_k / T). Two predictions share the factors that bear one name, so
 
-    sigma_step^2 = (sum_fit (sum of its operators' t * sigma)^2 + (comm * sigma_comm)^2) / step^2 + sigma_fw^2
+    Var[ln A' - ln B'] = sum_k (a_k / A - b_k / B)^2        P(A' < B') = Phi(ln(B / A) / that one's root)
+
+Components before they are split into factors:
+
+    fit KIND/VARIANT/DTYPE     operators one fit prices: one kind of error, so their seconds add up linearly
+    collective OP/LINK         transfers one fit prices, likewise
+    host, bubble               host time that shows, idle time of the pipeline: shares of their own seconds
+    framework                  what measured runs of a framework differ by beyond all that
+
+Each is split by `costmodel/data/uncertainty.json` into a part that all plans share and parts that only plans
+share which are equal in some respect (the shapes of their operators, a degree), or that are a plan's own.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from costmodel.estimate import FloatArray
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
+    from costmodel.plan import Plan
     from costmodel.predict.units import Unit
 
-__all__ = ["step_log_sigma"]
+__all__ = [
+    "NO_ERRORS",
+    "ErrorModel",
+    "StepErrors",
+    "component_of",
+    "difference_log_sigma",
+    "error_model",
+    "probability_shorter",
+    "relative_loadings",
+    "step_components",
+    "step_errors",
+    "step_log_sigma",
+]
+
+_DATA = Path(__file__).parents[1] / "data" / "uncertainty.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StepErrors:
+    """Loadings of one prediction: `seconds[k]` of one standard deviation of the factor named `keys[k]`.
+
+    A factor's name is its component's, and behind " @" what plans must have in common to share it.
+    """
+
+    keys: tuple[str, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.keys) == len(self.seconds) == len(set(self.keys))
+
+    def log_sigma(self, step_time_s: float) -> float:
+        """Standard deviation of ln(step time)."""
+        return math.hypot(*self.seconds) / step_time_s if step_time_s else 0.0
+
+    def by_component(self) -> dict[str, float]:
+        """Component -> seconds of one standard deviation, its factors together."""
+        found: dict[str, float] = {}
+        for key, seconds in zip(self.keys, self.seconds, strict=True):
+            name = component_of(key)
+            found[name] = math.hypot(found.get(name, 0.0), seconds)
+        return found
+
+
+NO_ERRORS = StepErrors()
+
+
+def component_of(key: str) -> str:
+    """The component a factor belongs to."""
+    return key.partition(" @")[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorModel:
+    """Widths and correlations out of the data file.
+
+    `host`, `bubble`: standard deviation over the seconds; `framework`: over the residual spread that the
+    framework's profile states. `splits`: first word of a component -> respect ->
+    share of its variance; respects are those of `_respect`.
+    """
+
+    host: float
+    bubble: float
+    framework: float
+    splits: Mapping[str, Mapping[str, float]]
+
+    def __post_init__(self) -> None:
+        assert min(self.host, self.bubble, self.framework) >= 0
+        for name, split in self.splits.items():
+            assert abs(sum(split.values()) - 1.0) < 1e-6, (name, split)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> ErrorModel:
+        """Out of the data file's fields."""
+        return cls(
+            host=float(data["host_sigma"]),
+            bubble=float(data["bubble_sigma"]),
+            framework=float(data["framework_factor"]),
+            splits={name: dict(split) for name, split in data["variance_shares"].items()},
+        )
+
+    def factors(self, components: Mapping[str, float], plan: Plan) -> StepErrors:
+        """The factors of a plan's components (name -> seconds of one standard deviation)."""
+        found: dict[str, float] = {}
+        for name, seconds in components.items():
+            for respect, share in self.splits[name.partition(" ")[0]].items():
+                if share > 0.0 and seconds > 0.0:
+                    value = _respect(respect, plan)
+                    found[f"{name} @{value}" if value else name] = seconds * math.sqrt(share)
+        return StepErrors(keys=tuple(found), seconds=tuple(found.values()))
+
+
+def _respect(name: str, plan: Plan) -> str:
+    """What two plans must have equal to share a factor; "" = they always do."""
+    values = {
+        "all": "",
+        "shapes": f"mbs{plan.micro_batch_size}.tp{plan.tp}.cp{plan.cp}.ep{plan.ep}.{plan.sequence_parallel}",
+        "group": f"dp{plan.dp}.tp{plan.tp}.pp{plan.pp}",
+        "tp": f"tp{plan.tp}",
+        "pp": f"pp{plan.pp}",
+        "dp": f"dp{plan.dp}.zero{plan.zero_stage}",
+        "mbs": f"mbs{plan.micro_batch_size}",
+        "plan": str(plan),
+    }
+    return values[name]
+
+
+@lru_cache(maxsize=1)
+def error_model() -> ErrorModel:
+    """The shipped widths and correlations."""
+    return ErrorModel.of(json.loads(_DATA.read_text()))
+
+
+def step_components(
+    units: Sequence[Unit],
+    breakdown_s: Mapping[str, float],
+    step_time_s: float,
+    *,
+    transfers: Mapping[str, tuple[str, float]],
+    update: tuple[str, float],
+    overhead_s: float,
+    framework: FrameworkProfile,
+    model: ErrorModel,
+) -> dict[str, float]:
+    """Component -> seconds of one standard deviation in the step.
+
+    The units' own errors are summed over one micro-batch of all stages and scaled to what of the step is
+    their work or waits for it. `transfers`: part of the breakdown (dp_comm, pp_comm) -> (component, spread
+    of ln time); `update`: the optimizer's. `overhead_s`: host time of the step outside the units.
+    """
+    found: dict[str, float] = {}
+
+    def add(name: str, seconds: float) -> None:
+        found[name] = found.get(name, 0.0) + abs(seconds)
+
+    apart = sum(breakdown_s.get(part, 0.0) for part in ("dp_comm", "pp_comm", "optimizer", "offload"))
+    total = sum(unit.seconds(1.0) for unit in units)
+    scale = max(0.0, step_time_s - apart - overhead_s) / total if total else 0.0
+    for unit in units:
+        for (name, _part), seconds in unit.costs.error_s.items():
+            add(name, scale * seconds)
+    for part, (name, sigma) in transfers.items():
+        add(name, sigma * breakdown_s.get(part, 0.0))
+    add(update[0], update[1] * breakdown_s.get("optimizer", 0.0))
+    add("host", model.host * breakdown_s.get("host", 0.0))
+    add("bubble", model.bubble * breakdown_s.get("bubble", 0.0))
+    add("framework", model.framework * framework.residual_log_sigma * step_time_s)
+    return found
+
+
+def step_errors(
+    units: Sequence[Unit],
+    breakdown_s: Mapping[str, float],
+    step_time_s: float,
+    *,
+    plan: Plan,
+    transfers: Mapping[str, tuple[str, float]],
+    update: tuple[str, float],
+    overhead_s: float,
+    framework: FrameworkProfile,
+) -> StepErrors:
+    """The loadings of one step; see `step_components` for the arguments."""
+    model = error_model()
+    components = step_components(
+        units,
+        breakdown_s,
+        step_time_s,
+        transfers=transfers,
+        update=update,
+        overhead_s=overhead_s,
+        framework=framework,
+        model=model,
+    )
+    return model.factors(components, plan)
+
+
+def relative_loadings(
+    errors: Iterable[StepErrors], step_times_s: Sequence[float]
+) -> tuple[tuple[str, ...], FloatArray]:
+    """Factor names [k] and loadings over step time [n, k] of `n` predictions, for work on all at once."""
+    listed = list(errors)
+    keys = tuple(dict.fromkeys(key for e in listed for key in e.keys))
+    column = {key: k for k, key in enumerate(keys)}
+    matrix = np.zeros((len(listed), len(keys)))
+    for row, (one, step_time_s) in enumerate(zip(listed, step_times_s, strict=True)):
+        for key, seconds in zip(one.keys, one.seconds, strict=True):
+            matrix[row, column[key]] = seconds / step_time_s
+    return keys, matrix
+
+
+def difference_log_sigma(loadings: FloatArray, of: int) -> FloatArray:
+    """Standard deviation [n] of ln T_i - ln T_of, out of the loadings [n, k] of `relative_loadings`."""
+    return np.asarray(np.sqrt(np.sum((loadings - loadings[of]) ** 2, axis=1)), dtype=np.float64)
+
+
+def probability_shorter(log_gap: FloatArray, log_sigma: FloatArray) -> FloatArray:
+    """P [n] that a step is shorter than one whose ln is `log_gap` [n] larger (1, 0.5, 0 where sigma is 0)."""
+    from scipy.special import ndtr
+
+    gap, sigma = np.asarray(log_gap, dtype=np.float64), np.asarray(log_sigma, dtype=np.float64)
+    certain = 0.5 * (1.0 + np.sign(gap))
+    return np.asarray(np.where(sigma > 0, ndtr(gap / np.where(sigma > 0, sigma, 1.0)), certain))
 
 
 def step_log_sigma(
@@ -27,10 +246,10 @@ def step_log_sigma(
     comm_log_sigma: float,
     framework: FrameworkProfile,
 ) -> float:
-    """Standard deviation of ln(step time).
+    """Standard deviation of ln(time) of one forward pass in inference.
 
     The units' own errors are summed over one micro-batch of all stages and scaled to the share of the
-    step that is spent computing.
+    pass that is spent computing.
     """
     by_fit: dict[str, float] = {}
     total = 0.0
@@ -38,9 +257,7 @@ def step_log_sigma(
         for (fit, _part), seconds in unit.costs.error_s.items():
             by_fit[fit] = by_fit.get(fit, 0.0) + seconds
         total += unit.seconds(1.0)
-    relative = math.sqrt(sum(v * v for v in by_fit.values())) / total if total else 0.0
+    relative = math.hypot(*by_fit.values()) / total if total else 0.0
     exposed = sum(breakdown_s.get(k, 0.0) for k in ("dp_comm", "pp_comm"))
     share = exposed / step_time_s if step_time_s else 0.0
-    return math.sqrt(
-        ((1.0 - share) * relative) ** 2 + (share * comm_log_sigma) ** 2 + framework.residual_log_sigma**2
-    )
+    return math.hypot((1.0 - share) * relative, share * comm_log_sigma, framework.residual_log_sigma)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planner.commands.options import Json
+
+if TYPE_CHECKING:
+    from planner.deciding import DecidedPlan
 
 __all__ = ["command"]
 
@@ -23,16 +26,50 @@ def command(
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Measure these kinds only.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Use samples already taken here.")] = True,
+    for_: Annotated[
+        Path | None,
+        typer.Option("--for", help="Output of `plan --json`: measure just what decides among its plans."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="With --for: profile to start from; default: the plans' own."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure operators, host costs and collectives of this machine and write its profile.
 
     Started plainly it starts the ranks itself; with RANK and WORLD_SIZE set (torchrun, Slurm) it joins.
     """
+    from costmodel.errors import UsageError
     from planner import api
     from planner.commands.hardware import show_profile
-    from planner.render import print_json
+    from planner.render import print_json, progress
 
+    if for_ is not None:
+        if only:
+            raise UsageError("--only and --for exclude each other: --for measures what the plans differ in")
+        from planner.deciding import decide
+
+        decided = decide(
+            for_,
+            out=out,
+            base=base,
+            budget_s=_seconds(budget),
+            world_size=ranks,
+            resume=resume,
+            backend=backend,
+            progress=progress,
+        )
+        if decided is None:
+            return
+        if json:
+            print_json(decided.to_dict())
+        else:
+            _show_decision(decided)
+        progress(f"wrote {out}")
+        return
+    if base is not None:
+        raise UsageError(f"--base {base}: needs --for PLAN.json; a full calibration starts from nothing")
     result = api.calibrate(
         out=out, budget_s=_seconds(budget), world_size=ranks, backend=backend, only=only, resume=resume
     )
@@ -42,6 +79,26 @@ def command(
         print_json(result.model_dump(mode="json"))
     else:
         show_profile(result, samples=out)
+
+
+def _show_decision(decided: DecidedPlan) -> None:
+    from planner.render import duration, percent, print_table
+
+    print_table(
+        ["plan", "before", "after", "P(best) before", "P(best) after"],
+        [
+            [
+                c.plan,
+                duration(c.before_s),
+                duration(c.after_s),
+                percent(c.probability_before),
+                percent(c.probability_after),
+            ]
+            for c in decided.contenders
+        ],
+        title=f"{decided.outcome.n_visits} visits of {decided.outcome.n_items} deciding sizes; ended: "
+        f"{decided.outcome.reason}",
+    )
 
 
 def _seconds(text: str) -> float:

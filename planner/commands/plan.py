@@ -119,6 +119,10 @@ def command(
         f"in {duration(search.search_time_s)}; the event engine priced {len(search.ranked)}"
         + ("" if search.proven else ", the others may hold a faster one"),
     )
+    if search.ties:
+        print(f"{len(search.ties)} of these cannot be told from the first.")
+        for decides in search.deciding:
+            print(f"To decide: {decides.measure} ({percent(decides.variance_share)} of the uncertainty)")
     if search.standing is not None:
         print(search.standing.text(search.ranked[0].prediction))
     if search.n_excluded:

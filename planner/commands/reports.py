@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from planner.render import percent, print_table
 
@@ -35,6 +36,8 @@ def show_report(report: Report) -> None:
             for s in report.summary
         ],
     )
+    if (table := report.details.get("reliability")) and table["overall"]["n_pairs"]:
+        _show_reliability(table["overall"])
     scored = [row for row in report.rows if row.skipped is None]
     few = len(scored) <= 4 * _WORST
     shown = scored if few else sorted(scored, key=lambda r: -abs(r.error))[:_WORST]
@@ -63,3 +66,20 @@ def show_report(report: Report) -> None:
             ["skipped because", "rows"],
             [[reason, str(n)] for reason, n in sorted(reasons.items(), key=lambda item: -item[1])],
         )
+
+
+def _show_reliability(table: Mapping[str, Any]) -> None:
+    """Deciles of P(the first plan of a pair is faster) and how often it was."""
+    print_table(
+        ["P(A faster than B)", "pairs", "mean P", "A was faster"],
+        [
+            [
+                f"{percent(b['low'])} .. {percent(b['high'])}",
+                str(b["n"]),
+                percent(b["mean_probability"]),
+                percent(b["share_shorter"]),
+            ]
+            for b in table["bins"]
+        ],
+        title=f"{table['n_pairs']} pairs of plans of one problem",
+    )

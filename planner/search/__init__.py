@@ -5,7 +5,8 @@ promising ones with the event engine until no other can be faster, `compare` say
 why the losers lose, `nearest` what would have to change where nothing fits.
 """
 
-from planner.search.compare import pareto_front, probability_faster
+from planner.certainty import probability_faster
+from planner.search.compare import pareto_front
 from planner.search.result import RankedPlan, SearchResult
 from planner.search.run import search
 from planner.search.space import SearchOptions

@@ -1,38 +1,12 @@
-"""Two predictions held against each other: which is faster, how sure, and why."""
+"""Predictions held against each other: which are worth having, and why one loses."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
-import costmodel
-from costmodel.estimate import Z90
 from costmodel.predict import Prediction
 
-__all__ = ["pareto_front", "probability_faster", "why_slower"]
-
-_UNCERTAINTY = Path(costmodel.__path__[0]) / "data" / "uncertainty.json"
-
-
-@lru_cache(maxsize=1)
-def _shared_error_fraction() -> float:
-    return float(json.loads(_UNCERTAINTY.read_text())["shared_error_fraction"])
-
-
-def probability_faster(a: Prediction, b: Prediction) -> float:
-    """P(a's step is shorter than b's), both log-normal, errors correlated by what both run.
-
-    d = ln b - ln a is normal with variance sa^2 + sb^2 - 2 rho sa sb.
-    """
-    sa, sb = (math.log(p.step_time_high_s / p.step_time_low_s) / (2 * Z90) for p in (a, b))
-    variance = sa * sa + sb * sb - 2 * _shared_error_fraction() * sa * sb
-    gap = math.log(b.step_time_s / a.step_time_s)
-    if variance <= 0:
-        return 0.5 if gap == 0 else float(gap > 0)
-    return 0.5 * math.erfc(-gap / math.sqrt(2 * variance))
+__all__ = ["pareto_front", "why_slower"]
 
 
 def pareto_front(predictions: Sequence[Prediction]) -> tuple[Prediction, ...]:

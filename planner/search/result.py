@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planner.search.compare import probability_faster, why_slower
+from planner.certainty import probability_faster, tie
+from planner.search.compare import why_slower
 
 if TYPE_CHECKING:
     from costmodel.closed_form import Evaluated
+    from costmodel.plan import Plan
     from costmodel.predict import Prediction
+    from planner.certainty import Deciding
     from planner.explaining import Explanation
+    from planner.problem import Problem
 
 __all__ = ["RankedPlan", "SearchResult", "Standing"]
 
@@ -80,10 +84,21 @@ class SearchResult:
     pareto: tuple[Prediction, ...]
     explanation: Explanation | None = None
     """Of the two plans that were asked about."""
+    problem: Problem | None = None
+    """What was asked, so that it can be asked again."""
+    deciding: tuple[Deciding, ...] = ()
+    """What to measure to tell the first plan from the next, where they are a tie."""
     standing: Standing | None = None
     """Of the plan that was asked about."""
     space: Evaluated | None = field(default=None, repr=False)
     """Every plan of the space with its bound, estimate and memory."""
+
+    @property
+    def ties(self) -> tuple[Plan, ...]:
+        """Ranked plans that cannot be told from the first."""
+        return tuple(
+            r.prediction.plan for r in self.ranked[1:] if tie(self.ranked[0].prediction, r.prediction)
+        )
 
     def with_standing(self, prediction: Prediction) -> SearchResult:
         """The same result with where this plan lies among the feasible plans' estimates; for one of the
@@ -103,6 +118,7 @@ class SearchResult:
     def to_dict(self, *, top: int | None = None) -> dict[str, Any]:
         """The fields of `plan --json`; `top` limits the plans listed."""
         return {
+            "problem": None if self.problem is None else self.problem.to_dict(),
             "n_considered": self.n_considered,
             "n_excluded": self.n_excluded,
             "n_feasible": self.n_feasible,
@@ -118,6 +134,8 @@ class SearchResult:
                 for r in self.ranked[:top]
             ],
             "pareto": [p.to_dict() for p in self.pareto],
+            "ties": [str(plan) for plan in self.ties],
+            "deciding": [d.to_dict() for d in self.deciding],
             "explanation": None if self.explanation is None else self.explanation.to_dict(),
             "standing": None if self.standing is None else self.standing.to_dict(),
         }

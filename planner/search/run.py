@@ -10,7 +10,8 @@ import numpy as np
 from costmodel.closed_form import Evaluated, evaluate
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.predict import Prediction
-from planner.search.compare import pareto_front, probability_faster, why_slower
+from planner.certainty import probability_faster
+from planner.search.compare import pareto_front, why_slower
 from planner.search.nearest import nearest_change
 from planner.search.result import RankedPlan, SearchResult
 from planner.search.space import SearchOptions, choices_of

@@ -53,7 +53,8 @@ class ScoredRow:
     """One measured figure beside its prediction, both in the row's own metric and unit.
 
     Either `predicted` is given or `skipped` says why it is not. `low`, `high`: the 90 % interval.
-    `labels` are further things to summarise by (gpu, kind, model, strategy); they stay out of the JSON rows.
+    `labels` are further things to summarise by (gpu, kind, model, strategy), `loadings` the prediction's
+    errors by factor over its time (see costmodel.predict.uncertainty); both stay out of the JSON rows.
     """
 
     id: str
@@ -66,6 +67,7 @@ class ScoredRow:
     high: float | None = None
     skipped: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    loadings: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.skipped is None:

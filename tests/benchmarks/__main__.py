@@ -62,12 +62,55 @@ def mesh_s() -> str:
     return f"{time.perf_counter() - start:.1f} s for one layer on an 8 x 8 mesh"
 
 
-def search_s() -> str:
-    """Every plan of GPT-2 on eight devices."""
+def _search(model: str, hardware: str, framework: str, n_devices: int, batch: int, seq: int) -> str:
+    """The whole space from process start, tracing included."""
+    code = (
+        "import time; t = time.perf_counter()\n"
+        "from planner import api\n"
+        f"found = api.plan({model!r}, hardware={hardware!r}, framework={framework!r}, "
+        f"n_devices={n_devices}, global_batch_size={batch}, seq_len={seq})\n"
+        "import resource\n"
+        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "
+        "found.n_considered, found.n_feasible, len(found.ranked), found.proven, found.ranked[0].prediction.plan)"
+    )
+    start = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    whole_s = time.perf_counter() - start
+    _, memory, considered, feasible, checked, proven, plan = out.split()
+    return (
+        f"{whole_s:.1f} s from process start, {float(memory):.2f} GB: {considered} plans considered, {feasible} "
+        f"feasible, {checked} by the event engine, first proven: {proven}, {plan}"
+    )
+
+
+def closed_forms() -> str:
+    """Memory of every plan and time of every one that fits, once units and stages are priced."""
+    from costmodel.closed_form import Choices, evaluate
     from planner import api
 
-    result = api.plan("gpt2", hardware="a100-sxm4-80gb", n_devices=8, global_batch_size=64)
-    return f"{result.search_time_s:.1f} s for {result.n_considered} plans"
+    made = api.forecaster("gpt3-175b", hardware="a100-sxm4-80gb", framework="megatron", seq_len=2048)
+    choices = Choices(
+        n_devices=1024,
+        global_batch_size=1536,
+        n_units=made.n_units(),
+        tp=(1, 2, 4, 8),
+        sequence_parallel=(False, True),
+        schedules=("gpipe", "1f1b", "dapple", "looped-bfs", "zb-h1"),
+        vpp=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16),
+        zero=(0, 1, 2, 3),
+        shard=(0, 8, 16, 32),
+        recompute=("none", "selective", "full", "full2", "full3"),
+        inside=(False, True),
+    )
+    evaluate(made, choices)
+    start = time.process_time()
+    found = evaluate(made, choices)
+    seconds = time.process_time() - start
+    n = int(np.isfinite(found.memory_bytes).sum())
+    return (
+        f"{seconds:.2f} s of one core: {n} plans with memory and, where they fit, time ({n / seconds:,.0f} a "
+        f"second), {found.n_considered} considered ({found.n_considered / seconds:,.0f} a second)"
+    )
 
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
@@ -76,10 +119,19 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "trace llama-3.1-405b for training": lambda: _trace("llama-3.1-405b"),
     "trace deepseek-v3 for training": lambda: _trace("deepseek-v3"),
     "split llama-3.1-405b": mesh_s,
-    "search": search_s,
+    "closed forms": closed_forms,
+    "search gpt3-175b on 1,024 A100": lambda: _search(
+        "gpt3-175b", "a100-sxm4-80gb", "megatron", 1024, 1536, 2048
+    ),
+    "search llama-3.1-405b on 16,384 H100": lambda: _search(
+        "llama-3.1-405b", "h100-sxm5-80gb", "megatron-core", 16384, 2048, 8192
+    ),
 }
 
 if __name__ == "__main__":
+    asked = sys.argv[1:]
     for name, benchmark in BENCHMARKS.items():
+        if asked and not any(word in name for word in asked):
+            continue
         print(f"{name}: {benchmark()}", flush=True)
     print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")

@@ -15,7 +15,7 @@ import numpy as np
 from costmodel.estimate import FloatArray
 from costmodel.hardware.schema import Correction
 
-__all__ = ["FAR_WEIGHT", "evaluate_correction", "kernel"]
+__all__ = ["FAR_WEIGHT", "evaluate_correction", "evaluate_update", "kernel"]
 
 _BLOCK = 4096
 FAR_WEIGHT = 0.15
@@ -33,9 +33,24 @@ def kernel(x: FloatArray, centres: FloatArray) -> FloatArray:
 def evaluate_correction(correction: Correction, features: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Shift and spread of ln(time), each [n], at `features` [n, f]."""
     n = len(features)
-    length, centres, columns = correction.arrays
-    if not len(centres):
+    if not correction.weights:
         return np.zeros(n), np.full(n, correction.far_sigma)
+    shift, sigmas, near = _sums(correction, features)
+    return shift, (sigmas + FAR_WEIGHT * correction.far_sigma) / (near + FAR_WEIGHT)
+
+
+def evaluate_update(
+    update: Correction, features: FloatArray, log_sigma: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Shift and spread [n] of a fit whose own spread is `log_sigma` [n]; see `OperatorFit.update`."""
+    shift, sigmas, near = _sums(update, features)
+    return shift, (sigmas + FAR_WEIGHT * update.far_sigma * log_sigma) / (near + FAR_WEIGHT)
+
+
+def _sums(correction: Correction, features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Shift, and sums over the centres of kernel times spread and of kernels, each [n]."""
+    n = len(features)
+    length, centres, columns = correction.arrays
     origin = centres.mean(axis=0)
     right = _right_side(centres - origin)
     out = np.empty((n, 3))
@@ -52,9 +67,7 @@ def evaluate_correction(correction: Correction, features: FloatArray) -> tuple[F
         distance += 1.0
         distance *= decay
         out[start : start + _BLOCK] = distance @ columns
-    shift = np.clip(out[:, 0], -correction.limit, correction.limit)
-    sigma = (out[:, 1] + FAR_WEIGHT * correction.far_sigma) / (out[:, 2] + FAR_WEIGHT)
-    return shift, sigma
+    return np.clip(out[:, 0], -correction.limit, correction.limit), out[:, 1], out[:, 2]
 
 
 def _right_side(centres: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

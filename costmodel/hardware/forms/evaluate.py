@@ -11,6 +11,7 @@ fitted to the total counts for the kernel by the kernel's share of the total.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray, TimeEstimate
 from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter, datasheet_floor_s, load_forms
-from costmodel.hardware.forms.correction import evaluate_correction
+from costmodel.hardware.forms.correction import evaluate_correction, evaluate_update
 from costmodel.hardware.schema import Adjustment, DeviceSpec, OperatorFit
 
 __all__ = ["FLOOR", "adjustment_for", "evaluate_fit", "floor_parameter", "form_of", "timed_s"]
@@ -90,7 +91,7 @@ def evaluate_fit(
     """Time of operators under a fit, as its timing would show it, or of the kernel (`device_only`).
 
     `framework`: whose kernels; None or one that was not fitted = the mean over those that were. Never
-    below what the datasheet allows.
+    below what the datasheet allows, of a machine that is faster by its `log_offset`.
     """
     form = form_of(fit.kind)
     total_s, kernel_s = timed_s(form, fit.parameters, device, dims, fit.dtype, fit.variant, fit.timing)
@@ -103,11 +104,17 @@ def evaluate_fit(
         if adjustment is not None:
             more, sigma = evaluate_correction(adjustment.correction, features)
             shift = shift + more
+    if fit.update is not None:
+        more, sigma = evaluate_update(fit.update, form.features(device, dims, fit.dtype, fit.variant), sigma)
+        shift = shift + more
+    shift = shift + fit.log_offset
     median_s = total_s * np.exp(shift)
     if device_only and FLOOR in fit.parameters:
         median_s = kernel_s * np.exp(shift * kernel_s / total_s)
         sigma = np.hypot(sigma, fit.residual.log_sigma * (1.0 - kernel_s / total_s))
-    floor_s = datasheet_floor_s(form, device, dims, fit.dtype, fit.variant)
+    floor_s = datasheet_floor_s(form, device, dims, fit.dtype, fit.variant) * math.exp(
+        min(0.0, fit.log_offset)
+    )
     return TimeEstimate(
         median_s=np.maximum(median_s, floor_s), log_sigma=np.hypot(sigma, fit.extra_log_sigma)
     )

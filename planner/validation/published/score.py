@@ -18,12 +18,14 @@ from planner.validation.published.memory import METRIC, memory_row
 from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, read_rows
 from planner.validation.published.setting import INFERENCE_TASKS, row_arguments, row_framework, row_plan
+from planner.validation.reliability import PLAN, PROBLEM, reliability
 from planner.validation.scoring import Report, ScoredRow, summarise
 
 __all__ = ["validate_published"]
 
 _MIN_GROUP = 4
 _MODEL_COLUMNS = ("model_family", "layers", "hidden", "ffn_hidden", "seq_len", "framework", "gpu", "dtype")
+_PROBLEM_COLUMNS = (*_MODEL_COLUMNS, "model_name", "heads", "vocab", "framework_version", "flash_attention")
 _ROWS_WORTH_WORKERS = 40
 _SHARES_PER_WORKER = 2
 """Shares are taken as workers get free; more of them would trace a model's siblings more often."""
@@ -42,7 +44,11 @@ def validate_published(path: Path, *, limit: int | None = None) -> Report:
     report = Report.of(times, by=("source", "gpu", "family", "task"), min_group=_MIN_GROUP)
     # memory has its own summary: its errors say nothing of times
     summary = [replace(part, by=f"memory {part.by}") for part in summarise(memory, ("source",))]
-    return Report(rows=(*memory, *times), summary=(*report.summary, *(summary if memory else ())))
+    return Report(
+        rows=(*memory, *times),
+        summary=(*report.summary, *(summary if memory else ())),
+        details={"reliability": reliability(times)},
+    )
 
 
 def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
@@ -137,7 +143,11 @@ def _score(row: PublishedRow, cache: _Cache) -> list[ScoredRow]:
         predicted=convert(prediction.step_time_s),
         low=min(values),
         high=max(values),
-        labels=labels,
+        labels={**labels, PLAN: str(plan), PROBLEM: "/".join(row.text(k) for k in _PROBLEM_COLUMNS)},
+        loadings={
+            key: seconds / prediction.step_time_s
+            for key, seconds in zip(prediction.errors.keys, prediction.errors.seconds, strict=True)
+        },
     )
     memory = memory_row(row, prediction, scored)
     return [scored] if memory is None else [scored, memory]

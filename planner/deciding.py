@@ -1,0 +1,164 @@
+"""`calibrate --for`: measure what a search's contenders differ in, and say again which of them wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibrate.api import calibrate_for
+from calibrate.environment import Machine
+from calibrate.journal import read_journal, samples_path
+from calibrate.refit import require_same_kind
+from costmodel.errors import InfeasibleError, InputFileError, PlanError
+from costmodel.hardware.store import load_profile
+from planner.certainty import probabilities_best
+from planner.problem import Problem, read_plan_file
+from planner.wanted import contenders_of, wanted_list
+
+if TYPE_CHECKING:
+    from calibrate.deciding import Outcome
+    from calibrate.wanted import Wanted
+    from costmodel.hardware.schema import HardwareProfile
+    from costmodel.predict import Forecaster, Prediction
+
+__all__ = ["Contender", "DecidedPlan", "decide", "list_for"]
+
+_PLANS_LOOKED_AT = 40
+"""Of a long list, the first ones: a plan far down is no contender."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A plan before and after measuring; probabilities are of being the fastest of the contenders."""
+
+    plan: str
+    before_s: float
+    after_s: float
+    probability_before: float
+    probability_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecidedPlan:
+    """The contenders, fastest first after measuring, and how measuring went."""
+
+    profile: HardwareProfile
+    contenders: tuple[Contender, ...]
+    outcome: Outcome
+
+    @property
+    def winner(self) -> Contender:
+        """The fastest as the new profile predicts."""
+        return self.contenders[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of `calibrate --for --json`."""
+        return {
+            "winner": self.winner.plan,
+            "probability": self.winner.probability_after,
+            "contenders": [{name: getattr(c, name) for name in Contender.__slots__} for c in self.contenders],
+            "n_items": self.outcome.n_items,
+            "n_unmeasurable": self.outcome.n_unmeasurable,
+            "n_visits": self.outcome.n_visits,
+            "ended": self.outcome.reason,
+            "profile": self.profile.name,
+        }
+
+
+def list_for(problem: Problem, plans: list[Any], base: HardwareProfile) -> tuple[Wanted, list[Prediction]]:
+    """What to measure for the plans of a problem on a base profile, and the contenders among them.
+
+    Raises InfeasibleError where fewer than two of the plans can be predicted: there is nothing to decide.
+    """
+    forecaster = problem.forecaster(base)
+    predictions = []
+    for plan in plans[:_PLANS_LOOKED_AT]:
+        try:
+            predictions.append(forecaster.forecast(plan).prediction)
+        except PlanError:
+            continue
+    fitting = [p for p in predictions if p.fits]
+    if len(fitting) < 2:
+        raise InfeasibleError(
+            f"{len(fitting)} of {len(plans)} plans can be predicted on {base.name!r} and fit: nothing to "
+            "decide; give a list of at least two feasible plans or another --base"
+        )
+    contenders = contenders_of(fitting)
+    return wanted_list(forecaster, contenders), contenders
+
+
+def decide(
+    plan_file: Path,
+    *,
+    out: Path,
+    base: str | None = None,
+    budget_s: float = 20.0,
+    world_size: int = 2,
+    resume: bool = True,
+    backend: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> DecidedPlan | None:
+    """Measure for the plans of a `plan --json` file; None on a joined rank other than 0.
+
+    `base`: profile to start from; default: the one the plans were made with. With `resume` the samples beside
+    `out`, or else those of a base that was measured here, are kept. Raises InputFileError, InfeasibleError,
+    UsageError, MeasurementError, WorkerError.
+    """
+    asked = read_plan_file(plan_file)
+    name = base or asked.problem.hardware.partition(":")[0]
+    profile = load_profile(name)
+    here = Machine.here(world_size=world_size, backend=backend or "gloo")
+    require_same_kind(profile, here)
+    wanted, before = list_for(asked.problem, list(asked.plans), profile)
+    if progress is not None:
+        progress(f"{len(before)} contenders, {len(wanted.items)} things to measure")
+    answer = calibrate_for(
+        wanted,
+        base=profile,
+        out=out,
+        earlier=_earlier(name, here),
+        world_size=world_size,
+        budget_s=budget_s,
+        resume=resume,
+        backend=backend,
+        progress=progress,
+    )
+    if answer is None:
+        return None
+    measured, outcome = answer
+    return DecidedPlan(
+        profile=measured,
+        contenders=_again(asked.problem.forecaster(measured), before),
+        outcome=outcome,
+    )
+
+
+def _earlier(name: str, here: Machine) -> Path | None:
+    """Samples of a base profile that is a file of this machine."""
+    path = samples_path(Path(name))
+    if not path.is_file():
+        return None
+    try:
+        there, _ = read_journal(path)
+    except InputFileError:
+        return None
+    same = (there.device, there.torch, there.world_size) == (here.device, here.torch, here.world_size)
+    return path if same else None
+
+
+def _again(forecaster: Forecaster, before: list[Prediction]) -> tuple[Contender, ...]:
+    after = [forecaster.forecast(p.plan).prediction for p in before]
+    chances = [probabilities_best(ps) for ps in (before, after)]
+    found = [
+        Contender(
+            plan=str(old.plan),
+            before_s=old.step_time_s,
+            after_s=new.step_time_s,
+            probability_before=float(chances[0][i]),
+            probability_after=float(chances[1][i]),
+        )
+        for i, (old, new) in enumerate(zip(before, after, strict=True))
+    ]
+    return tuple(sorted(found, key=lambda c: (c.after_s, c.plan)))
