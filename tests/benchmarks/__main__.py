@@ -71,15 +71,16 @@ def _search(model: str, hardware: str, framework: str, n_devices: int, batch: in
         f"n_devices={n_devices}, global_batch_size={batch}, seq_len={seq})\n"
         "import resource\n"
         "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "
-        "found.n_considered, found.n_feasible, len(found.ranked), found.proven, found.ranked[0].prediction.plan)"
+        "found.n_considered, found.n_feasible, len(found.ranked), found.proven, "
+        "found.ranked[0].prediction.plan)"
     )
     start = time.perf_counter()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     whole_s = time.perf_counter() - start
     _, memory, considered, feasible, checked, proven, plan = out.split()
     return (
-        f"{whole_s:.1f} s from process start, {float(memory):.2f} GB: {considered} plans considered, {feasible} "
-        f"feasible, {checked} by the event engine, first proven: {proven}, {plan}"
+        f"{whole_s:.1f} s from process start, {float(memory):.2f} GB: {considered} plans considered, "
+        f"{feasible} feasible, {checked} by the event engine, first proven: {proven}, {plan}"
     )
 
 
