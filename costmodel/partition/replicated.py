@@ -1,0 +1,281 @@
+"""The cut of a model into stages, each on one or several devices of a node or of several, with least latency.
+
+Exact dynamic programming over (first unit, devices used per node, where the stage before lies, stages left):
+the best ends of a pipeline are those that no other beats in both `flow` and `late` (see `latency`), and
+whatever comes before, one of them stays the best. Devices are taken by the policies of `placing`; stages are
+contiguous, may be uneven, and lie on devices of one kind each. Equals trying every cut, replica count and
+placement.
+
+Pruned without loss: a stage that alone takes longer than a pipeline already known, and ends whose work is
+more than the devices left can do in that time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Protocol
+
+from costmodel.errors import PlanError
+from costmodel.partition.balanced import balanced_partition
+from costmodel.partition.latency import NOTHING, Flow, StageTime, before
+from costmodel.partition.placing import POLICIES, Placement, placements
+
+__all__ = ["Cut", "Problem", "Stage", "StageModel", "cuts", "steps_of"]
+
+_SLACK = 1.0 + 1e-9
+"""Bounds give way by rounding."""
+
+
+class StageModel(Protocol):
+    """What stages cost. Units are numbered in forward order; stop is exclusive; times are seconds. A stage
+    with more units on the same devices takes no less time."""
+
+    def stage(self, start: int, stop: int, placement: Placement) -> StageTime | None:
+        """A stage of these units on these devices for one micro-batch; None where it cannot be."""
+
+    def send_s(self, cut: int, sender: Placement, receiver: Placement) -> float:
+        """Handing what crosses before unit `cut` to the next stage, one way."""
+
+    def fits(self, start: int, stop: int, placement: Placement, in_flight: int) -> bool:
+        """Whether the stage's devices hold it with so many micro-batches in flight."""
+
+    def least_work_s(self, start: int) -> float:
+        """A lower bound of device-seconds per micro-batch of units `start` and later; 0 says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is cut and what for. `in_flight`: number of stages -> micro-batches each one holds at once."""
+
+    n_units: int
+    nodes: tuple[int, ...]
+    """Devices of each node."""
+    num_microbatches: int
+    in_flight: Callable[[int], Sequence[int]]
+    replicas: tuple[int, ...] = (1,)
+    """How many devices a stage may have."""
+    kinds: tuple[int, ...] = ()
+    """Kind of each node's devices; empty: all are of one kind."""
+    max_stages: int = 0
+    """0: as many as there are units and devices."""
+    policies: tuple[str, ...] = tuple(POLICIES)
+
+    def __post_init__(self) -> None:
+        if self.n_units < 1 or not self.nodes or min(self.nodes) < 1 or self.num_microbatches < 1:
+            raise PlanError(
+                f"{self.n_units} units on nodes of {list(self.nodes)} devices in {self.num_microbatches} "
+                "micro-batches: each must be at least 1"
+            )
+        if self.kinds and len(self.kinds) != len(self.nodes):
+            raise PlanError(f"{len(self.kinds)} kinds for {len(self.nodes)} nodes: give one per node")
+
+    @property
+    def n_devices(self) -> int:
+        """Devices of all nodes."""
+        return sum(self.nodes)
+
+    @property
+    def most_stages(self) -> int:
+        """Stages that can be at most."""
+        return min(self.n_units, self.n_devices, self.max_stages or self.n_units)
+
+    def nodes_by_kind(self) -> list[list[int]]:
+        """Nodes of each kind, by kind."""
+        kinds = self.kinds or (0,) * len(self.nodes)
+        return [[n for n, k in enumerate(kinds) if k == kind] for kind in sorted(set(kinds))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Units [start, stop) on the devices of `placement`, taken by `policy`."""
+
+    start: int
+    stop: int
+    placement: Placement
+    policy: str = ""
+
+    @property
+    def replicas(self) -> int:
+        """Devices of the stage."""
+        return sum(self.placement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A pipeline and its closed-form latency in seconds."""
+
+    latency_s: float
+    stages: tuple[Stage, ...]
+
+
+_Tail = tuple[Stage, "_Tail"] | None
+_Front = list[tuple[Flow, _Tail]]
+
+
+def steps_of(model: StageModel, stages: Sequence[Stage]) -> list[StageTime] | None:
+    """Stages and the transfers between them in order, as `latency.phases` takes them; None where one cannot
+    be."""
+    found: list[StageTime] = []
+    for i, stage in enumerate(stages):
+        if i:
+            send_s = model.send_s(stage.start, stages[i - 1].placement, stage.placement)
+            found.append(StageTime(forward_s=send_s, backward_s=send_s))
+        time = model.stage(stage.start, stage.stop, stage.placement)
+        if time is None:
+            return None
+        found.append(time)
+    return found
+
+
+def cuts(problem: Problem, model: StageModel, *, slower_fraction: float = 0.0) -> list[Cut]:
+    """The best pipeline of every number of stages that has one, fastest first; empty where nothing fits.
+
+    A number of stages may be left out where all its pipelines are slower than the fastest known beforehand
+    (equal runs on equally many devices, themselves among the answers) by more than `slower_fraction`.
+    """
+    known = list(_regular(problem, model))
+    bound_s = min((cut.latency_s for cut in known), default=math.inf) * (_SLACK + slower_fraction)
+    search = _Search(problem, model, bound_s)
+    best: dict[int, Cut] = {}
+    for cut in [*known, *filter(None, map(search.best, range(1, problem.most_stages + 1)))]:
+        had = best.get(len(cut.stages))
+        if had is None or cut.latency_s < had.latency_s:
+            best[len(cut.stages)] = cut
+    return sorted(best.values(), key=lambda cut: (cut.latency_s, len(cut.stages)))
+
+
+def _latency(flow: Flow) -> float:
+    return flow[0] + max(0.0, flow[1])
+
+
+def _regular(problem: Problem, model: StageModel) -> Iterator[Cut]:
+    """Pipelines with equally many devices per stage, balanced over them, by one policy each."""
+    tried: set[tuple[Placement, ...]] = set()
+    for each, policy in product(problem.replicas, problem.policies):
+        spots = tuple(_spots(problem, each, policy))
+        if not spots or spots in tried:
+            continue
+        tried.add(spots)
+        unit_s = []
+        for unit in range(problem.n_units):
+            time = model.stage(unit, unit + 1, spots[0])
+            unit_s.append(time.both_s if time else math.inf)
+        if not all(map(math.isfinite, unit_s)):
+            continue
+        for n_stages in range(1, min(len(spots), problem.most_stages) + 1):
+            starts = balanced_partition(unit_s, n_stages)
+            stops = (*starts[1:], problem.n_units)
+            held = problem.in_flight(n_stages)
+            stages = [
+                Stage(start=a, stop=b, placement=spot, policy=policy)
+                for a, b, spot in zip(starts, stops, spots, strict=False)
+            ]
+            times = steps_of(model, stages)
+            fits = all(
+                model.fits(s.start, s.stop, s.placement, k) for s, k in zip(stages, held, strict=True)
+            )
+            if times is not None and fits:
+                flow = NOTHING
+                for time in reversed(times):
+                    flow = before(time, flow, problem.num_microbatches)
+                yield Cut(latency_s=_latency(flow), stages=tuple(stages))
+
+
+def _spots(problem: Problem, each: int, policy: str) -> Iterator[Placement]:
+    """Devices of stages of `each` devices, one stage after the other, kind by kind."""
+    used = [0] * len(problem.nodes)
+    for nodes in problem.nodes_by_kind():
+        while found := placements(used, problem.nodes, each, nodes=nodes, policies=(policy,)):
+            yield found[0][1]
+            used = [u + p for u, p in zip(used, found[0][1], strict=True)]
+
+
+class _Search:
+    """Memoised best ends of pipelines that are no slower than `bound_s`."""
+
+    def __init__(self, problem: Problem, model: StageModel, bound_s: float) -> None:
+        self._problem = problem
+        self._model = model
+        self._bound_s = bound_s / problem.num_microbatches
+        """The most a stage may take per micro-batch."""
+        self._by_kind = problem.nodes_by_kind()
+        self._memo: dict[tuple[object, ...], _Front] = {}
+        self._open: dict[Placement, list[tuple[str, Placement]]] = {}
+
+    def best(self, n_stages: int) -> Cut | None:
+        """The pipeline of so many stages with the least latency."""
+        nothing = (0,) * len(self._problem.nodes)
+        held = tuple(self._problem.in_flight(n_stages))
+        front = self._front(0, nothing, None, held)
+        if not front:
+            return None
+        flow, tail = min(front, key=lambda entry: _latency(entry[0]))
+        stages = []
+        while tail is not None:
+            stage, tail = tail
+            stages.append(stage)
+        return Cut(latency_s=_latency(flow), stages=tuple(stages))
+
+    def _front(
+        self, start: int, used: Placement, sender: Placement | None, held: tuple[int, ...]
+    ) -> _Front:
+        """Ends that begin at a unit, not beaten in both parts of their flow; `held`: in flight per stage."""
+        key = (start, used, sender, held)
+        if key not in self._memo:
+            self._memo[key] = _unbeaten(self._ends(start, used, sender, held))
+        return self._memo[key]
+
+    def _ends(
+        self, start: int, used: Placement, sender: Placement | None, held: tuple[int, ...]
+    ) -> Iterator[tuple[Flow, _Tail]]:
+        problem, model = self._problem, self._model
+        left = problem.n_devices - sum(used)
+        if model.least_work_s(start) > left * self._bound_s:
+            return
+        m, n = problem.num_microbatches, problem.n_units
+        last = len(held) == 1
+        for policy, placement in self._places(used):
+            send_s = 0.0 if sender is None else model.send_s(start, sender, placement)
+            if 2.0 * send_s > self._bound_s:
+                continue
+            taken = tuple(u + p for u, p in zip(used, placement, strict=True))
+            for stop in (n,) if last else range(start + 1, n - len(held) + 2):
+                time = model.stage(start, stop, placement)
+                if time is None:
+                    continue
+                if time.both_s > self._bound_s:
+                    break  # more units only take longer
+                if not model.fits(start, stop, placement, held[0]):
+                    continue
+                follows = [(NOTHING, None)] if last else self._front(stop, taken, placement, held[1:])
+                for flow, tail in follows:
+                    found = before(time, flow, m)
+                    if sender is not None:
+                        found = before(StageTime(forward_s=send_s, backward_s=send_s), found, m)
+                    stage = Stage(start=start, stop=stop, placement=placement, policy=policy)
+                    yield found, (stage, tail)
+
+    def _places(self, used: Placement) -> list[tuple[str, Placement]]:
+        if used not in self._open:
+            problem = self._problem
+            self._open[used] = [
+                choice
+                for count in problem.replicas
+                for nodes in self._by_kind
+                for choice in placements(used, problem.nodes, count, nodes=nodes, policies=problem.policies)
+            ]
+        return self._open[used]
+
+
+def _unbeaten(ends: Iterator[tuple[Flow, _Tail]]) -> _Front:
+    """Those that no other is at most equal to in both parts, by flow."""
+    front: _Front = []
+    least = math.inf
+    for flow, tail in sorted(ends, key=lambda entry: entry[0]):
+        if flow[1] < least or not front:
+            front.append((flow, tail))
+            least = flow[1]
+    return front
