@@ -29,7 +29,7 @@ from costmodel.strategies.parameter_server import paced, served_s, servers_of
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["assemble", "stage_starts"]
+__all__ = ["assemble", "comm_log_sigma", "send_s", "simulate_plan", "stage_costs", "stage_starts"]
 
 _CONTENTION_ROUNDS = 3
 """Utilisation and speed settle within two rounds (a contraction: each maps [0, 1] into itself)."""
@@ -62,10 +62,10 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     utilisation = 0.0 if alone else 1.0
     for _ in range(1 if alone or plan.pp == 1 or not profile.contention_s_per_byte else _CONTENTION_ROUNDS):
         stages = [
-            _stage(forecaster, plan, i, group, last=i == len(groups) - 1, utilisation=utilisation)
+            stage_costs(forecaster, plan, i, group, last=i == len(groups) - 1, utilisation=utilisation)
             for i, group in enumerate(groups)
         ]
-        step = _simulate(forecaster, plan, stages, _tied_s(forecaster, plan, groups))
+        step = simulate_plan(forecaster, plan, stages, _tied_s(forecaster, plan, groups))
         if servers is not None and not servers.waits:
             step = paced(step, served_s(forecaster, plan, servers, stages))
         utilisation = 0.0 if alone else 1.0 - step.bubble_fraction
@@ -77,7 +77,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
         units,
         breakdown,
         step_time_s,
-        comm_log_sigma=_comm_log_sigma(forecaster, plan, units),
+        comm_log_sigma=comm_log_sigma(forecaster, plan, units),
         framework=forecaster.framework,
     )
     samples_per_s = plan.global_batch_size / step_time_s
@@ -112,7 +112,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     return prediction, step
 
 
-def _stage(
+def stage_costs(
     forecaster: Forecaster,
     plan: Plan,
     index: int,
@@ -121,12 +121,10 @@ def _stage(
     last: bool,
     utilisation: float,
 ) -> StageCosts:
+    """The priced stage of these units. `utilisation`: how busy neighbours on the same memory are."""
     waiting = forecaster.profile.rank_log_sigma * expected_max(plan.world_size)
     costs = unit_costs(forecaster, plan, units, utilisation=utilisation, waiting=waiting)
     send_bytes = 0 if last else units[-1].shard.output_bytes
-    send_s = 0.0
-    if send_bytes and plan.pp > 1:
-        send_s = _send_s(forecaster, plan, send_bytes)
     elements = held_elements(units)
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
     update_s, _ = optimizer_s(
@@ -145,19 +143,19 @@ def _stage(
         index=index,
         units=tuple(costs),
         send_bytes=send_bytes,
-        send_s=send_s,
+        send_s=send_s(forecaster, plan, send_bytes) if send_bytes and plan.pp > 1 else 0.0,
         optimizer_s=update_s * (1.0 + waiting),
         state_bytes=state,
     )
 
 
-def _send_s(forecaster: Forecaster, plan: Plan, size_bytes: int) -> float:
+def send_s(forecaster: Forecaster, plan: Plan, size_bytes: float) -> float:
     """Time to hand one micro-batch's activations (or their gradient) to the next stage."""
     slices = plan.tp if forecaster.framework.scatter_p2p and not plan.sequence_parallel else 1
-    send_s = float(forecaster.collective(plan, "p2p", size_bytes / slices, "pp").median_s[0])
+    seconds = float(forecaster.collective(plan, "p2p", size_bytes / slices, "pp").median_s[0])
     if slices > 1:
-        send_s += float(forecaster.collective(plan, "all_gather", float(size_bytes), "tp").median_s[0])
-    return send_s
+        seconds += float(forecaster.collective(plan, "all_gather", float(size_bytes), "tp").median_s[0])
+    return seconds
 
 
 def _n_dtensors(plan: Plan, units: list[Unit]) -> int:
@@ -193,9 +191,10 @@ def _tied_s(forecaster: Forecaster, plan: Plan, groups: list[list[Unit]]) -> flo
     return float(forecaster.collective(plan, "p2p", size, "pp").median_s[0])
 
 
-def _simulate(
+def simulate_plan(
     forecaster: Forecaster, plan: Plan, stages: list[StageCosts], tied_embedding_s: float
 ) -> StepResult:
+    """The engine's step of priced stages under the plan's schedule, degrees and strategies."""
     overlap = forecaster.profile.overlap
     simulate = partial(
         simulate_step,
@@ -223,7 +222,7 @@ def _simulate(
     return split_update(lambda share: simulate(offload=replace(offload, device_fraction=share)))
 
 
-def _comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> float:
+def comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> float:
     """Spread of the largest data-parallel and pipeline transfers, the wider of the two."""
     sigmas = [0.0]
     if plan.dp * plan.cp > 1:

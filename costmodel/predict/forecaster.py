@@ -21,6 +21,7 @@ from costmodel.graph.liveness import saved_tensors
 from costmodel.graph.model_graph import ModelGraph, Phase
 from costmodel.hardware.collectives import collective_times
 from costmodel.hardware.host_machine import HostMachine, host_of
+from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
@@ -97,6 +98,7 @@ class Forecaster:
         self._branched: dict[int, Forecaster] = {}
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
         self._collectives: dict[tuple[Any, ...], TimeEstimate] = {}
+        self._groups: Mapping[str, CollectiveGroup] = {}
 
     @property
     def attention(self) -> str:
@@ -172,7 +174,7 @@ class Forecaster:
                 f"profile {self.profile.name!r} has no measured network, but the plan {plan} communicates; "
                 "calibrate with at least 2 ranks or take a profile with a network"
             )
-        group = axis_groups(plan, self.profile.network.ranks_per_node)[axis]
+        group = self._groups.get(axis) or axis_groups(plan, self.profile.network.ranks_per_node)[axis]
         key = (op, size_bytes, group)
         if key not in self._collectives:
             self._collectives[key] = collective_times(
@@ -183,6 +185,12 @@ class Forecaster:
                 variant=self.network_variant,
             )
         return self._collectives[key]
+
+    def placed(self, groups: Mapping[str, CollectiveGroup]) -> Forecaster:
+        """The same forecaster with the groups of some axes as given, not where a plan's ranks lie."""
+        found = copy(self)
+        found._groups = {**self._groups, **groups}
+        return found
 
     def segments(self, plan: Plan) -> tuple[SegmentCosts, ...]:
         """Priced segments of the plan, one per segment of the graph."""
