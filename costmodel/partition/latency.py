@@ -50,8 +50,10 @@ NOTHING: Flow = (0.0, -math.inf)
 def before(stage: StageTime, follows: Flow, num_microbatches: int) -> Flow:
     """The flow of a stage and what follows it."""
     flow, late = follows
-    both = stage.both_s
-    return max(num_microbatches * both, both + flow), max(stage.tail_s, late - stage.backward_s)
+    both = stage.forward_s + stage.backward_s
+    late = max(stage.tail_s, late - stage.backward_s)
+    # what ends before the first stage does never shows, whatever comes before
+    return max(num_microbatches * both, both + flow), late if late > 0.0 else -math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,16 +6,18 @@ whatever comes before, one of them stays the best. Devices are taken by the poli
 contiguous, may be uneven, and lie on devices of one kind each. Equals trying every cut, replica count and
 placement.
 
-Pruned without loss: a stage that alone takes longer than a pipeline already known, and ends whose work is
-more than the devices left can do in that time.
+Pruned without loss: whatever comes to more than the latency of a pipeline already known, M times a stage or
+M times the work left over the devices left, each behind the least that the stages before it take once.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import add
 from typing import Protocol
 
 from costmodel.errors import PlanError
@@ -113,6 +115,7 @@ class Cut:
 
 _Tail = tuple[Stage, "_Tail"] | None
 _Front = list[tuple[Flow, _Tail]]
+_END: _Front = [(NOTHING, None)]
 
 
 def steps_of(model: StageModel, stages: Sequence[Stage]) -> list[StageTime] | None:
@@ -130,21 +133,27 @@ def steps_of(model: StageModel, stages: Sequence[Stage]) -> list[StageTime] | No
     return found
 
 
-def cuts(problem: Problem, model: StageModel, *, slower_fraction: float = 0.0) -> list[Cut]:
-    """The best pipeline of every number of stages that has one, fastest first; empty where nothing fits.
+def cuts(problem: Problem, model: StageModel) -> list[Cut]:
+    """Pipelines by number of stages, fastest first; empty where nothing fits. The first is the best of all.
 
-    A number of stages may be left out where all its pipelines are slower than the fastest known beforehand
-    (equal runs on equally many devices, themselves among the answers) by more than `slower_fraction`.
+    Of a number of stages that cannot beat it, at most the best regular one (equal runs on equally many
+    devices) is there.
     """
-    known = list(_regular(problem, model))
-    bound_s = min((cut.latency_s for cut in known), default=math.inf) * (_SLACK + slower_fraction)
-    search = _Search(problem, model, bound_s)
-    best: dict[int, Cut] = {}
-    for cut in [*known, *filter(None, map(search.best, range(1, problem.most_stages + 1)))]:
-        had = best.get(len(cut.stages))
-        if had is None or cut.latency_s < had.latency_s:
-            best[len(cut.stages)] = cut
-    return sorted(best.values(), key=lambda cut: (cut.latency_s, len(cut.stages)))
+    known: dict[int, Cut] = {}
+
+    def keep(cut: Cut) -> None:
+        n_stages = len(cut.stages)
+        if n_stages not in known or cut.latency_s < known[n_stages].latency_s:
+            known[n_stages] = cut
+
+    for cut in _regular(problem, model):
+        keep(cut)
+    counts = range(1, problem.most_stages + 1)
+    for n_stages in sorted(counts, key=lambda n: known[n].latency_s if n in known else math.inf):
+        bound_s = min((cut.latency_s for cut in known.values()), default=math.inf) * _SLACK
+        if found := _Search(problem, model, n_stages, bound_s).best():
+            keep(found)
+    return sorted(known.values(), key=lambda cut: (cut.latency_s, len(cut.stages)))
 
 
 def _latency(flow: Flow) -> float:
@@ -194,22 +203,23 @@ def _spots(problem: Problem, each: int, policy: str) -> Iterator[Placement]:
 
 
 class _Search:
-    """Memoised best ends of pipelines that are no slower than `bound_s`."""
+    """Memoised best ends of pipelines of `n_stages` that are no slower than `bound_s`."""
 
-    def __init__(self, problem: Problem, model: StageModel, bound_s: float) -> None:
+    def __init__(self, problem: Problem, model: StageModel, n_stages: int, bound_s: float) -> None:
+        self._held = tuple(problem.in_flight(n_stages))
         self._problem = problem
         self._model = model
-        self._bound_s = bound_s / problem.num_microbatches
-        """The most a stage may take per micro-batch."""
+        self._bound_s = bound_s
+        self._work = [model.least_work_s(unit) for unit in range(problem.n_units + 1)]
+        """Device-seconds of the units from each one on, at least."""
+        self._widest = min(max(problem.replicas), problem.n_devices)
         self._by_kind = problem.nodes_by_kind()
         self._memo: dict[tuple[object, ...], _Front] = {}
         self._open: dict[Placement, list[tuple[str, Placement]]] = {}
 
-    def best(self, n_stages: int) -> Cut | None:
-        """The pipeline of so many stages with the least latency."""
-        nothing = (0,) * len(self._problem.nodes)
-        held = tuple(self._problem.in_flight(n_stages))
-        front = self._front(0, nothing, None, held)
+    def best(self) -> Cut | None:
+        """The pipeline with the least latency, or None where all are slower than the bound."""
+        front = self._front(0, (0,) * len(self._problem.nodes), None, 0)
         if not front:
             return None
         flow, tail = min(front, key=lambda entry: _latency(entry[0]))
@@ -219,44 +229,74 @@ class _Search:
             stages.append(stage)
         return Cut(latency_s=_latency(flow), stages=tuple(stages))
 
-    def _front(
-        self, start: int, used: Placement, sender: Placement | None, held: tuple[int, ...]
-    ) -> _Front:
-        """Ends that begin at a unit, not beaten in both parts of their flow; `held`: in flight per stage."""
-        key = (start, used, sender, held)
+    def _front(self, start: int, used: Placement, sender: Placement | None, number: int) -> _Front:
+        """Ends that begin at a unit with stage `number`, not beaten in both parts of their flow."""
+        key = (start, used, sender, number)
         if key not in self._memo:
-            self._memo[key] = _unbeaten(self._ends(start, used, sender, held))
+            self._memo[key] = _unbeaten(self._ends(start, used, sender, number))
         return self._memo[key]
 
+    def _ahead_s(self, done: float, n_stages: int, n_devices: int) -> float:
+        """The least that `n_stages` stages on so many devices take one micro-batch with work `done`.
+
+        None may take longer than bound / M, so the work goes to as many of the widest as there can be, and
+        what they cannot take to stages of one device.
+        """
+        if not n_stages or math.isinf(self._bound_s):
+            return done / self._widest
+        most = self._bound_s / self._problem.num_microbatches
+        wide = (n_devices - n_stages) // (self._widest - 1) + 1 if self._widest > 1 else 0
+        over = done - wide * self._widest * most
+        return done / self._widest if over <= 0.0 else wide * most + over
+
     def _ends(
-        self, start: int, used: Placement, sender: Placement | None, held: tuple[int, ...]
+        self, start: int, used: Placement, sender: Placement | None, number: int
     ) -> Iterator[tuple[Flow, _Tail]]:
-        problem, model = self._problem, self._model
-        left = problem.n_devices - sum(used)
-        if model.least_work_s(start) > left * self._bound_s:
-            return
+        problem, model, bound_s = self._problem, self._model, self._bound_s
         m, n = problem.num_microbatches, problem.n_units
-        last = len(held) == 1
+        in_use = sum(used)
+        done, rest = self._work[0] - self._work[start], self._work[start]
+        ahead_s = self._ahead_s(done, number, in_use)
+        left = problem.n_devices - in_use
+        n_left = len(self._held) - number
+        if left < n_left or ahead_s + m * rest / left > bound_s or m * done > bound_s * max(in_use, 1):
+            return
+        last = n_left == 1
         for policy, placement in self._places(used):
             send_s = 0.0 if sender is None else model.send_s(start, sender, placement)
-            if 2.0 * send_s > self._bound_s:
+            if ahead_s + m * 2.0 * send_s > bound_s:
                 continue
-            taken = tuple(u + p for u, p in zip(used, placement, strict=True))
-            for stop in (n,) if last else range(start + 1, n - len(held) + 2):
+            taken = tuple(map(add, used, placement))
+            after = left - sum(placement)
+            for stop in (n,) if last else self._stops(start, after, n_left):
                 time = model.stage(start, stop, placement)
                 if time is None:
                     continue
-                if time.both_s > self._bound_s:
+                both_s = time.both_s
+                if ahead_s + m * both_s > bound_s:
                     break  # more units only take longer
-                if not model.fits(start, stop, placement, held[0]):
+                if not last and ahead_s + both_s + m * self._work[stop] / after > bound_s:
                     continue
-                follows = [(NOTHING, None)] if last else self._front(stop, taken, placement, held[1:])
+                if not model.fits(start, stop, placement, self._held[number]):
+                    continue
+                stage = Stage(start=start, stop=stop, placement=placement, policy=policy)
+                follows = _END if last else self._front(stop, taken, placement, number + 1)
                 for flow, tail in follows:
                     found = before(time, flow, m)
                     if sender is not None:
                         found = before(StageTime(forward_s=send_s, backward_s=send_s), found, m)
-                    stage = Stage(start=start, stop=stop, placement=placement, policy=policy)
-                    yield found, (stage, tail)
+                    if ahead_s + found[0] <= bound_s:
+                        yield found, (stage, tail)
+
+    def _stops(self, start: int, left: int, n_stages: int) -> range:
+        """Where a stage of several may end: behind it there are units for the stages to come, and no more
+        work than the devices left can do in time."""
+        most = self._problem.n_units - n_stages + 1
+        if left < n_stages - 1:
+            return range(0)
+        able = self._bound_s * left / self._problem.num_microbatches
+        first = bisect_left(self._work, -able, key=lambda work: -work)
+        return range(max(start + 1, first), most + 1)
 
     def _places(self, used: Placement) -> list[tuple[str, Placement]]:
         if used not in self._open:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StageForecast", "StagedForecast", "best_pipeline", "forecast_cut", "in_flight", "micro_batches"]
 
-_SLOWER_FRACTION = 0.05
+_SLOWER_FRACTION = 0.1
 """Closed forms leave out waits of a fixed order: pipelines this much slower by them go to the engine too."""
 _CONTENTION_ROUNDS = 3
 
@@ -165,14 +165,14 @@ def best_pipeline(
                 pools, template, micro_batch_size=size, global_batch_size=global_batch_size, links=links
             )
             problem = _problem(pricer, max_stages, policies)
-            found += [(cut, pricer) for cut in cuts(problem, pricer, slower_fraction=_SLOWER_FRACTION)]
+            found += [(cut, pricer) for cut in cuts(problem, pricer)]
         return found
 
     found = search(pools, template, sizes)
     if not found:
         raise InfeasibleError(_nearest(pools, template, sizes, global_batch_size, search))
     least = min(cut.latency_s for cut, _ in found)
-    close = [entry for entry in found if entry[0].latency_s <= least * (1.0 + 2.0 * _SLOWER_FRACTION)]
+    close = [entry for entry in found if entry[0].latency_s <= least * (1.0 + _SLOWER_FRACTION)]
     return min((forecast_cut(p, c.stages) for c, p in close), key=lambda f: f.step_time_s)
 
 
