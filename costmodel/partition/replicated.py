@@ -63,6 +63,8 @@ class Problem:
     """Kind of each node's devices; empty: all are of one kind."""
     max_stages: int = 0
     """0: as many as there are units and devices."""
+    n_stages: int = 0
+    """Exactly so many; 0: whatever is best."""
     policies: tuple[str, ...] = tuple(POLICIES)
 
     def __post_init__(self) -> None:
@@ -83,6 +85,13 @@ class Problem:
     def most_stages(self) -> int:
         """Stages that can be at most."""
         return min(self.n_units, self.n_devices, self.max_stages or self.n_units)
+
+    def stage_counts(self) -> range:
+        """Numbers of stages that are tried."""
+        most = self.most_stages
+        if self.n_stages:
+            return range(self.n_stages, min(self.n_stages, most) + 1)
+        return range(1, most + 1)
 
     def nodes_by_kind(self) -> list[list[int]]:
         """Nodes of each kind, by kind."""
@@ -148,8 +157,7 @@ def cuts(problem: Problem, model: StageModel) -> list[Cut]:
 
     for cut in _regular(problem, model):
         keep(cut)
-    counts = range(1, problem.most_stages + 1)
-    for n_stages in sorted(counts, key=lambda n: known[n].latency_s if n in known else math.inf):
+    for n_stages in sorted(problem.stage_counts(), key=lambda n: known[n].latency_s if n in known else math.inf):
         bound_s = min((cut.latency_s for cut in known.values()), default=math.inf) * _SLACK
         if found := _Search(problem, model, n_stages, bound_s).best():
             keep(found)
@@ -174,7 +182,9 @@ def _regular(problem: Problem, model: StageModel) -> Iterator[Cut]:
             unit_s.append(time.both_s if time else math.inf)
         if not all(map(math.isfinite, unit_s)):
             continue
-        for n_stages in range(1, min(len(spots), problem.most_stages) + 1):
+        for n_stages in problem.stage_counts():
+            if n_stages > len(spots):
+                break
             starts = balanced_partition(unit_s, n_stages)
             stops = (*starts[1:], problem.n_units)
             held = problem.in_flight(n_stages)

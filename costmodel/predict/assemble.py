@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from costmodel.estimate import Z90, expected_max
 from costmodel.hardware.schema import HardwareProfile
+from costmodel.partition.balanced import balanced_partition
 from costmodel.plan import Plan
 from costmodel.predict.memory import model_state
 from costmodel.predict.optimizer_costs import optimizer_s, orthogonalisation_s, state_bytes_per_parameter
-from costmodel.predict.partition import balanced_partition
 from costmodel.predict.peak import rank_memory
+from costmodel.predict.planned import planned_starts
 from costmodel.predict.prediction import HardwareUsed, Prediction
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
@@ -25,6 +26,7 @@ from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step import StepResult, simulate_step
 from costmodel.strategies.offload import is_split, offload_of, split_update
 from costmodel.strategies.parameter_server import paced, served_s, servers_of
+from costmodel.strategies.stages import plans_stages
 
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
@@ -47,6 +49,20 @@ def stage_starts(units: list[Unit], n_stages: int, stages: str = "balanced") -> 
     return balanced_partition([unit.seconds(1.0) for unit in units], n_stages)
 
 
+def _starts(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> tuple[int, ...]:
+    """Where the plan's stages begin: as the framework cuts, or planned where the plan says so."""
+    if not plans_stages(plan) or plan.pp == 1:
+        return stage_starts(units, plan.pp * plan.vpp, forecaster.framework.stages)
+    costs = unit_costs(forecaster, plan, units, utilisation=1.0, waiting=0.0)
+    return planned_starts(
+        forecaster,
+        plan,
+        units,
+        unit_s=[(c.forward.total_s, (c.backward_input + c.backward_weight).total_s) for c in costs],
+        sends_s=[send_s(forecaster, plan, unit.shard.output_bytes) for unit in units[:-1]],
+    )
+
+
 def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult]:
     """Predict one plan. Raises PlanError where the model or schedule cannot take it."""
     profile = forecaster.profile
@@ -54,7 +70,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     if SCHEDULES[plan.schedule].swaps:  # packs are computed again from their inputs (VLDB 2022, section 4)
         plan = plan.with_(recompute="full")
     units = expand(forecaster, plan)
-    starts = stage_starts(units, plan.pp * plan.vpp, forecaster.framework.stages)
+    starts = _starts(forecaster, plan, units)
     ends = (*starts[1:], len(units))
     groups = [units[a:b] for a, b in zip(starts, ends, strict=True)]
     alone = plan.world_size == 1

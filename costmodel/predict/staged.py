@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InfeasibleError, PlanError
@@ -24,14 +23,14 @@ from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import tied_elements
 from costmodel.recompute import Recompute
-from costmodel.schedules import SCHEDULES, schedule
+from costmodel.schedules import SCHEDULES, in_flight
 from costmodel.stage_costs import BREAKDOWN_PARTS
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
     from costmodel.predict.units import Unit
 
-__all__ = ["StageForecast", "StagedForecast", "best_pipeline", "forecast_cut", "in_flight", "micro_batches"]
+__all__ = ["StageForecast", "StagedForecast", "best_pipeline", "forecast_cut", "micro_batches"]
 
 _SLOWER_FRACTION = 0.1
 """Closed forms leave out waits of a fixed order: pipelines this much slower by them go to the engine too."""
@@ -87,19 +86,6 @@ class StagedForecast:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**asdict(self), "closed_form": {**asdict(self.closed_form)}}
-
-
-@lru_cache(maxsize=512)
-def in_flight(name: str, n_stages: int, num_microbatches: int) -> tuple[int, ...]:
-    """Micro-batches whose activations each stage holds at once under a schedule with one stage per rank."""
-    most = []
-    for steps in schedule(name, n_stages, 1, num_microbatches):
-        held = highest = 0
-        for step in steps:
-            held += {"F": 1, "B": -1, "W": -1}.get(step.kind, 0)
-            highest = max(highest, held)
-        most.append(highest)
-    return tuple(most)
 
 
 def _check(template: Plan) -> None:
