@@ -157,7 +157,9 @@ def cuts(problem: Problem, model: StageModel) -> list[Cut]:
 
     for cut in _regular(problem, model):
         keep(cut)
-    for n_stages in sorted(problem.stage_counts(), key=lambda n: known[n].latency_s if n in known else math.inf):
+    for n_stages in sorted(
+        problem.stage_counts(), key=lambda n: known[n].latency_s if n in known else math.inf
+    ):
         bound_s = min((cut.latency_s for cut in known.values()), default=math.inf) * _SLACK
         if found := _Search(problem, model, n_stages, bound_s).best():
             keep(found)
@@ -193,9 +195,7 @@ def _regular(problem: Problem, model: StageModel) -> Iterator[Cut]:
                 for a, b, spot in zip(starts, stops, spots, strict=False)
             ]
             times = steps_of(model, stages)
-            fits = all(
-                model.fits(s.start, s.stop, s.placement, k) for s, k in zip(stages, held, strict=True)
-            )
+            fits = all(model.fits(s.start, s.stop, s.placement, k) for s, k in zip(stages, held, strict=True))
             if times is not None and fits:
                 flow = NOTHING
                 for time in reversed(times):

@@ -46,7 +46,8 @@ class _Stages:
         del placement
         forward, backward = self._sums
         return StageTime(
-            forward_s=float(forward[stop] - forward[start]), backward_s=float(backward[stop] - backward[start])
+            forward_s=float(forward[stop] - forward[start]),
+            backward_s=float(backward[stop] - backward[start]),
         )
 
     def send_s(self, cut: int, sender: Placement, receiver: Placement) -> float:
@@ -110,9 +111,7 @@ def _nearest(model: _Stages, held: Sequence[int]) -> str:
     """Which unit is too large alone, or how much the leanest stages of equal length need."""
     n, plan = len(model.units), model.plan
     starts = [k * n // plan.pp for k in range(plan.pp)]
-    needs = max(
-        model.memory_bytes(a, b, k) for a, b, k in zip(starts, [*starts[1:], n], held, strict=True)
-    )
+    needs = max(model.memory_bytes(a, b, k) for a, b, k in zip(starts, [*starts[1:], n], held, strict=True))
     have = model.forecaster.profile.device.memory_bytes
     change = "recompute=full" if plan.recompute == "none" else f"pp({2 * plan.pp})"
     return (

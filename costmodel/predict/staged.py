@@ -165,9 +165,7 @@ def best_pipeline(
 _Search = Callable[[Sequence[Pool], "Plan", Sequence[int]], list[tuple[Cut, StagePricer]]]
 
 
-def _nearest(
-    pools: Sequence[Pool], template: Plan, sizes: Sequence[int], batch: int, search: _Search
-) -> str:
+def _nearest(pools: Sequence[Pool], template: Plan, sizes: Sequence[int], batch: int, search: _Search) -> str:
     """What was asked for, and the first change that makes it fit."""
     n_devices = sum(p.n_nodes * p.devices_per_node for p in pools)
     limits = ", ".join(f"{p.name} {p.memory_bytes / 2**30:.1f} GiB" for p in pools)

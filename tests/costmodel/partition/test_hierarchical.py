@@ -45,7 +45,9 @@ def slowest(unit_s: list[float], levels: list[Level]) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(0.1, 5.0), st.floats(0.0, 3.0), st.floats(0.0, 8.0)), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.floats(0.1, 5.0), st.floats(0.0, 3.0), st.floats(0.0, 8.0)), min_size=1, max_size=4
+    ),
     st.integers(1, 3),
     st.integers(1, 3),
 )
@@ -62,7 +64,9 @@ def test_equals_trying_them_all(units: list[tuple[float, float, float]], inner: 
 
 
 def test_all_devices_work() -> None:
-    found = fastest_pipeline([1.0, 1.0, 1.0], [level(2, [0.0] * 3, [0.0] * 3), level(3, [0.0] * 3, [0.0] * 3)])
+    found = fastest_pipeline(
+        [1.0, 1.0, 1.0], [level(2, [0.0] * 3, [0.0] * 3), level(3, [0.0] * 3, [0.0] * 3)]
+    )
     assert found.step_s == pytest.approx(3.0 / 6)
     assert sum(s.replicas for s in found.stages) == 6
 

@@ -56,16 +56,16 @@ def engine_s(stages: list[StageTime], m: int) -> float:
 
 
 @given(STAGES, st.integers(1, 12))
-def test_never_above_the_engine_without_tails_inside(
-    times: list[tuple[float, float, float]], m: int
-) -> None:
+def test_never_above_the_engine_without_tails_inside(times: list[tuple[float, float, float]], m: int) -> None:
     """The phases leave out waits of 1F1B's fixed order: the engine's step is no shorter."""
     stages = [StageTime(forward_s=f, backward_s=b) for f, b, _ in times]
     assert phases(stages, m).latency_s <= engine_s(stages, m) * (1 + 1e-9)
 
 
 def test_equals_the_engine_where_the_last_stage_paces() -> None:
-    stages = [StageTime(forward_s=f, backward_s=2.0 * f, tail_s=t) for f, t in ((0.5, 4.0), (0.7, 0.0), (1.0, 1.0))]
+    stages = [
+        StageTime(forward_s=f, backward_s=2.0 * f, tail_s=t) for f, t in ((0.5, 4.0), (0.7, 0.0), (1.0, 1.0))
+    ]
     assert phases(stages, 9).pivot == 2
     assert phases(stages, 9).latency_s == pytest.approx(engine_s(stages, 9))
 
