@@ -65,6 +65,8 @@ class Problem:
     """0: as many as there are units and devices."""
     n_stages: int = 0
     """Exactly so many; 0: whatever is best."""
+    blocking: bool = False
+    """Whether a stage waits for what it receives, activations and gradients, instead of computing beside."""
     policies: tuple[str, ...] = tuple(POLICIES)
 
     def __post_init__(self) -> None:
@@ -123,23 +125,39 @@ class Cut:
 
 
 _Tail = tuple[Stage, "_Tail"] | None
-_Front = list[tuple[Flow, _Tail]]
-_END: _Front = [(NOTHING, None)]
+_Front = list[tuple[Flow, float, _Tail]]
+"""Flow of an end, seconds that the stage before it waits for its gradients, and its stages."""
+_END: _Front = [(NOTHING, 0.0, None)]
 
 
-def steps_of(model: StageModel, stages: Sequence[Stage]) -> list[StageTime] | None:
-    """Stages and the transfers between them in order, as `latency.phases` takes them; None where one cannot
-    be."""
+def steps_of(model: StageModel, stages: Sequence[Stage], *, blocking: bool = False) -> list[StageTime] | None:
+    """A pipeline as `latency.phases` takes it; None where a stage cannot be.
+
+    Transfers stand between the stages, or where they block in the stages that wait for them: activations in
+    the forward of the later one, gradients in the backward of the earlier one.
+    """
     found: list[StageTime] = []
     for i, stage in enumerate(stages):
-        if i:
-            send_s = model.send_s(stage.start, stages[i - 1].placement, stage.placement)
-            found.append(StageTime(forward_s=send_s, backward_s=send_s))
         time = model.stage(stage.start, stage.stop, stage.placement)
         if time is None:
             return None
+        if i:
+            send_s = model.send_s(stage.start, stages[i - 1].placement, stage.placement)
+            if blocking:
+                found[-1] = _waiting(found[-1], backward_s=send_s)
+                time = _waiting(time, forward_s=send_s)
+            else:
+                found.append(StageTime(forward_s=send_s, backward_s=send_s))
         found.append(time)
     return found
+
+
+def _waiting(time: StageTime, *, forward_s: float = 0.0, backward_s: float = 0.0) -> StageTime:
+    return StageTime(
+        forward_s=time.forward_s + forward_s,
+        backward_s=time.backward_s + backward_s,
+        tail_s=time.tail_s,
+    )
 
 
 def cuts(problem: Problem, model: StageModel) -> list[Cut]:
@@ -194,7 +212,7 @@ def _regular(problem: Problem, model: StageModel) -> Iterator[Cut]:
                 Stage(start=a, stop=b, placement=spot, policy=policy)
                 for a, b, spot in zip(starts, stops, spots, strict=False)
             ]
-            times = steps_of(model, stages)
+            times = steps_of(model, stages, blocking=problem.blocking)
             fits = all(model.fits(s.start, s.stop, s.placement, k) for s, k in zip(stages, held, strict=True))
             if times is not None and fits:
                 flow = NOTHING
@@ -232,7 +250,7 @@ class _Search:
         front = self._front(0, (0,) * len(self._problem.nodes), None, 0)
         if not front:
             return None
-        flow, tail = min(front, key=lambda entry: _latency(entry[0]))
+        flow, _, tail = min(front, key=lambda entry: _latency(entry[0]))
         stages = []
         while tail is not None:
             stage, tail = tail
@@ -261,7 +279,7 @@ class _Search:
 
     def _ends(
         self, start: int, used: Placement, sender: Placement | None, number: int
-    ) -> Iterator[tuple[Flow, _Tail]]:
+    ) -> Iterator[tuple[Flow, float, _Tail]]:
         problem, model, bound_s = self._problem, self._model, self._bound_s
         m, n = problem.num_microbatches, problem.n_units
         in_use = sum(used)
@@ -272,9 +290,10 @@ class _Search:
         if left < n_left or ahead_s + m * rest / left > bound_s or m * done > bound_s * max(in_use, 1):
             return
         last = n_left == 1
+        blocking = problem.blocking
         for policy, placement in self._places(used):
             send_s = 0.0 if sender is None else model.send_s(start, sender, placement)
-            if ahead_s + m * 2.0 * send_s > bound_s:
+            if ahead_s + m * (1.0 if blocking else 2.0) * send_s > bound_s:
                 continue
             taken = tuple(map(add, used, placement))
             after = left - sum(placement)
@@ -282,6 +301,8 @@ class _Search:
                 time = model.stage(start, stop, placement)
                 if time is None:
                     continue
+                if blocking and send_s:
+                    time = _waiting(time, forward_s=send_s)
                 both_s = time.both_s
                 if ahead_s + m * both_s > bound_s:
                     break  # more units only take longer
@@ -291,12 +312,12 @@ class _Search:
                     continue
                 stage = Stage(start=start, stop=stop, placement=placement, policy=policy)
                 follows = _END if last else self._front(stop, taken, placement, number + 1)
-                for flow, tail in follows:
-                    found = before(time, flow, m)
-                    if sender is not None:
+                for flow, wait_s, tail in follows:
+                    found = before(_waiting(time, backward_s=wait_s) if wait_s else time, flow, m)
+                    if send_s and not blocking:
                         found = before(StageTime(forward_s=send_s, backward_s=send_s), found, m)
                     if ahead_s + found[0] <= bound_s:
-                        yield found, (stage, tail)
+                        yield found, send_s if blocking else 0.0, (stage, tail)
 
     def _stops(self, start: int, left: int, n_stages: int) -> range:
         """Where a stage of several may end: behind it there are units for the stages to come, and no more
@@ -320,12 +341,11 @@ class _Search:
         return self._open[used]
 
 
-def _unbeaten(ends: Iterator[tuple[Flow, _Tail]]) -> _Front:
-    """Those that no other is at most equal to in both parts, by flow."""
+def _unbeaten(ends: Iterator[tuple[Flow, float, _Tail]]) -> _Front:
+    """Those that no other is at most equal to in both parts of the flow and in the wait before it."""
     front: _Front = []
-    least = math.inf
-    for flow, tail in sorted(ends, key=lambda entry: entry[0]):
-        if flow[1] < least or not front:
-            front.append((flow, tail))
-            least = flow[1]
+    for end in sorted(ends, key=lambda entry: (entry[0], entry[1])):
+        (_, late), wait_s, _ = end
+        if all(late < other[0][1] or wait_s < other[1] for other in front):
+            front.append(end)
     return front

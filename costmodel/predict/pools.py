@@ -1,4 +1,4 @@
-"""What pipeline stages cost on pools of devices, each pool of one kind: the prices a partition is searched by.
+"""What pipeline stages cost on pools of devices of one kind each: the prices a partition is searched by.
 
 A stage of r replicas takes 1/r of each micro-batch on every one of them (DAPPLE, arXiv 2007.01045, section
 4.1), so that units are priced at that size on the pool's own profile. A device here is a tensor-parallel
@@ -18,11 +18,12 @@ import numpy as np
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray
 from costmodel.hardware.kinds import CollectiveGroup
-from costmodel.partition import Placement, StageTime, crossings, cut_bytes
+from costmodel.partition import Placement, Stage, StageTime, crossings, cut_bytes
 from costmodel.predict.assemble import send_s
 from costmodel.predict.optimizer_costs import optimizer_s
 from costmodel.predict.peak import memory_of_rank
 from costmodel.predict.units import Unit, expand, unit_costs
+from costmodel.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
@@ -154,6 +155,12 @@ class StagePricer:
         """Micro-batches of a step."""
         return self.global_batch_size // self.micro_batch_size
 
+    @property
+    def blocking(self) -> bool:
+        """Whether stages wait for their transfers instead of computing beside them."""
+        own = SCHEDULES[self.template.schedule].overlap_p2p
+        return not (self.pools[0].forecaster.framework.overlap_p2p if own is None else own)
+
     @cached_property
     def n_units(self) -> int:
         """Pieces that the model can be cut into."""
@@ -210,6 +217,10 @@ class StagePricer:
     def stage(self, start: int, stop: int, placement: Placement) -> StageTime | None:
         """Times of these units on these devices."""
         return self._table(placement).stage(start, stop)
+
+    def time(self, stage: Stage) -> StageTime:
+        """Times of a stage without its transfers."""
+        return self._table(stage.placement).stage(stage.start, stage.stop)
 
     def least_work_s(self, start: int) -> float:
         """Device-seconds of the units from `start` on, where each takes the least."""

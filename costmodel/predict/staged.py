@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.estimate import Z90
-from costmodel.partition import Cut, Phases, Problem, Stage, cuts, phases, steps_of
+from costmodel.partition import POLICIES, Cut, Phases, Problem, Stage, cuts, phases, steps_of
 from costmodel.predict.assemble import comm_log_sigma, simulate_plan, stage_costs
 from costmodel.predict.peak import memory_of_rank
 from costmodel.predict.pools import Interlink, Pool, StagePricer
@@ -121,7 +122,8 @@ def _problem(pricer: StagePricer, max_stages: int, policies: Sequence[str] | Non
         replicas=pricer.replicas,
         kinds=pricer.pool_of,
         max_stages=max_stages,
-        **({"policies": tuple(policies)} if policies else {}),
+        policies=tuple(policies or POLICIES),
+        blocking=pricer.blocking,
     )
 
 
@@ -203,9 +205,7 @@ def forecast_cut(pricer: StagePricer, stages: Sequence[Stage]) -> StagedForecast
         pricer.units(pool, replicas)[s.start : s.stop]
         for s, (pool, replicas, _) in zip(stages, spots, strict=True)
     ]
-    sends = [
-        pricer.send_s(a.stop, a.placement, b.placement) for a, b in zip(stages, stages[1:], strict=False)
-    ]
+    sends = [pricer.send_s(a.stop, a.placement, b.placement) for a, b in pairwise(stages)]
     sizes = [
         round(pricer.crossing_bytes(s.stop, pool, replicas))
         for s, (pool, replicas, _) in zip(stages[:-1], spots, strict=False)
@@ -240,9 +240,10 @@ def forecast_cut(pricer: StagePricer, stages: Sequence[Stage]) -> StagedForecast
         ),
         framework=placed[lead].framework,
     )
-    times = steps_of(pricer, stages)
-    assert times is not None
-    closed = phases(times, pricer.num_microbatches)
+    steps = steps_of(pricer, stages, blocking=pricer.blocking)
+    assert steps is not None
+    closed = phases(steps, pricer.num_microbatches)
+    times = [pricer.time(stage) for stage in stages]
     held = step.peak_activation_bytes
     return StagedForecast(
         model=placed[0].graph(1).name,
@@ -271,9 +272,9 @@ def forecast_cut(pricer: StagePricer, stages: Sequence[Stage]) -> StagedForecast
                 replicas=stage.replicas,
                 placement=stage.placement,
                 policy=stage.policy,
-                forward_s=times[2 * i].forward_s,
-                backward_s=times[2 * i].backward_s,
-                after_s=times[2 * i].tail_s,
+                forward_s=times[i].forward_s,
+                backward_s=times[i].backward_s,
+                after_s=times[i].tail_s,
                 send_bytes=sizes[i] if i < n - 1 else 0,
                 send_s=sends[i] if i < n - 1 else 0.0,
                 memory_bytes=memory_of_rank(

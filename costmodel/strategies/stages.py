@@ -17,7 +17,7 @@ STRATEGIES.register("planned-stages")(
     Strategy(
         name="planned-stages",
         family=_FAMILY,
-        about="stages cut for the least latency, transfers and each stage's memory counted (DAPPLE's objective)",
+        about="stages cut for the least latency, transfers and each stage's memory counted",
     )
 )
 

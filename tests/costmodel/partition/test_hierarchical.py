@@ -59,7 +59,8 @@ def test_equals_trying_them_all(units: list[tuple[float, float, float]], inner: 
     ]
     found = fastest_pipeline(unit_s, levels)
     assert found.step_s == pytest.approx(slowest(unit_s, levels))
-    assert found.stages[0].start == 0 and found.stages[-1].stop == len(unit_s)
+    assert found.stages[0].start == 0
+    assert found.stages[-1].stop == len(unit_s)
     assert all(a.stop == b.start for a, b in zip(found.stages, found.stages[1:], strict=False))
 
 

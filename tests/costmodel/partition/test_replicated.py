@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -64,7 +64,7 @@ def every_pipeline(problem: Problem, n_stages: int) -> Iterator[list[Stage]]:
     yield from extend(0, (0,) * len(problem.nodes), [])
 
 
-def one_f_one_b(num_microbatches: int):  # noqa: ANN201
+def one_f_one_b(num_microbatches: int) -> Callable[[int], list[int]]:
     return lambda n: [min(num_microbatches, n - s) for s in range(n)]
 
 
@@ -74,7 +74,7 @@ def brute_force(problem: Problem, model: Additive) -> float:
         held = problem.in_flight(n_stages)
         for stages in every_pipeline(problem, n_stages):
             if all(model.fits(s.start, s.stop, s.placement, k) for s, k in zip(stages, held, strict=True)):
-                times = steps_of(model, stages)
+                times = steps_of(model, stages, blocking=problem.blocking)
                 assert times is not None
                 best = min(best, phases(times, problem.num_microbatches).latency_s)
     return best
@@ -103,6 +103,7 @@ def cases(draw: st.DrawFn) -> tuple[Problem, Additive]:
         in_flight=one_f_one_b(m),
         replicas=(1, 2, 3),
         kinds=kinds,
+        blocking=draw(st.booleans()),
     )
     return problem, model
 
@@ -116,7 +117,7 @@ def test_equals_trying_them_all(case: tuple[Problem, Additive]) -> None:
     assert bool(found) == (best < float("inf"))
     if found:
         assert found[0].latency_s == pytest.approx(best)
-        times = steps_of(model, found[0].stages)
+        times = steps_of(model, found[0].stages, blocking=problem.blocking)
         assert times is not None
         assert phases(times, problem.num_microbatches).latency_s == pytest.approx(best)
         held = problem.in_flight(len(found[0].stages))
