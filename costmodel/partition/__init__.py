@@ -1,8 +1,9 @@
 """Cutting a model into pipeline stages: where, on how many devices each, and on which.
 
 `balanced`: least bottleneck on equal devices. `replicated`: least latency of a synchronous pipeline whose
-stages may have several, unequal devices (DAPPLE). `hierarchical`: least time per mini-batch of an asynchronous
-one (PipeDream). `crossing`: what each cut costs in a model with skips. Nothing here knows plans or profiles.
+stages may have several, unequal devices (DAPPLE). `hierarchical`: least time per mini-batch of an
+asynchronous one (PipeDream). `crossing`: what each cut costs in a model with skips. Nothing here knows plans
+or profiles.
 """
 
 from costmodel.partition.balanced import balanced_partition, bottleneck_s

@@ -8,7 +8,7 @@ With A_k(i, j, m) the time per mini-batch of the slowest stage of units [i, j) o
                        min over s, m' of max(A_k(i, s, m - m'), send_s(s), T_k(s, j, m')))
 
 Replicas take mini-batches in turn, so that m of them pass in the time of one; weights are reduced once for
-each m, beside computing. `reduce_s` is the time of that all-reduce, in place of the paper's 2 (m - 1) |w| / B.
+each m, beside computing. `reduce_s` is the time of that all-reduce, for the paper's 2 (m - 1) |w| / B.
 """
 
 from __future__ import annotations

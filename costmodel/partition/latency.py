@@ -7,8 +7,9 @@ DAPPLE (arXiv 2007.01045, section 4.1): with M micro-batches and pivot stage Q
     ending   = max over s of tail_s + (sum of B_a, s <= a <= Q  |  - sum of B_a, Q < a < s)
 
 where tail_s is what a stage still does after its last backward (gradient reduction, update). A transfer
-between stages counts as a stage of its own where it runs beside computing, else its receiver waits. Here the pivot is the stage that makes the three longest, which
-is what the paper's own rule looks for from the last stage backwards.
+between stages counts as a stage of its own where it runs beside computing, else its receiver waits for it.
+Here the pivot is the stage that makes the three longest, which is what the paper's own rule looks for from
+the last stage backwards.
 
 From the last stage to the first the same number is two recursions, which is what a search can use:
 

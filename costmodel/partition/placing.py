@@ -68,7 +68,7 @@ def placements(
 ) -> list[tuple[str, Placement]]:
     """The different ways to take `count` devices, each with the first policy that takes them so.
 
-    `used` and `sizes`: devices per node; `nodes`: those that may be taken (all). Empty where too few are free.
+    `used` and `sizes`: devices per node; `nodes`: those that may be taken (all). Empty: too few are free.
     """
     allowed = range(len(sizes)) if nodes is None else nodes
     free = [sizes[n] - used[n] if n in allowed else 0 for n in range(len(sizes))]

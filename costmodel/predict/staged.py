@@ -23,7 +23,6 @@ from costmodel.predict.pools import Interlink, Pool, StagePricer
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import tied_elements
-from costmodel.recompute import Recompute
 from costmodel.schedules import SCHEDULES, in_flight
 from costmodel.stage_costs import BREAKDOWN_PARTS
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from costmodel.plan import Plan
     from costmodel.predict.units import Unit
 
-__all__ = ["StageForecast", "StagedForecast", "best_pipeline", "forecast_cut", "micro_batches"]
+__all__ = ["StageForecast", "StagedForecast", "best_pipeline", "forecast_cut", "micro_batches", "problem_of"]
 
 _SLOWER_FRACTION = 0.1
 """Closed forms leave out waits of a fixed order: pipelines this much slower by them go to the engine too."""
@@ -112,7 +111,8 @@ def micro_batches(global_batch_size: int, n_devices: int) -> list[int]:
     return sizes if n_devices == 1 else [b for b in sizes if global_batch_size // b > 1] or sizes[:1]
 
 
-def _problem(pricer: StagePricer, max_stages: int, policies: Sequence[str] | None) -> Problem:
+def problem_of(pricer: StagePricer, max_stages: int = 0, policies: Sequence[str] | None = None) -> Problem:
+    """What is searched: all stages the pricer's pools can take, under its schedule."""
     m, name = pricer.num_microbatches, pricer.template.schedule
     return Problem(
         n_units=pricer.n_units,
@@ -152,7 +152,7 @@ def best_pipeline(
             pricer = StagePricer(
                 pools, template, micro_batch_size=size, global_batch_size=global_batch_size, links=links
             )
-            problem = _problem(pricer, max_stages, policies)
+            problem = problem_of(pricer, max_stages, policies)
             found += [(cut, pricer) for cut in cuts(problem, pricer)]
         return found
 
@@ -183,7 +183,7 @@ def _changes(
 ) -> Iterator[tuple[str, Sequence[Pool], Plan, Sequence[int]]]:
     if min(sizes) > 1:
         yield "a micro-batch of 1", pools, template, [1]
-    full = template.with_(recompute=str(Recompute.parse("full")))
+    full = template.with_(recompute="full")
     if template.recompute != "full":
         yield "recompute=full", pools, full, sizes
         if min(sizes) > 1:
