@@ -161,27 +161,20 @@ def _waiting(time: StageTime, *, forward_s: float = 0.0, backward_s: float = 0.0
 
 
 def cuts(problem: Problem, model: StageModel) -> list[Cut]:
-    """Pipelines by number of stages, fastest first; empty where nothing fits. The first is the best of all.
+    """Pipelines, fastest first; empty where nothing fits. The first is the best of all.
 
-    Of a number of stages that cannot beat it, at most the best regular one (equal runs on equally many
-    devices) is there.
+    Behind it stand the regular ones (equal runs on equally many devices) and, of every number of stages, the
+    best where that beats what was found before it.
     """
-    known: dict[int, Cut] = {}
-
-    def keep(cut: Cut) -> None:
-        n_stages = len(cut.stages)
-        if n_stages not in known or cut.latency_s < known[n_stages].latency_s:
-            known[n_stages] = cut
-
-    for cut in _regular(problem, model):
-        keep(cut)
-    for n_stages in sorted(
-        problem.stage_counts(), key=lambda n: known[n].latency_s if n in known else math.inf
-    ):
-        bound_s = min((cut.latency_s for cut in known.values()), default=math.inf) * _SLACK
-        if found := _Search(problem, model, n_stages, bound_s).best():
-            keep(found)
-    return sorted(known.values(), key=lambda cut: (cut.latency_s, len(cut.stages)))
+    regular = list(_regular(problem, model))
+    least = {len(c.stages): c.latency_s for c in sorted(regular, key=lambda c: -c.latency_s)}
+    found = {cut.stages: cut for cut in regular}
+    bound_s = min(least.values(), default=math.inf)
+    for n_stages in sorted(problem.stage_counts(), key=lambda n: least.get(n, math.inf)):
+        if best := _Search(problem, model, n_stages, bound_s * _SLACK).best():
+            found.setdefault(best.stages, best)
+            bound_s = min(bound_s, best.latency_s)
+    return sorted(found.values(), key=lambda cut: (cut.latency_s, len(cut.stages)))
 
 
 def _latency(flow: Flow) -> float:

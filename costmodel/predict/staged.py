@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StageForecast", "StagedForecast", "best_pipeline", "forecast_cut", "micro_batches", "problem_of"]
 
-_SLOWER_FRACTION = 0.1
+_SLOWER_FRACTION = 0.15
 """Closed forms leave out waits of a fixed order: pipelines this much slower by them go to the engine too."""
 _CONTENTION_ROUNDS = 3
 
