@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from costmodel.errors import InfeasibleError, InputFileError
+from costmodel.errors import InfeasibleError, InputFileError, UsageError
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
@@ -232,6 +232,14 @@ def cluster(
         )
         for group in found.group
     ]
+    for group, pool in zip(found.group, pools, strict=True):
+        network = pool.forecaster.profile.network
+        if network is not None and group.gpus_per_node > network.ranks_per_node:
+            raise UsageError(
+                f"group {group.name!r}: gpus_per_node({group.gpus_per_node}) is more than the "
+                f"{network.ranks_per_node} devices of a {group.hardware} node; give more nodes, or a profile "
+                "of such a node"
+            )
     place = {group.name: i for i, group in enumerate(found.group)}
     links = {
         frozenset((place[link.between[0]], place[link.between[1]])): Interlink(

@@ -85,7 +85,7 @@ class StagedForecast:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "closed_form": {**asdict(self.closed_form)}}
+        return asdict(self)
 
 
 def _check(template: Plan) -> None:
@@ -278,7 +278,12 @@ def forecast_cut(pricer: StagePricer, stages: Sequence[Stage]) -> StagedForecast
                 send_bytes=sizes[i] if i < n - 1 else 0,
                 send_s=sends[i] if i < n - 1 else 0.0,
                 memory_bytes=memory_of_rank(
-                    placed[i], plans[i], i, [groups[i]], held_bytes=int(held[i])
+                    placed[i],
+                    plans[i],
+                    i,
+                    [groups[i]],
+                    held_bytes=int(held[i]),
+                    weight_versions=step.weight_versions[i],
                 ).peak_memory_bytes,
                 memory_limit_bytes=int(pricer.pools[spots[i][0]].memory_bytes),
             )

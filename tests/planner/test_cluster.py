@@ -106,9 +106,16 @@ def test_wrong_requests_end_with_their_exit_code(tmp_path: Path, capsys: pytest.
         (("-c", path, "-B", "4", "--with", "tp2"), 2),
         (("-c", path, "-B", "4", "--with", "zero3"), 2),
         (("-c", str(tmp_path / "none.toml"), "-B", "4"), 1),
+        (("-c", _many(tmp_path), "-B", "4"), 2),
     ):
         code, _, err = run(capsys, "cluster", "gpt2", *TINY, *args)
         assert code == expected, (args, err)
+
+
+def _many(folder: Path) -> str:
+    path = folder / "many.toml"
+    path.write_text(GOOD.replace("gpus_per_node = 1", "gpus_per_node = 99"))
+    return str(path)
 
 
 def test_one_group_is_the_plain_forecast(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.partition import StageTime, phases
@@ -55,6 +55,7 @@ def engine_s(stages: list[StageTime], m: int) -> float:
     return simulate_step(costs, num_microbatches=m).step_time_s
 
 
+@settings(deadline=None)
 @given(STAGES, st.integers(1, 12))
 def test_never_above_the_engine_without_tails_inside(times: list[tuple[float, float, float]], m: int) -> None:
     """The phases leave out waits of 1F1B's fixed order: the engine's step is no shorter."""
