@@ -5,6 +5,7 @@ segment_costs.py    one sharded segment -> its pieces of work
 placement.py        axes of a plan -> groups of ranks on nodes
 partition.py        units -> pipeline stages of least bottleneck
 planned.py          units -> a plan's stages under transfers and memory
+stage_sums.py       any run of units as a stage
 pools.py            what uneven stages cost on pools of equal or unlike devices
 staged.py           the best pipeline of uneven, replicated stages, held against the engine
 throughput.py       the same without a flush (PipeDream)

@@ -49,28 +49,32 @@ def stage_starts(units: list[Unit], n_stages: int, stages: str = "balanced") -> 
     return balanced_partition([unit.seconds(1.0) for unit in units], n_stages)
 
 
-def _starts(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> tuple[int, ...]:
-    """Where the plan's stages begin: as the framework cuts, or planned where the plan says so."""
-    if not plans_stages(plan) or plan.pp == 1:
-        return stage_starts(units, plan.pp * plan.vpp, forecaster.framework.stages)
+def _planned(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> list[tuple[int, ...]]:
+    """Cuts worth simulating where the plan asks for planned stages; the plain one is among them."""
     costs = unit_costs(forecaster, plan, units, utilisation=1.0, waiting=0.0)
-    return planned_starts(
-        forecaster,
-        plan,
-        units,
-        unit_s=[(c.forward.total_s, (c.backward_input + c.backward_weight).total_s) for c in costs],
-        sends_s=[send_s(forecaster, plan, unit.shard.output_bytes) for unit in units[:-1]],
-    )
+    sends_s = [send_s(forecaster, plan, unit.shard.output_bytes) for unit in units[:-1]]
+    found = planned_starts(forecaster, plan, units, costs=costs, sends_s=sends_s)
+    return [*found, stage_starts(units, plan.pp, forecaster.framework.stages)]
 
 
 def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult]:
     """Predict one plan. Raises PlanError where the model or schedule cannot take it."""
-    profile = forecaster.profile
     asked = plan
     if SCHEDULES[plan.schedule].swaps:  # packs are computed again from their inputs (VLDB 2022, section 4)
         plan = plan.with_(recompute="full")
     units = expand(forecaster, plan)
-    starts = _starts(forecaster, plan, units)
+    if plans_stages(plan) and plan.pp > 1:
+        found = [_cut(forecaster, asked, plan, units, s) for s in _planned(forecaster, plan, units)]
+        return min(found, key=lambda pair: (not pair[0].fits, pair[0].step_time_s))
+    starts = stage_starts(units, plan.pp * plan.vpp, forecaster.framework.stages)
+    return _cut(forecaster, asked, plan, units, starts)
+
+
+def _cut(
+    forecaster: Forecaster, asked: Plan, plan: Plan, units: list[Unit], starts: tuple[int, ...]
+) -> tuple[Prediction, StepResult]:
+    """Predict one plan with its stages given."""
+    profile = forecaster.profile
     ends = (*starts[1:], len(units))
     groups = [units[a:b] for a, b in zip(starts, ends, strict=True)]
     alone = plan.world_size == 1

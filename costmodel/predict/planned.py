@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from costmodel.errors import InfeasibleError, PlanError
-from costmodel.estimate import FloatArray
 from costmodel.partition import Placement, Problem, StageTime, cuts
 from costmodel.predict.peak import memory_of_rank
+from costmodel.predict.stage_sums import StageSums, updates_s
 from costmodel.schedules import SCHEDULES, in_flight
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
     from costmodel.predict.forecaster import Forecaster
     from costmodel.predict.units import Unit
+    from costmodel.stage_costs import UnitCosts
 
 __all__ = ["planned_starts"]
 
@@ -33,22 +31,12 @@ class _Stages:
     forecaster: Forecaster
     plan: Plan
     units: Sequence[Unit]
-    unit_s: Sequence[tuple[float, float]]
+    sums: StageSums
     sends_s: Sequence[float]
-
-    @cached_property
-    def _sums(self) -> tuple[FloatArray, FloatArray]:
-        """Prefix sums of forward and backward."""
-        one, two = (np.concatenate([[0.0], np.cumsum(column)]) for column in zip(*self.unit_s, strict=True))
-        return one, two
 
     def stage(self, start: int, stop: int, placement: Placement) -> StageTime | None:
         del placement
-        forward, backward = self._sums
-        return StageTime(
-            forward_s=float(forward[stop] - forward[start]),
-            backward_s=float(backward[stop] - backward[start]),
-        )
+        return self.sums.stage_time(start, stop)
 
     def send_s(self, cut: int, sender: Placement, receiver: Placement) -> float:
         del sender, receiver
@@ -65,8 +53,8 @@ class _Stages:
         return memory_of_rank(self.forecaster, self.plan, 0, [units], held_bytes=held).peak_memory_bytes
 
     def least_work_s(self, start: int) -> float:
-        forward, backward = self._sums
-        return float(forward[-1] - forward[start] + backward[-1] - backward[start])
+        both = self.sums.forward + self.sums.backward
+        return float(both[-1] - both[start])
 
 
 def planned_starts(
@@ -74,13 +62,13 @@ def planned_starts(
     plan: Plan,
     units: Sequence[Unit],
     *,
-    unit_s: Sequence[tuple[float, float]],
+    costs: Sequence[UnitCosts],
     sends_s: Sequence[float],
-) -> tuple[int, ...]:
-    """First unit of each of the plan's stages. `unit_s`: (forward, backward) seconds of each unit.
+) -> list[tuple[int, ...]]:
+    """First units of the plan's stages, the best cut by the closed form first.
 
-    Raises PlanError where the schedule gives a rank several stages or has no flush, InfeasibleError with the
-    nearest change where no cut fits the device.
+    `costs`: of each unit; `sends_s`: per cut, one way. Raises PlanError where the schedule gives a rank
+    several stages or has no flush, InfeasibleError with the nearest change where no cut fits the device.
     """
     how = SCHEDULES[plan.schedule]
     if plan.vpp > 1 or how.copies > 1 or how.swaps or how.update_every != "step":
@@ -92,7 +80,9 @@ def planned_starts(
         raise PlanError(
             f"pp({plan.pp}) stages, but the model can be cut into at most {len(units)} pieces; lower pp"
         )
-    model = _Stages(forecaster, plan, units, unit_s, sends_s)
+    updates = updates_s(forecaster, units, plan.dp if plan.zero_stage else 1)
+    sums = StageSums(plan, costs, updates, overlap_dp=forecaster.framework.overlap_dp)
+    model = _Stages(forecaster, plan, units, sums, sends_s)
     m = plan.num_microbatches
     problem = Problem(
         n_units=len(units),
@@ -105,7 +95,7 @@ def planned_starts(
     found = cuts(problem, model)
     if not found:
         raise InfeasibleError(_nearest(model, in_flight(plan.schedule, plan.pp, m)))
-    return tuple(stage.start for stage in found[0].stages)
+    return [tuple(stage.start for stage in cut.stages) for cut in found]
 
 
 def _nearest(model: _Stages, held: Sequence[int]) -> str:

@@ -20,8 +20,8 @@ from costmodel.estimate import FloatArray
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.partition import Placement, Stage, StageTime, crossings, cut_bytes
 from costmodel.predict.assemble import send_s
-from costmodel.predict.optimizer_costs import optimizer_s
 from costmodel.predict.peak import memory_of_rank
+from costmodel.predict.stage_sums import StageSums, updates_s
 from costmodel.predict.units import Unit, expand, unit_costs
 from costmodel.schedules import SCHEDULES
 
@@ -57,50 +57,18 @@ class Interlink:
     latency_s: float = 0.0
 
 
-class _Table:
-    """Prefix sums over the units of one pool, for stages of so many replicas on so many nodes."""
+class _Table(StageSums):
+    """Sums over the units of one pool, for stages of so many replicas on so many nodes."""
 
     def __init__(self, pricer: StagePricer, pool: int, replicas: int, spread: int) -> None:
-        self.plan = pricer.plan_of(replicas)
-        self.units = pricer.units(pool, replicas)
+        plan = pricer.plan_of(replicas)
         forecaster = pricer.placed(pool, replicas, spread)
-        plan, framework = self.plan, forecaster.framework
-        costs = unit_costs(forecaster, plan, self.units, utilisation=1.0, waiting=0.0)
-        again = (plan.num_microbatches - 1) / plan.num_microbatches
-        backward = [
-            c.backward_input.total_s + c.backward_weight.total_s + again * c.accumulate_s for c in costs
-        ]
-        shard = plan.dp if plan.zero_stage else 1
-        updates = pricer.updates_s(pool, shard)
-        gathers = [c.gather_s if plan.zero_stage in (1, 2) else 0.0 for c in costs]
-        self.forward = _prefix([c.forward.total_s for c in costs])
-        self.backward = _prefix(backward)
-        self.after = _prefix([u + g for u, g in zip(updates, gathers, strict=True)])
-        self.reduced = _prefix([c.reduce_s for c in costs])
-        self.saved = _prefix([float(c.saved_bytes) for c in costs])
-        n = len(self.units)
-        if framework.overlap_dp:
-            # a unit's reduction waits for its own backward and for the reductions before it:
-            # ends max over u of R[first..u] - B[first..u) after the stage's backward
-            ready = self.reduced[1:] - self.backward[:-1]
-            late = np.full((n, n + 1), -np.inf)
-            for i in range(n):
-                late[i, i + 1 :] = np.maximum.accumulate(ready[i:]) - (self.reduced[i] - self.backward[i])
-            self.exposed: FloatArray = np.maximum(0.0, late)
-        else:
-            self.exposed = np.maximum(0.0, self.reduced[None, :] - self.reduced[:-1, None])
-
-    def stage(self, start: int, stop: int) -> StageTime:
-        """Sums of these units, and what of reduction and update follows the last backward."""
-        return StageTime(
-            forward_s=float(self.forward[stop] - self.forward[start]),
-            backward_s=float(self.backward[stop] - self.backward[start]),
-            tail_s=float(self.exposed[start, stop] + self.after[stop] - self.after[start]),
+        super().__init__(
+            plan,
+            unit_costs(forecaster, plan, pricer.units(pool, replicas), utilisation=1.0, waiting=0.0),
+            pricer.updates_s(pool, plan.dp if plan.zero_stage else 1),
+            overlap_dp=forecaster.framework.overlap_dp,
         )
-
-
-def _prefix(values: Sequence[float]) -> FloatArray:
-    return np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
 
 
 class StagePricer:
@@ -199,13 +167,7 @@ class StagePricer:
     def updates_s(self, pool: int, shard: int) -> list[float]:
         """Seconds of each unit's update where `shard` replicas share it."""
         if (pool, shard) not in self._updates:
-            forecaster = self.pools[pool].forecaster
-            priced: dict[int, float] = {}
-            for unit in self.units(pool, 1):
-                if unit.segment not in priced:
-                    sizes = [max(1, math.ceil(n / shard)) for n in unit.elements]
-                    priced[unit.segment] = optimizer_s(sizes, forecaster.optimizer, forecaster.profile)[0]
-            self._updates[pool, shard] = [priced[unit.segment] for unit in self.units(pool, 1)]
+            self._updates[pool, shard] = updates_s(self.pools[pool].forecaster, self.units(pool, 1), shard)
         return self._updates[pool, shard]
 
     def _table(self, placement: Placement) -> _Table:
@@ -216,11 +178,11 @@ class StagePricer:
 
     def stage(self, start: int, stop: int, placement: Placement) -> StageTime | None:
         """Times of these units on these devices."""
-        return self._table(placement).stage(start, stop)
+        return self._table(placement).stage_time(start, stop)
 
     def time(self, stage: Stage) -> StageTime:
         """Times of a stage without its transfers."""
-        return self._table(stage.placement).stage(stage.start, stage.stop)
+        return self._table(stage.placement).stage_time(stage.start, stage.stop)
 
     def least_work_s(self, start: int) -> float:
         """Device-seconds of the units from `start` on, where each takes the least."""

@@ -128,7 +128,7 @@ def test_planned_stages_of_a_plan() -> None:
             forecaster().forecast(Plan.parse(plan + word)).prediction for word in ("", ".planned-stages")
         )
         assert len(planned.stage_modules) == len(plain.stage_modules)
-        assert planned.step_time_s <= plain.step_time_s * 1.02
+        assert planned.step_time_s <= plain.step_time_s
     with pytest.raises(PlanError, match="one stage per rank"):
         forecaster().forecast(Plan.parse("pp2.vpp2.gbs8.interleaved.planned-stages"))
 
