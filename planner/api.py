@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ForeshardError, UsageError
+from planner.cluster import cluster
 from planner.exporting import export
+from planner.partitioning import partition
 from planner.planning import plan
 from planner.sharing import parse_devices, share
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibrate",
+    "cluster",
     "export",
     "forecaster",
     "graph_summary",
@@ -38,6 +41,7 @@ __all__ = [
     "parse_devices",
     "parse_overrides",
     "parse_plan",
+    "partition",
     "plan",
     "predict",
     "ridges",

@@ -13,11 +13,13 @@ import typer
 from costmodel.errors import ForeshardError
 from planner.commands import (
     calibrate,
+    cluster,
     demo,
     doctor,
     export,
     hardware,
     infer,
+    partition,
     plan,
     predict,
     report,
@@ -48,6 +50,8 @@ app.command("plan")(plan.command)
 app.command("whatif")(whatif.command)
 app.command("size")(size.command)
 app.command("share")(share.command)
+app.command("partition")(partition.command)
+app.command("cluster")(cluster.command)
 app.command("export")(export.command)
 app.add_typer(validate.app, name="validate")
 app.command("report")(report.command)

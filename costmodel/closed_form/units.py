@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from costmodel.estimate import FloatArray, expected_max
-from costmodel.predict.partition import Partitions
+from costmodel.partition.balanced import Partitions
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.units import Unit, accumulate_s, expand, two_ways
 

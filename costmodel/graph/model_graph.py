@@ -98,6 +98,8 @@ class Segment:
     """Bytes that cross from one instance to the next (all live tensors at the boundary)."""
     is_block: bool = False
     """An element of a module list (what recomputation and FSDP wrap), not a stretch between them."""
+    crossing: tuple[int, ...] = ()
+    """Tensors behind `output_bytes`: those alive between the first instance and what follows it."""
 
     def phase(self, phase: Phase) -> tuple[Operator, ...]:
         """Operators of one phase, in execution order."""

@@ -31,10 +31,7 @@ def cut_segments(
             groups[last].append(op)
             group_of[op.index] = last
     owner = _owners(operators, tensors, group_of, len(groups), unused)
-    crossing = [
-        sum(tensors[index].size_bytes for index in alive)
-        for alive in _crossing(operators, tensors, group_of, len(groups))
-    ]
+    crossing = _crossing(operators, tensors, group_of, len(groups))
     segments = [
         _segment(groups[i], group_unit[i], tensors, owner, i, crossing[i]) for i in range(len(groups))
     ]
@@ -176,7 +173,7 @@ def _segment(
     tensors: Mapping[int, TensorInfo],
     owner: Mapping[int, int],
     number: int,
-    output_bytes: int,
+    crossing: Sequence[int],
 ) -> Segment:
     touched: dict[int, None] = {}
     for op in group:
@@ -199,8 +196,9 @@ def _segment(
         modules=modules,
         operators=tuple(group),
         tensors=tuple(infos),
-        output_bytes=output_bytes,
+        output_bytes=sum(tensors[index].size_bytes for index in crossing),
         is_block=unit is not None,
+        crossing=tuple(crossing),
     )
 
 

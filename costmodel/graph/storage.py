@@ -49,6 +49,7 @@ def _segment(raw: dict[str, Any]) -> Segment:
         **{
             **raw,
             "modules": tuple(raw["modules"]),
+            "crossing": tuple(raw.get("crossing", ())),
             "operators": tuple(_operator(o) for o in raw["operators"]),
             "tensors": tuple(
                 TensorInfo(**{**t, "shape": tuple(t["shape"]), "role": TensorRole(t["role"])})

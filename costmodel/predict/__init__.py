@@ -3,7 +3,13 @@
 pricing.py          operators -> seconds (device and host)
 segment_costs.py    one sharded segment -> its pieces of work
 placement.py        axes of a plan -> groups of ranks on nodes
-partition.py        units -> pipeline stages
+partition.py        units -> pipeline stages of least bottleneck
+planned.py          units -> a plan's stages under transfers and memory
+stage_sums.py       any run of units as a stage
+pools.py            what uneven stages cost on pools of equal or unlike devices
+staged.py           the best pipeline of uneven, replicated stages, held against the engine
+throughput.py       the same without a flush (PipeDream)
+mixed.py            replicas on unlike devices, uneven shares of a batch
 buckets.py          gradients -> buckets
 units.py            segments -> stage units with data-parallel communication
 memory.py           what each rank holds

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from costmodel.estimate import Z90, expected_max
 from costmodel.hardware.schema import HardwareProfile
+from costmodel.partition.balanced import balanced_partition
 from costmodel.plan import Plan
 from costmodel.predict.memory import model_state
 from costmodel.predict.optimizer_costs import (
@@ -18,8 +19,8 @@ from costmodel.predict.optimizer_costs import (
     orthogonalisation_s,
     state_bytes_per_parameter,
 )
-from costmodel.predict.partition import balanced_partition
 from costmodel.predict.peak import rank_memory
+from costmodel.predict.planned import planned_starts
 from costmodel.predict.prediction import HardwareUsed, Prediction
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
@@ -30,11 +31,12 @@ from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step import StepResult, simulate_step
 from costmodel.strategies.offload import is_split, offload_of, split_update
 from costmodel.strategies.parameter_server import paced, served_s, servers_of
+from costmodel.strategies.stages import plans_stages
 
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["assemble", "stage_starts"]
+__all__ = ["assemble", "comm_log_sigma", "send_s", "simulate_plan", "stage_costs", "stage_starts"]
 
 _CONTENTION_ROUNDS = 3
 """Utilisation and speed settle within two rounds (a contraction: each maps [0, 1] into itself)."""
@@ -52,14 +54,32 @@ def stage_starts(units: list[Unit], n_stages: int, stages: str = "balanced") -> 
     return balanced_partition([unit.seconds(1.0) for unit in units], n_stages)
 
 
+def _planned(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> list[tuple[int, ...]]:
+    """Cuts worth simulating where the plan asks for planned stages; the plain one is among them."""
+    costs = unit_costs(forecaster, plan, units, utilisation=1.0, waiting=0.0)
+    sends_s = [send_s(forecaster, plan, unit.shard.output_bytes) for unit in units[:-1]]
+    found = planned_starts(forecaster, plan, units, costs=costs, sends_s=sends_s)
+    return [*found, stage_starts(units, plan.pp, forecaster.framework.stages)]
+
+
 def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult]:
     """Predict one plan. Raises PlanError where the model or schedule cannot take it."""
-    profile = forecaster.profile
     asked = plan
     if SCHEDULES[plan.schedule].swaps:  # packs are computed again from their inputs (VLDB 2022, section 4)
         plan = plan.with_(recompute="full")
     units = expand(forecaster, plan)
+    if plans_stages(plan) and plan.pp > 1:
+        found = [_cut(forecaster, asked, plan, units, s) for s in _planned(forecaster, plan, units)]
+        return min(found, key=lambda pair: (not pair[0].fits, pair[0].step_time_s))
     starts = stage_starts(units, plan.pp * plan.vpp, forecaster.framework.stages)
+    return _cut(forecaster, asked, plan, units, starts)
+
+
+def _cut(
+    forecaster: Forecaster, asked: Plan, plan: Plan, units: list[Unit], starts: tuple[int, ...]
+) -> tuple[Prediction, StepResult]:
+    """Predict one plan with its stages given."""
+    profile = forecaster.profile
     ends = (*starts[1:], len(units))
     groups = [units[a:b] for a, b in zip(starts, ends, strict=True)]
     alone = plan.world_size == 1
@@ -67,10 +87,10 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     utilisation = 0.0 if alone else 1.0
     for _ in range(1 if alone or plan.pp == 1 or not profile.contention_s_per_byte else _CONTENTION_ROUNDS):
         stages = [
-            _stage(forecaster, plan, i, group, last=i == len(groups) - 1, utilisation=utilisation)
+            stage_costs(forecaster, plan, i, group, last=i == len(groups) - 1, utilisation=utilisation)
             for i, group in enumerate(groups)
         ]
-        step = _simulate(forecaster, plan, stages, _tied_s(forecaster, plan, groups))
+        step = simulate_plan(forecaster, plan, stages, _tied_s(forecaster, plan, groups))
         if servers is not None and not servers.waits:
             step = paced(step, served_s(forecaster, plan, servers, stages))
         utilisation = 0.0 if alone else 1.0 - step.bubble_fraction
@@ -122,7 +142,7 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
     return prediction, step
 
 
-def _stage(
+def stage_costs(
     forecaster: Forecaster,
     plan: Plan,
     index: int,
@@ -131,12 +151,10 @@ def _stage(
     last: bool,
     utilisation: float,
 ) -> StageCosts:
+    """The priced stage of these units. `utilisation`: how busy neighbours on the same memory are."""
     waiting = forecaster.profile.rank_log_sigma * expected_max(plan.world_size)
     costs = unit_costs(forecaster, plan, units, utilisation=utilisation, waiting=waiting)
     send_bytes = 0 if last else units[-1].shard.output_bytes
-    send_s = 0.0
-    if send_bytes and plan.pp > 1:
-        send_s = _send_s(forecaster, plan, send_bytes)
     elements = held_elements(units)
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
     update_s, _ = optimizer_s(
@@ -155,19 +173,19 @@ def _stage(
         index=index,
         units=tuple(costs),
         send_bytes=send_bytes,
-        send_s=send_s,
+        send_s=send_s(forecaster, plan, send_bytes) if send_bytes and plan.pp > 1 else 0.0,
         optimizer_s=update_s * (1.0 + waiting),
         state_bytes=state,
     )
 
 
-def _send_s(forecaster: Forecaster, plan: Plan, size_bytes: int) -> float:
+def send_s(forecaster: Forecaster, plan: Plan, size_bytes: float) -> float:
     """Time to hand one micro-batch's activations (or their gradient) to the next stage."""
     slices = plan.tp if forecaster.framework.scatter_p2p and not plan.sequence_parallel else 1
-    send_s = float(forecaster.collective(plan, "p2p", size_bytes / slices, "pp").median_s[0])
+    seconds = float(forecaster.collective(plan, "p2p", size_bytes / slices, "pp").median_s[0])
     if slices > 1:
-        send_s += float(forecaster.collective(plan, "all_gather", float(size_bytes), "tp").median_s[0])
-    return send_s
+        seconds += float(forecaster.collective(plan, "all_gather", float(size_bytes), "tp").median_s[0])
+    return seconds
 
 
 def _n_dtensors(plan: Plan, units: list[Unit]) -> int:
@@ -203,9 +221,10 @@ def _tied_s(forecaster: Forecaster, plan: Plan, groups: list[list[Unit]]) -> flo
     return float(forecaster.collective(plan, "p2p", size, "pp").median_s[0])
 
 
-def _simulate(
+def simulate_plan(
     forecaster: Forecaster, plan: Plan, stages: list[StageCosts], tied_embedding_s: float
 ) -> StepResult:
+    """The engine's step of priced stages under the plan's schedule, degrees and strategies."""
     overlap = forecaster.profile.overlap
     simulate = partial(
         simulate_step,
@@ -231,6 +250,11 @@ def _simulate(
     if offload is None or not is_split(plan):
         return simulate(offload=offload)
     return split_update(lambda share: simulate(offload=replace(offload, device_fraction=share)))
+
+
+def comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> float:
+    """Spread of the largest data-parallel and pipeline transfers, the wider of the two."""
+    return max((sigma for _, sigma in _transfers(forecaster, plan, units).values()), default=0.0)
 
 
 def _transfers(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> dict[str, tuple[str, float]]:

@@ -104,6 +104,7 @@ class Forecaster:
         """By identity of the sharded graph, which `_sharded` keeps."""
         self._collectives: dict[CollectiveKey, TimeEstimate] = {}
         self._curves: dict[tuple[str, CollectiveGroup], FloatArray] = {}
+        self._groups: Mapping[str, CollectiveGroup] = {}
 
     def on(
         self,
@@ -204,7 +205,7 @@ class Forecaster:
                 f"profile {self.profile.name!r} has no measured network, but the plan {plan} communicates; "
                 "calibrate with at least 2 ranks or take a profile with a network"
             )
-        group = axis_groups(plan, self.profile.network.ranks_per_node)[axis]
+        group = self._groups.get(axis) or axis_groups(plan, self.profile.network.ranks_per_node)[axis]
         key: CollectiveKey = (op, size_bytes, group)
         if key not in self._collectives:
             self._collectives[key] = collective_times(
@@ -242,6 +243,12 @@ class Forecaster:
         intra, inter = network.links(self.network_variant)
         crosses = crosses_node(axis_groups(plan, network.ranks_per_node)[axis])
         return inter.name if crosses and inter is not None else intra.name
+
+    def placed(self, groups: Mapping[str, CollectiveGroup]) -> Forecaster:
+        """The same forecaster with the groups of some axes as given, not where a plan's ranks lie."""
+        found = copy(self)
+        found._groups = {**self._groups, **groups}
+        return found
 
     def segments(self, plan: Plan) -> tuple[SegmentCosts, ...]:
         """Priced segments of the plan, one per segment of the graph."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from costmodel.predict.units import Unit
     from costmodel.step import Offload, StepResult
 
-__all__ = ["Peak", "peak_of_stage", "rank_memory", "walk_stage"]
+__all__ = ["Peak", "memory_of_rank", "peak_of_stage", "rank_memory", "walk_stage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +77,36 @@ def rank_memory(
 ) -> tuple[StageMemory, ...]:
     """Peak memory of each pipeline rank. `groups`: the units of each (virtual) stage."""
     return tuple(
-        _rank(forecaster, plan, rank, [list(groups[stage]) for stage in mine], step)
+        memory_of_rank(
+            forecaster,
+            plan,
+            rank,
+            [list(groups[stage]) for stage in mine],
+            held_bytes=int(step.peak_activation_bytes[rank]),
+            weight_versions=step.weight_versions[rank],
+            offload=step.offload,
+            resident_bytes=None if step.resident_state_bytes is None else step.resident_state_bytes[rank],
+        )
         for rank, mine in enumerate(step.stages_of)
     )
 
 
-def _rank(
-    forecaster: Forecaster, plan: Plan, rank: int, stages: list[list[Unit]], step: StepResult
+def memory_of_rank(
+    forecaster: Forecaster,
+    plan: Plan,
+    rank: int,
+    stages: list[list[Unit]],
+    *,
+    held_bytes: int,
+    weight_versions: int = 1,
+    offload: Offload | None = None,
+    resident_bytes: int | None = None,
 ) -> StageMemory:
+    """Peak memory of a rank with these (virtual) stages.
+
+    `held_bytes`: activations of the micro-batches in flight; `weight_versions`: versions of its weights;
+    `offload`: what lies on the host; `resident_bytes`: model state at once where stages are swapped.
+    """
     framework, optimizer = forecaster.framework, forecaster.optimizer
     elements = held_elements([unit for stage in stages for unit in stage])
     state = model_state(
@@ -97,7 +119,8 @@ def _rank(
     )
     # flat buffers and the reducer's buckets are there before backward
     stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view)
-    offload = step.offload if step.offload is not None and step.offload.host_update_bytes_per_s else None
+    if offload is not None and not offload.host_update_bytes_per_s:
+        offload = None
     appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2 and offload is None
     largest = max((sum(u.elements) for stage in stages for u in stage), default=0)
     if offload is not None:
@@ -105,13 +128,12 @@ def _rank(
         state = _on_device(state, offload, sum(units[-2:]), framework)
     if servers_of(plan) is not None:
         state = replace(state, optimizer=0)
-    resting = _resting(state, appear, step.weight_versions[rank])
-    most_held = int(step.peak_activation_bytes[rank])
+    resting = _resting(state, appear, weight_versions)
     peaks = []
     for stage in stages:
         memories = [unit.costs.memory for unit in stage]
         peak = peak_of_stage(memories, gradients_appear=appear)
-        others = max(0, most_held - sum(m.saved_bytes for m in memories))
+        others = max(0, held_bytes - sum(m.saved_bytes for m in memories))
         peaks.append(
             Peak(
                 activations=others + peak.activations,
@@ -128,11 +150,10 @@ def _rank(
     # gradients that appear during backward take the place of activations: what is above all of them
     above = max(0, highest.total - state.gradients)
     temporary = min(highest.temporary, above)
-    resident = step.resident_state_bytes
-    swapped = resident is not None
+    swapped = resident_bytes is not None
     return StageMemory(
         stage=rank,
-        parameters=resident[rank] if resident is not None else resting.parameters,
+        parameters=resting.parameters if resident_bytes is None else resident_bytes,
         gradients=0 if swapped else state.gradients,
         optimizer=0 if swapped else resting.optimizer,
         activations=above - temporary,

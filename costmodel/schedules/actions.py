@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from costmodel.errors import PlanError
 from costmodel.registry import Registry
@@ -25,6 +26,7 @@ __all__ = [
     "Schedule",
     "Step",
     "format_csv",
+    "in_flight",
     "parse_csv",
     "register_schedule",
     "schedule",
@@ -134,6 +136,19 @@ def schedule(name: str, n_ranks: int, n_chunks: int, num_microbatches: int) -> O
             "each must be at least 1"
         )
     return SCHEDULES[name](n_ranks, n_chunks, num_microbatches)
+
+
+@lru_cache(maxsize=512)
+def in_flight(name: str, n_stages: int, num_microbatches: int) -> tuple[int, ...]:
+    """Micro-batches whose activations each stage holds at once under a schedule with one stage per rank."""
+    most = []
+    for steps in schedule(name, n_stages, 1, num_microbatches):
+        held = highest = 0
+        for step in steps:
+            held += {"F": 1, "B": -1, "W": -1}.get(step.kind, 0)
+            highest = max(highest, held)
+        most.append(highest)
+    return tuple(most)
 
 
 def format_csv(order: Order) -> str:

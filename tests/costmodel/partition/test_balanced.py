@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.errors import PlanError
-from costmodel.predict.partition import balanced_partition, bottleneck_s
+from costmodel.partition import balanced_partition, bottleneck_s
 
 
 @given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=9), st.integers(1, 9))
