@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
-from calibrate.fitting.operators import fit_operator
+from calibrate.fitting.operators import fit_operator, fitting_groups
 from calibrate.importing.collective_tables import read_collective_tables
 from calibrate.importing.networks import fit_network, import_network
 from calibrate.importing.operator_tables import read_operator_tables
@@ -86,7 +86,7 @@ def fit_tables(paths: Sequence[Path], gpus: Sequence[str] | None = None) -> dict
     for kind, table in read_operator_tables(paths).tables.items():
         if kind not in load_forms():
             continue
-        for group, rows in table.groups():
+        for group, rows in fitting_groups(table):
             sheet = find_datasheet(group.device)
             if sheet is None:
                 raise _no_datasheet(group.device)

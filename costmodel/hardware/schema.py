@@ -34,7 +34,8 @@ __all__ = [
 
 # Format history:
 #   1  first format
-FORMAT_VERSION = 1
+#   2  a fit may serve further variants (`OperatorFit.also_variants`)
+FORMAT_VERSION = 2
 
 HOST_KEYS = (
     "dispatch_s",
@@ -156,10 +157,17 @@ class OperatorFit(_Frozen):
     residual: Residual
     n_samples: int
     source: str
+    also_variants: tuple[str, ...] = ()
+    """Further variants whose rows were fitted, told apart by the form."""
     transferred_from: str | None = None
     """Name of the device whose samples were fitted, where it is not this one."""
     extra_log_sigma: float = 0.0
     """Added (in quadrature) to the spread, for what transfer leaves unknown."""
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Every variant the fit was made for."""
+        return (self.variant, *self.also_variants)
 
 
 class BorrowedFit(_Frozen):

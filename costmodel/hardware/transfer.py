@@ -130,7 +130,7 @@ def borrowed_fits(
     Each from the nearest donor; all its timings come along. dtypes that the target has no units for are
     left out (they are priced from a wider one).
     """
-    present = {(fit.kind, fit.variant, fit.dtype) for fit in have}
+    present = {(fit.kind, variant, fit.dtype) for fit in have for variant in fit.variants}
     found: list[BorrowedFit] = []
     taken: dict[tuple[str, str, str], str] = {}
     for donor in sorted(donors, key=lambda p: (device_distance(p.device, target), p.name)):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from calibrate.fitting.operators import cross_validate as cross_validate_group
+from calibrate.fitting.operators import fitting_groups
 from calibrate.importing.operator_tables import OperatorTables, read_operator_tables
 from calibrate.samples import SampleGroup, SampleTable
 from costmodel.errors import ForeshardError
@@ -53,12 +54,13 @@ def validate_operators(path: Path, *, cross_validate: bool = False) -> Report:
 
 def _scored(tables: OperatorTables, cross_validate: bool) -> Iterable[ScoredRow]:
     for table in tables.tables.values():
-        for group, rows in table.groups():
+        known = table.kind in load_forms()
+        for group, rows in fitting_groups(table) if cross_validate and known else table.groups():
             yield from score_group(group, rows, cross_validate=cross_validate)
 
 
 def score_group(group: SampleGroup, table: SampleTable, *, cross_validate: bool) -> list[ScoredRow]:
-    """Scored rows of one (device, variant, dtype, timing)."""
+    """Scored rows of one (device, variant, dtype, timing), or of variants that are fitted together."""
     try:
         if cross_validate:
             estimate = _cross_validated(group, table)
@@ -130,7 +132,7 @@ def _row(
             "kind": table.kind,
             "dtype": group.dtype,
             "timing": group.timing,
-            "variant": group.variant,
+            "variant": str(table.variant[index]),
             "gpu/kind/dtype": f"{group.device}/{table.kind}/{group.dtype}",
             "shape": shape,
         },

@@ -54,6 +54,8 @@ class Form(ABC):
     streams: bool = False
     """Time is traffic: what was measured holds for another dtype of as many bytes, so a fit of the same kind
     and variant in another dtype is nearer than one of another variant."""
+    pools_variants: bool = False
+    """Variants differ in what `physical` and `features` know of them: one fit holds the rows of all."""
     plain_variants: tuple[str, ...] = ()
     """Which variants stand for those that were not measured, the likeliest first."""
 

@@ -1,16 +1,16 @@
 """Convolution: the quickest of the algorithms that libraries choose from.
 
     implicit GEMM     A[m, k] B[k, n] per group; forward: m = batch x output positions, n = output channels,
-                      k = input channels x kernel; data gradient swaps channels, weight gradient reduces over m
+                      k = input channels x kernel; data gradient swaps channels, weight gradient sums over m
     fused Winograd    F(2x2, 3x3): 16 products for every 2 x 2 outputs instead of 36, in one kernel
     staged Winograd   F(4x4, 3x3): 36 products for every 4 x 4 outputs instead of 144; transforms and products
                       are kernels of their own, so what is transformed goes through memory
     FFT               products of frequencies of images padded to a power of two, in stages as well
 
-Winograd exists for 3 x 3 kernels of stride 1 (arXiv 1509.09308, section 4), FFT for stride 1 (arXiv 1412.7580,
-section 2); both for fp32 and not for weight gradients: kernels on matrix units are implicit GEMMs. Outputs are
-covered by whole tiles, tiles and channels by whole blocks, blocks run in whole waves: an image of 5 x 5 pays
-for 8 x 8 in tiles of 4 x 4.
+Winograd exists for 3 x 3 kernels of stride 1 (arXiv 1509.09308, section 4), FFT for stride 1 (arXiv
+1412.7580, section 2); both for fp32 and not for weight gradients: kernels on matrix units are implicit
+GEMMs. Outputs are covered by whole tiles, tiles and channels by whole blocks, blocks run in whole waves: an
+image of 5 x 5 pays for 8 x 8 in tiles of 4 x 4.
 
     products   = waves(blocks) * block's FLOP (+ start) / (rate of one multiprocessor * efficiency)
     one kernel = (products^p + memory^p)^(1/p)
