@@ -42,6 +42,8 @@ _MOST_CENTRES = 420
 _MOST_FRAMEWORK_CENTRES = 180
 _MIN_FRAMEWORK_ROWS = 24
 _MIN_REGION_ROWS = 8
+_MOST_ROWS = 8192
+"""Rows a correction is solved on, about twenty per centre: more move its weights by less than their noise."""
 _CENTRE_DECIMALS = 2
 
 
@@ -253,6 +255,9 @@ def _regress(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster keeps its centre: harmless here
         centres = choose_centres(features / shape.length, count, seed=seed)
+    if len(features) > _MOST_ROWS:
+        some = np.sort(np.random.default_rng(seed).permutation(len(features))[:_MOST_ROWS])
+        features, target = features[some], target[some]
     centres = np.round(centres, _CENTRE_DECIMALS)  # as stored: the weights are those of these very centres
     return solve_weights(shape, centres, features, target)
 

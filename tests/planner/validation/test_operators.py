@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from costmodel.errors import UsageError
 from planner.validation.operators import validate_operators
 from tests.calibrate.importing.test_profiles import _table
 
@@ -48,3 +49,29 @@ def test_shipped_profiles_price_rows_in_microseconds(tmp_path: Path) -> None:
     assert row.high is not None
     assert 3524 <= row.predicted < 7000
     assert row.low < row.predicted < row.high
+
+
+def test_transfer_scores_a_gpu_by_the_others_fits(tmp_path: Path) -> None:
+    path = _table(tmp_path / "g.csv")
+    other = _table(tmp_path / "h.csv", gpu="H200-SXM", n=20)
+    path.write_text(path.read_text() + "".join(other.read_text().splitlines(keepends=True)[1:]))
+    report = validate_operators(path, transfer=True)
+    assert report.details["donors"] == {
+        "H100-SXM5-80GB/gemm/nt/bf16": "H200-SXM",
+        "H200-SXM/gemm/nt/bf16": "H100-SXM5-80GB",
+    }
+    assert (report.overall.n, report.overall.n_skipped) == (80, 0)
+    own = validate_operators(path, cross_validate=True)
+    width = [sum(r.high / r.low for r in rep.rows) / 80 for rep in (own, report)]  # type: ignore[operator]
+    assert width[1] > width[0]
+
+
+def test_transfer_needs_another_gpu_and_one_way_of_refitting(tmp_path: Path) -> None:
+    path = _table(tmp_path / "g.csv", n=10)
+    report = validate_operators(path, transfer=True)
+    assert report.overall.n == 0
+    assert {row.skipped for row in report.rows} == {
+        "no other GPU of the table has bf16 gemm timed by cuda_graph"
+    }
+    with pytest.raises(UsageError, match="choose one"):
+        validate_operators(path, cross_validate=True, transfer=True)
