@@ -59,8 +59,8 @@ def import_profiles(
     asked = None if gpus is None else {_canonical(name) for name in gpus}
     if absent := sorted((asked or set()) - set(sheets)):
         raise InputFileError(
-            f"--gpu {', '.join(absent)}: no row of the tables is of it; see their gpu column, or pass --transfer "
-            "for a GPU that has a datasheet (`foreshard hardware list`)"
+            f"--gpu {', '.join(absent)}: no row of the tables is of it; see their gpu column, or pass "
+            "--transfer for a GPU that has a datasheet (`foreshard hardware list`)"
         )
     profiles = []
     for name, sheet in sheets.items():
