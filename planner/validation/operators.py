@@ -82,7 +82,7 @@ def _transferred(path: Path, tables: OperatorTables, donors: dict[str, str]) -> 
                 reason = f"no form prices operators of kind {table.kind!r}"
                 yield from (_row(rows, i, group, skipped=reason) for i in range(len(rows)))
                 continue
-            lent = _without_own_samples(target, profiles)
+            lent = _without_own_samples(target, profiles, group.timing)
             fit = choose_fit(lent, table.kind, group.variant, group.dtype, group.timing)
             if fit is None or (fit.kind, fit.dtype, fit.timing) != (table.kind, group.dtype, group.timing):
                 reason = f"no other GPU of the table has {group.dtype} {table.kind} timed by {group.timing}"
@@ -92,10 +92,17 @@ def _transferred(path: Path, tables: OperatorTables, donors: dict[str, str]) -> 
             yield from _priced(lent, group, rows)
 
 
-def _without_own_samples(target: HardwareProfile, profiles: Sequence[HardwareProfile]) -> HardwareProfile:
-    by_name = {profile.name: profile for profile in profiles}
+def _without_own_samples(
+    target: HardwareProfile, profiles: Sequence[HardwareProfile], timing: str
+) -> HardwareProfile:
+    """The profile of `target` had it no samples, out of what the others timed the same way."""
+    same = [
+        profile.model_copy(update={"operators": tuple(f for f in profile.operators if f.timing == timing)})
+        for profile in profiles
+    ]
+    by_name = {profile.name: profile for profile in same}
     borrowed = []
-    for entry in borrowed_fits(target.device, (), profiles):
+    for entry in borrowed_fits(target.device, (), same):
         donor = by_name[entry.donor]
         own = next(
             fit
