@@ -101,8 +101,9 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
     """The fit restated for `target`, named `transferred_from` its source, with a wider spread."""
     spread = fallback_spread()
     same = source.architecture == target.architecture
+    near = same and device_distance(source, target) <= spread.transfer_near_distance
     extra = (
-        spread.transfer_same_architecture_log_sigma if same else spread.transfer_other_architecture_log_sigma
+        spread.transfer_same_architecture_log_sigma if near else spread.transfer_other_architecture_log_sigma
     )
     parameters = dict(fit.parameters)
     if {_COMPUTE, _SUSTAINED, _BURST} <= set(parameters):
