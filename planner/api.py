@@ -403,8 +403,13 @@ def import_hardware(
     out: Path,
     gpus: Sequence[str] | None = None,
     force: bool = False,
+    transfer: bool = False,
 ) -> list[Path]:
-    """Fit one profile per GPU of the tables and write them. Raises UsageError on nothing to read."""
+    """Fit one profile per GPU of the tables and write them. Raises UsageError on nothing to read.
+
+    `transfer`: every GPU with a datasheet gets one; what was not measured on it is borrowed from the nearest
+    that was, with a wider interval.
+    """
     from calibrate.importing import import_profiles
 
     if not operators and not collectives:
@@ -413,7 +418,14 @@ def import_hardware(
     if missing:
         raise ForeshardError(f"{', '.join(missing)}: no such file; give tables that exist")
     return list(
-        import_profiles(operators=operators, collectives=collectives, out_dir=out, gpus=gpus, force=force)
+        import_profiles(
+            operators=operators,
+            collectives=collectives,
+            out_dir=out,
+            gpus=gpus,
+            force=force,
+            transfer=transfer,
+        )
     )
 
 

@@ -6,6 +6,7 @@ ridge problem on all rows, reweighted so that outliers count by their size only 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from costmodel.estimate import FloatArray
 from costmodel.hardware.forms.correction import kernel
 
-__all__ = ["KernelShape", "Weighted", "choose_centres", "solve_weights", "tune_shape"]
+__all__ = ["KernelShape", "Weighted", "blocks", "choose_centres", "solve_weights", "tune_shape"]
 
 _SUBSET = 360
+_BLOCK = 4096
 _TUNE_STEPS = 40
 _WARM_STEPS = 3
 _LENGTH_BOUNDS = (1.0, 150.0)
@@ -46,9 +48,15 @@ class Weighted:
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """ln(time) shift [n]."""
-        if not len(self.centres):
-            return np.zeros(len(features))
-        return np.asarray(kernel(features / self.shape.length, self.centres) @ self.weights)
+        out = np.zeros(len(features))
+        for rows in blocks(len(features)) if len(self.centres) else ():
+            out[rows] = kernel(features[rows] / self.shape.length, self.centres) @ self.weights
+        return out
+
+
+def blocks(n: int) -> Iterator[slice]:
+    """Slices of `n` rows, each small enough that rows x centres is a few MB."""
+    return (slice(start, start + _BLOCK) for start in range(0, n, _BLOCK))
 
 
 def tune_shape(

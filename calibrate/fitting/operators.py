@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.fitting.kernel_regression import Weighted, choose_centres, solve_weights, tune_shape
-from calibrate.fitting.physical import fit_parameters, predict_s
+from calibrate.fitting.physical import features_of, fit_parameters, predict_s
 from calibrate.fitting.spread import Spread, band, fit_spread
 from calibrate.samples import SampleGroup, SampleTable
 from costmodel.errors import MeasurementError
@@ -33,7 +33,7 @@ from costmodel.hardware.schema import (
     Residual,
 )
 
-__all__ = ["CrossValidation", "cross_validate", "fit_operator", "fit_operators"]
+__all__ = ["CrossValidation", "cross_validate", "fit_operator", "fit_operators", "fitting_groups"]
 
 FOLDS = 5
 MIN_SHAPES_FOR_CORRECTION = 8
@@ -42,6 +42,8 @@ _MOST_CENTRES = 420
 _MOST_FRAMEWORK_CENTRES = 180
 _MIN_FRAMEWORK_ROWS = 24
 _MIN_REGION_ROWS = 8
+_MOST_ROWS = 8192
+"""Rows a correction is solved on, about twenty per centre: more move its weights by less than their noise."""
 _CENTRE_DECIMALS = 2
 
 
@@ -84,7 +86,7 @@ class CrossValidation:
 
 def fit_operators(table: SampleTable, devices: Mapping[str, DeviceSpec]) -> Iterator[tuple[str, OperatorFit]]:
     """(device name, fit) of every group of a table whose device is known."""
-    for group, rows in table.groups():
+    for group, rows in fitting_groups(table):
         if group.device in devices:
             yield group.device, fit_operator(rows, devices[group.device])
 
@@ -93,7 +95,7 @@ def fit_operator(table: SampleTable, device: DeviceSpec, *, folds: int = FOLDS, 
     """Fit the rows of one group. MeasurementError where they are of several groups or none."""
     group = _one_group(table)
     form = form_of(table.kind)
-    features = form.features(device, table.dims, group.dtype, group.variant)
+    features = features_of(form, device, table)
     core = _fit_core(form, device, table, features, seed=seed)
     check = cross_validate(table, device, folds=folds, seed=seed, start=core)
     far = band(check.physical_log_error)
@@ -124,6 +126,7 @@ def fit_operator(table: SampleTable, device: DeviceSpec, *, folds: int = FOLDS, 
     return OperatorFit(
         kind=table.kind,
         variant=group.variant,
+        also_variants=tuple(v for v in map(str, np.unique(table.variant)) if v != group.variant),
         dtype=group.dtype,
         timing=group.timing,
         form=form.name,
@@ -153,9 +156,9 @@ def cross_validate(
 
     `start`: a fit whose parameters the folds' fits begin from, to save time.
     """
-    group = _one_group(table)
+    _one_group(table)
     form = form_of(table.kind)
-    features = form.features(device, table.dims, group.dtype, group.variant)
+    features = features_of(form, device, table)
     shapes = table.shape_ids()
     n_shapes = int(shapes.max()) + 1
     folds = min(folds, n_shapes)
@@ -252,6 +255,9 @@ def _regress(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster keeps its centre: harmless here
         centres = choose_centres(features / shape.length, count, seed=seed)
+    if len(features) > _MOST_ROWS:
+        some = np.sort(np.random.default_rng(seed).permutation(len(features))[:_MOST_ROWS])
+        features, target = features[some], target[some]
     centres = np.round(centres, _CENTRE_DECIMALS)  # as stored: the weights are those of these very centres
     return solve_weights(shape, centres, features, target)
 
@@ -301,11 +307,26 @@ def _residual(
     )
 
 
+def fitting_groups(table: SampleTable) -> Iterator[tuple[SampleGroup, SampleTable]]:
+    """Each group of rows that one fit may hold; its `variant` is the plainest of its rows."""
+    form = form_of(table.kind)
+    if not form.pools_variants:
+        yield from table.groups()
+        return
+    pooled: dict[tuple[str, str, str], list[SampleTable]] = {}
+    for group, rows in table.groups():
+        pooled.setdefault((group.device, group.dtype, group.timing), []).append(rows)
+    for (device, dtype, timing), parts in pooled.items():
+        variants = sorted(str(part.variant[0]) for part in parts)
+        plain = [v for v in form.plain_variants if v in variants] or variants
+        yield SampleGroup(device, plain[0], dtype, timing), SampleTable.concat(parts)
+
+
 def _one_group(table: SampleTable) -> SampleGroup:
-    groups = [group for group, _ in table.groups()]
+    groups = [group for group, _ in fitting_groups(table)] if len(table) else []
     if len(groups) != 1:
         raise MeasurementError(
             f"a fit takes rows of one device, variant, dtype and timing, got {len(groups)} groups: "
-            f"{', '.join(map(str, groups[:3])) or 'no rows'}; split them with SampleTable.groups()"
+            f"{', '.join(map(str, groups[:3])) or 'no rows'}; split them with fitting_groups()"
         )
     return groups[0]

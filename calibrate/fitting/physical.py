@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from calibrate.samples import SampleTable
 from costmodel.estimate import FloatArray
-from costmodel.hardware.forms.base import Form, Parameter
+from costmodel.hardware.forms.base import Dims, Form, Parameter
 from costmodel.hardware.forms.evaluate import floor_parameter, timed_s
 from costmodel.hardware.schema import DeviceSpec
 
-__all__ = ["fit_parameters", "free_parameters", "predict_s"]
+__all__ = ["features_of", "fit_parameters", "free_parameters", "predict_s"]
 
 _SUBSET = 1200
 _STARTS = 3
@@ -26,8 +26,31 @@ _LAUNCH = "launch_s"
 
 def predict_s(form: Form, theta: Mapping[str, float], device: DeviceSpec, table: SampleTable) -> FloatArray:
     """Seconds [n] of the physical form for every row of one group, with its timing's host floor."""
-    variant, dtype, timing = str(table.variant[0]), str(table.dtype[0]), str(table.timing[0])
-    return timed_s(form, theta, device, table.dims, dtype, variant, timing)[0]
+    dtype, timing = str(table.dtype[0]), str(table.timing[0])
+    return _each_variant(
+        table, lambda dims, variant: timed_s(form, theta, device, dims, dtype, variant, timing)[0]
+    )
+
+
+def features_of(form: Form, device: DeviceSpec, table: SampleTable) -> FloatArray:
+    """The form's features [n, f] of every row of one group, whose variants may differ."""
+    dtype = str(table.dtype[0])
+    return _each_variant(table, lambda dims, variant: form.features(device, dims, dtype, variant))
+
+
+def _each_variant(table: SampleTable, function: Callable[[Dims, str], FloatArray]) -> FloatArray:
+    variants = np.unique(table.variant)
+    if len(variants) == 1:
+        return function(table.dims, str(variants[0]))
+    out: FloatArray | None = None
+    for variant in variants:
+        rows = np.flatnonzero(table.variant == variant)
+        part = function({name: values[rows] for name, values in table.dims.items()}, str(variant))
+        if out is None:
+            out = np.empty((len(table), *part.shape[1:]))
+        out[rows] = part
+    assert out is not None
+    return out
 
 
 def free_parameters(

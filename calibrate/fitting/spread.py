@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.fitting.kernel_regression import Weighted
+from calibrate.fitting.kernel_regression import Weighted, blocks
 from costmodel.estimate import Z90, FloatArray
 from costmodel.hardware.forms.correction import FAR_WEIGHT, kernel
 
@@ -28,8 +28,11 @@ class Spread:
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """Spread of ln(time) [n]."""
-        near = kernel(features / self.weighted.shape.length, self.weighted.centres)
-        return np.asarray((near @ self.sigmas + FAR_WEIGHT * self.far_sigma) / (near.sum(1) + FAR_WEIGHT))
+        out = np.empty(len(features))
+        for rows in blocks(len(features)):
+            near = kernel(features[rows] / self.weighted.shape.length, self.weighted.centres)
+            out[rows] = (near @ self.sigmas + FAR_WEIGHT * self.far_sigma) / (near.sum(1) + FAR_WEIGHT)
+        return out
 
 
 def band(log_error: FloatArray) -> float:
@@ -44,12 +47,16 @@ def band(log_error: FloatArray) -> float:
 
 def fit_spread(weighted: Weighted, features: FloatArray, log_error: FloatArray, far: float) -> Spread:
     """Spread from held-out errors [n] at `features` [n, f]; `far`: spread of the form without correction."""
-    near = kernel(features / weighted.shape.length, weighted.centres)
     whole = band(log_error)
-    near = near**2  # closer rows count for more
     size = np.minimum(np.abs(log_error), 3.0 * whole * Z90)
+    total = np.full(len(weighted.centres), _PRIOR_ROWS * size.mean())
+    weight = np.full(len(weighted.centres), _PRIOR_ROWS)
+    for rows in blocks(len(features)):
+        near = kernel(features[rows] / weighted.shape.length, weighted.centres) ** 2  # closer rows count more
+        total += near.T @ size[rows]
+        weight += near.sum(0)
     # mean absolute error -> standard deviation of a normal distribution
-    mean = (near.T @ size + _PRIOR_ROWS * size.mean()) / (near.sum(0) + _PRIOR_ROWS)
+    mean = total / weight
     sigmas = np.maximum(mean * np.sqrt(np.pi / 2.0), _LEAST_SIGMA)
     far_sigma = max(_FAR_WIDENING * far, whole)
     raw = Spread(weighted=weighted, sigmas=sigmas, far_sigma=far_sigma)(features)

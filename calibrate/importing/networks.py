@@ -30,6 +30,8 @@ _FABRICS = (
     ("infiniband", "infiniband"),
     ("ethernet", "ethernet"),
 )
+_LINE_RATES = tuple(gbit * 1e9 / 8 for gbit in (100, 200, 400, 800, 1600))
+"""Of one network interface, bytes/s (Ethernet and InfiniBand HDR, NDR, XDR)."""
 
 
 def import_network(gpu_name: str, collective_paths: Sequence[Path]) -> NetworkModel:
@@ -106,7 +108,17 @@ def with_links(base: NetworkModel, samples: Sequence[CollectiveSample]) -> Netwo
     """The network with every link between nodes that its samples name."""
     known = {link.name for link in (*base.intra, *base.inter)}
     missing = sorted({sample.link for sample in samples} - known)
-    return base.model_copy(update={"inter": (*base.inter, *(inter_link(name) for name in missing))})
+    links = [_at_least_as_measured(inter_link(name), samples) for name in missing]
+    return base.model_copy(update={"inter": (*base.inter, *links)})
+
+
+def _at_least_as_measured(link: Link, samples: Sequence[CollectiveSample]) -> Link:
+    """A link of unstated rate, at the line rate that its fastest message between two ranks needs."""
+    rates = [s.size_bytes / s.time_s for s in samples if s.link == link.name and s.op == "p2p"]
+    if link.name != "unspecified" or not rates or max(rates) <= link.bytes_per_s:
+        return link
+    line = next((rate for rate in _LINE_RATES if rate >= max(rates)), max(rates))
+    return link.model_copy(update={"bytes_per_s": line})
 
 
 def transfer_fits(network: NetworkModel, donors: Sequence[NetworkModel]) -> NetworkModel:

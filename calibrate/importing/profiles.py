@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
-from calibrate.fitting.operators import fit_operator
+from calibrate.fitting.operators import fit_operator, fitting_groups
 from calibrate.importing.collective_tables import read_collective_tables
 from calibrate.importing.networks import fit_network, import_network
 from calibrate.importing.operator_tables import read_operator_tables
@@ -40,11 +40,13 @@ def import_profiles(
     """Fit tables and write one profile per device into `out_dir`; returns the files written.
 
     `gpus`: only these. `transfer`: also write every device of the datasheet file, and let each device borrow
-    fits of its nearest measured one for the kinds it was not measured on. Raises InputFileError on a table
-    that is none and on devices without a datasheet, ProfileError where a file is there without `force`.
+    fits of its nearest measured one for the kinds it was not measured on; with `gpus`, those and the devices
+    they borrow from. Raises InputFileError on a table that is none, on devices without a datasheet and on
+    `gpus` that no row is of, ProfileError where a file is there without `force`.
     """
-    fits = fit_tables(operators, gpus)
-    networks = _networks(collectives, gpus)
+    measured = None if transfer else gpus  # any row may be of a device to borrow from
+    fits = fit_tables(operators, measured)
+    networks = _networks(collectives, measured)
     created = datetime.now(UTC).strftime("%Y-%m-%d")
     networks = {_canonical(name): network for name, network in networks.items()}
     wanted = {name: find_datasheet(name) for name in (*fits, *networks)}
@@ -53,7 +55,13 @@ def import_profiles(
         raise _no_datasheet(", ".join(unknown))
     sheets: dict[str, Datasheet] = {s.device.name: s for s in wanted.values() if s is not None}
     if transfer:
-        sheets |= {n: s for n, s in datasheets().items() if gpus is None or n in gpus}
+        sheets |= datasheets()
+    asked = None if gpus is None else {_canonical(name) for name in gpus}
+    if absent := sorted((asked or set()) - set(sheets)):
+        raise InputFileError(
+            f"--gpu {', '.join(absent)}: no row of the tables is of it; see their gpu column, or pass "
+            "--transfer for a GPU that has a datasheet (`foreshard hardware list`)"
+        )
     profiles = []
     for name, sheet in sheets.items():
         own = fits.get(name, [])
@@ -70,6 +78,9 @@ def import_profiles(
         )
     if transfer:
         profiles = [_with_transfer(profile, profiles) for profile in profiles]
+    if asked is not None:
+        asked |= {entry.donor for profile in profiles if profile.name in asked for entry in profile.borrowed}
+        profiles = [profile for profile in profiles if profile.name in asked]
     return [
         save_profile(profile, out_dir / profile_file_name(profile.name), force=force) for profile in profiles
     ]
@@ -86,7 +97,7 @@ def fit_tables(paths: Sequence[Path], gpus: Sequence[str] | None = None) -> dict
     for kind, table in read_operator_tables(paths).tables.items():
         if kind not in load_forms():
             continue
-        for group, rows in table.groups():
+        for group, rows in fitting_groups(table):
             sheet = find_datasheet(group.device)
             if sheet is None:
                 raise _no_datasheet(group.device)

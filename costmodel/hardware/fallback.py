@@ -27,6 +27,7 @@ class FallbackSpread(BaseModel):
     datasheet_log_sigma: float
     transfer_same_architecture_log_sigma: float
     transfer_other_architecture_log_sigma: float
+    transfer_near_distance: float
 
 
 @lru_cache(maxsize=1)

@@ -136,7 +136,7 @@ def choose_fit(
             continue
         near = fit.dtype == dtype or (fit.dtype in _HALF and dtype in _HALF)
         other_dtype = 0 if near else 1 + others.index(fit.dtype)
-        other_variant = 0 if fit.variant == variant else 1 + _rank(form.plain_variants, fit.variant)
+        other_variant = 0 if variant in fit.variants else 1 + _rank(form.plain_variants, fit.variant)
         what = (
             (int(fit.kind != kind), other_variant, int(fit.transferred_from is not None), other_dtype)
             if form.streams
@@ -172,12 +172,12 @@ def _restated(
         extra.append(spread.timing_log_sigma)
     if fit.kind != kind:
         extra.append(spread.sibling_kind_log_sigma)
-    if fit.variant != variant:
+    if variant not in fit.variants:
         extra.append(spread.variant_log_sigma)
     if not same_dtype:
         extra.append(spread.same_width_dtype_log_sigma if same_width else spread.dtype_log_sigma)
     if len(extra) == 1:
-        return fit
+        return fit if fit.variant == variant else fit.model_copy(update={"variant": variant})
     keeps = (same_dtype or same_width or FORMS[kind].streams) and fit.kind == kind
     return fit.model_copy(
         update={

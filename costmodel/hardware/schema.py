@@ -34,7 +34,8 @@ __all__ = [
 
 # Format history:
 #   1  first format
-FORMAT_VERSION = 1
+#   2  a fit may serve further variants (`OperatorFit.also_variants`)
+FORMAT_VERSION = 2
 
 HOST_KEYS = (
     "dispatch_s",
@@ -156,6 +157,8 @@ class OperatorFit(_Frozen):
     residual: Residual
     n_samples: int
     source: str
+    also_variants: tuple[str, ...] = ()
+    """Further variants whose rows were fitted, told apart by the form."""
     transferred_from: str | None = None
     """Name of the device whose samples were fitted, where it is not this one."""
     extra_log_sigma: float = 0.0
@@ -165,6 +168,11 @@ class OperatorFit(_Frozen):
     update: Correction | None = None
     """What later measurements at a few sizes changed near them. Its `far_sigma` is a factor: what is left of
     the fit's own spread where none of them is near."""
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Every variant the fit was made for."""
+        return (self.variant, *self.also_variants)
 
 
 class BorrowedFit(_Frozen):

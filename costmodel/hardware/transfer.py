@@ -101,8 +101,9 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
     """The fit restated for `target`, named `transferred_from` its source, with a wider spread."""
     spread = fallback_spread()
     same = source.architecture == target.architecture
+    near = same and device_distance(source, target) <= spread.transfer_near_distance
     extra = (
-        spread.transfer_same_architecture_log_sigma if same else spread.transfer_other_architecture_log_sigma
+        spread.transfer_same_architecture_log_sigma if near else spread.transfer_other_architecture_log_sigma
     )
     parameters = dict(fit.parameters)
     if {_COMPUTE, _SUSTAINED, _BURST} <= set(parameters):
@@ -130,7 +131,7 @@ def borrowed_fits(
     Each from the nearest donor; all its timings come along. dtypes that the target has no units for are
     left out (they are priced from a wider one).
     """
-    present = {(fit.kind, fit.variant, fit.dtype) for fit in have}
+    present = {(fit.kind, variant, fit.dtype) for fit in have for variant in fit.variants}
     found: list[BorrowedFit] = []
     taken: dict[tuple[str, str, str], str] = {}
     for donor in sorted(donors, key=lambda p: (device_distance(p.device, target), p.name)):

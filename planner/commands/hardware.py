@@ -88,6 +88,13 @@ def import_(
         list[Path] | None, typer.Option("--collectives", help="Collective tables or nccl-tests logs.")
     ] = None,
     gpu: Annotated[list[str] | None, typer.Option("--gpu", help="Only these GPUs.")] = None,
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            "--transfer",
+            help="Also GPUs that the tables lack: from their datasheet and the nearest measured GPU.",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder for the profiles.")] = Path("profiles"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite profiles that are there.")] = False,
     json: Json = False,
@@ -97,7 +104,12 @@ def import_(
     from planner.render import print_json, progress
 
     written = api.import_hardware(
-        operators=operators or [], collectives=collectives or [], gpus=gpu, out=out, force=force
+        operators=operators or [],
+        collectives=collectives or [],
+        gpus=gpu,
+        out=out,
+        force=force,
+        transfer=transfer,
     )
     if json:
         print_json({"written": [str(path) for path in written]})

@@ -27,12 +27,22 @@ Plot = Annotated[Path | None, typer.Option("--plot", help="Write predicted again
 
 @app.command("operators")
 def operators(
-    table: Table, cross_validate: CrossValidate = False, plot: Plot = None, json: Json = False
+    table: Table,
+    cross_validate: CrossValidate = False,
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            "--transfer", help="Score each GPU by fits of the file's other GPUs, as if never measured."
+        ),
+    ] = False,
+    plot: Plot = None,
+    json: Json = False,
 ) -> None:
-    """Compare measured operators with the shipped profiles (or with fits on the other rows)."""
+    """Compare measured operators with the shipped profiles (or with fits on other rows, or of other GPUs)."""
     from planner.validation.operators import validate_operators
 
-    _finish(validate_operators(table, cross_validate=cross_validate), plot, json)
+    report = validate_operators(table, cross_validate=cross_validate, transfer=transfer)
+    _finish(report, plot, json)
 
 
 @app.command("collectives")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+
+from tests.benchmarks.tables import write_gemm_table
 
 
 def engine_s() -> str:
@@ -114,9 +118,28 @@ def closed_forms() -> str:
     )
 
 
+def import_s() -> str:
+    """`hardware import` of 100,000 GEMM rows in ten groups."""
+    with tempfile.TemporaryDirectory() as folder:
+        gpus = ("A100-SXM4-80GB", "H100-SXM5-80GB", "B200", "L40S", "V100-PCIe-32GB")
+        table = write_gemm_table(Path(folder) / "gemm.csv", 100_000, gpus, ("fp16", "fp32"))
+        command = [sys.executable, "-c", "from planner.cli import main; main()", "hardware", "import"]
+        start = time.perf_counter()
+        subprocess.run(
+            [*command, "--operators", str(table), "--out", folder], check=True, stderr=subprocess.DEVNULL
+        )
+        wall_s = time.perf_counter() - start
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (
+        f"{wall_s:.1f} s, {used.ru_utime + used.ru_stime:.0f} s of all processes so far, largest "
+        f"{used.ru_maxrss / 1e6:.2f} GB"
+    )
+
+
 BENCHMARKS: dict[str, Callable[[], str]] = {
     "engine": engine_s,
     "pricing": pricing_s,
+    "import": import_s,
     "trace llama-3.1-405b for training": lambda: _trace("llama-3.1-405b"),
     "trace deepseek-v3 for training": lambda: _trace("deepseek-v3"),
     "split llama-3.1-405b": mesh_s,

@@ -54,6 +54,8 @@ class Form(ABC):
     streams: bool = False
     """Time is traffic: what was measured holds for another dtype of as many bytes, so a fit of the same kind
     and variant in another dtype is nearer than one of another variant."""
+    pools_variants: bool = False
+    """Variants differ in what `physical` and `features` know of them: one fit holds the rows of all."""
     plain_variants: tuple[str, ...] = ()
     """Which variants stand for those that were not measured, the likeliest first."""
 
@@ -81,6 +83,10 @@ class Form(ABC):
     @abstractmethod
     def least_bytes(self, dims: Dims, dtype: str, variant: str) -> FloatArray:
         """Least memory traffic [n], bytes: each operand read once, each result written once."""
+
+    def least_flop(self, dims: Dims, dtype: str, variant: str) -> FloatArray:
+        """Operations [n] that no algorithm does without; default: all of `flop`."""
+        return self.flop(dims, variant)
 
     def regions(
         self, device: DeviceSpec, dims: Dims, dtype: str, variant: str
@@ -127,8 +133,11 @@ def _datasheet_sides(
 def datasheet_floor_s(form: Form, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
     """Seconds [n] that the datasheet does not allow to beat.
 
-    max(FLOP / peak, (bytes - last-level cache) / memory bandwidth): what fits the cache may stay there.
+    max(least FLOP / peak, (bytes - last-level cache) / memory bandwidth): what fits the cache may stay there.
     """
-    compute_s, memory_s = _datasheet_sides(form, device, dims, dtype, variant)
+    from costmodel.hardware.device import peak_flop_per_s
+
+    compute_s = form.least_flop(dims, dtype, variant) / peak_flop_per_s(device, dtype)
+    memory_s = form.least_bytes(dims, dtype, variant) / device.memory_bytes_per_s
     cached_s = device.l2_bytes / device.memory_bytes_per_s
     return np.asarray(np.maximum(compute_s, memory_s - cached_s), dtype=np.float64)

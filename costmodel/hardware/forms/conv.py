@@ -1,11 +1,23 @@
-"""Convolution: the quicker of two algorithms, implicit GEMM and Winograd.
+"""Convolution: the quickest of the algorithms that libraries choose from.
 
-Implicit GEMM (forward): C[m, n] = A[m, k] B[k, n] per group, m = batch x output positions, n = output
-channels, k = input channels x kernel; data gradient swaps the channels, weight gradient reduces over m.
-Winograd F(2x2, 3x3) exists for 3 x 3 kernels of stride 1 and needs 4/9 of the multiplications
-(arXiv 1509.09308, section 4.1), at an efficiency of its own, with transforms that move the data once more.
+    implicit GEMM     A[m, k] B[k, n] per group; forward: m = batch x output positions, n = output channels,
+                      k = input channels x kernel; data gradient swaps channels, weight gradient sums over m
+    fused Winograd    F(2x2, 3x3): 16 products for every 2 x 2 outputs instead of 36, in one kernel
+    staged Winograd   F(4x4, 3x3): 36 products for every 4 x 4 outputs instead of 144; transforms and products
+                      are kernels of their own, so what is transformed goes through memory
+    FFT               products of frequencies of images padded to a power of two, in stages as well
 
-    time = softmin(gemm, winograd) + launch;  gemm, winograd = (compute^p + memory^p)^(1/p)
+Winograd exists for 3 x 3 kernels of stride 1 (arXiv 1509.09308, section 4), FFT for stride 1 (arXiv
+1412.7580, section 2); both for fp32 and not for weight gradients: kernels on matrix units are implicit
+GEMMs. Outputs are covered by whole tiles, tiles and channels by whole blocks, blocks run in whole waves: an
+image of 5 x 5 pays for 8 x 8 in tiles of 4 x 4.
+
+    products   = waves(blocks) * block's FLOP (+ start) / (rate of one multiprocessor * efficiency)
+    one kernel = (products^p + memory^p)^(1/p)
+    stages     = one kernel + what is transformed / bandwidth + further launches
+    time       = softmin over algorithms + launch
+
+A CPU has two algorithms and no waves: `conv_cpu`.
 """
 
 from __future__ import annotations
@@ -13,78 +25,116 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from costmodel.estimate import FloatArray
-from costmodel.hardware.device import element_bytes, peak_flop_per_s
+from costmodel.hardware.device import element_bytes, math_dtype, peak_flop_per_s
 from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter
+from costmodel.hardware.forms.conv_cpu import cpu_parameters, cpu_s
+from costmodel.hardware.forms.conv_shapes import gemm_sizes, least_elements, output_sides, soft_max, soft_min
 from costmodel.hardware.schema import DeviceSpec
 
 __all__ = ["ConvForm"]
 
-_TILE = 128.0
-_WINOGRAD_FLOP = 4.0 / 9.0
-_SHARP = 8.0
-"""How sharply the library takes the quicker algorithm (power of the soft minimum)."""
-_POWER = 3.0
+_IMPLICIT_TILES = ((128.0, 32.0), (128.0, 64.0), (128.0, 128.0))
+"""Positions and channels of one block of implicit GEMM."""
+_FUSED_TILE = (32.0, 32.0)
+"""Winograd tiles and channels of one block."""
+_STAGED_TILES = ((64.0, 64.0), (32.0, 128.0), (128.0, 128.0))
+_FFT_TILES = ((32.0, 32.0), (64.0, 64.0))
+_FFT_SIDES = (8.0, 32.0)
+"""Shortest and longest side of a padded image; longer images are cut."""
+_COMPLEX = 4.0
+"""A complex multiply-add is four real ones."""
+_DEPTH_STEP = 8.0
+_SPLIT_DEPTH = 256.0
+"""Shortest stretch of a weight gradient's reduction that is worth a block of its own."""
 
 
 class ConvForm(Form):
     """Forward, data gradient and weight gradient (variants fwd, dgrad, wgrad)."""
 
-    name = "conv_two_algorithms_1"
+    name = "conv_algorithms_2"
     kinds = ("conv",)
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
-        """Efficiencies are fractions of the datasheet."""
-        return (
-            Parameter(name="gemm_efficiency", start=0.6, low=0.01, high=1.0, doc="of peak"),
-            Parameter(name="winograd_efficiency", start=0.5, low=0.01, high=1.0, doc="of peak"),
-            Parameter(name="wave_sharpness", start=0.4, low=0.02, high=1.0, doc="1 = whole waves only"),
-            Parameter(
-                name="channel_half", start=8.0, low=0.01, high=300.0, doc="channels of half efficiency"
-            ),
-            Parameter(name="memory_efficiency", start=0.6, low=0.02, high=1.2, doc="of datasheet bandwidth"),
-            Parameter(name="transform_cost", start=3.0, low=0.01, high=30.0, doc="Winograd traffic"),
+        """Efficiencies are fractions of the datasheet; `*_start`: reduction length of equal start-up time."""
+        if device.kind == "cpu":
+            return cpu_parameters()
+        shared = (
+            Parameter(name="gemm_efficiency", start=0.65, low=0.01, high=1.0, doc="of peak"),
+            Parameter(name="gemm_128x32", start=1.0, low=0.1, high=1.3, doc="beside 128 x 128"),
+            Parameter(name="gemm_128x64", start=1.0, low=0.1, high=1.3, doc="beside 128 x 128"),
+            Parameter(name="gemm_start", start=3.0, low=0.1, high=300.0, doc="implicit GEMM"),
+            Parameter(name="wave_sharpness", start=0.8, low=0.02, high=1.0, doc="1 = whole waves only"),
+            Parameter(name="memory_efficiency", start=0.55, low=0.02, high=1.2, doc="of datasheet bandwidth"),
             Parameter(name="launch_s", start=5e-6, low=2e-7, high=2e-4, doc="floor of one launch"),
+        )
+        if not _has_transforms(dtype, variant):
+            return shared
+        return (
+            *shared,
+            Parameter(name="fused_efficiency", start=0.65, low=0.01, high=1.0, doc="of peak"),
+            Parameter(name="fused_start", start=9.0, low=0.1, high=300.0, doc="fused Winograd"),
+            Parameter(name="staged_efficiency", start=0.75, low=0.01, high=1.0, doc="of peak"),
+            Parameter(name="staged_64x64", start=1.0, low=0.1, high=1.3, doc="beside 128 x 128"),
+            Parameter(name="staged_32x128", start=0.9, low=0.1, high=1.3, doc="beside 128 x 128"),
+            Parameter(name="staged_start", start=2.0, low=0.1, high=300.0, doc="products of stages"),
+            Parameter(name="fft_efficiency", start=0.5, low=0.01, high=1.0, doc="of peak"),
+            Parameter(name="transform_efficiency", start=0.38, low=0.02, high=3.0, doc="of bandwidth"),
+            Parameter(name="stage_s", start=5e-5, low=1e-7, high=2e-4, doc="each further kernel"),
+            Parameter(name="filter_s", start=4e-10, low=1e-13, high=1e-8, doc="transforming one filter"),
         )
 
     def physical(
         self, theta: Mapping[str, float], device: DeviceSpec, dims: Dims, dtype: str, variant: str
     ) -> FloatArray:
         """Seconds [n]; see the module for the formula."""
-        m, n, k, groups = _gemm_sizes(dims, variant)
-        peak = peak_flop_per_s(device, dtype)
-        blocks = groups * np.ceil(m / _TILE) * np.ceil(n / _TILE)
-        parallel = float(device.multiprocessors) if device.kind != "cpu" else 1.0
-        x = blocks / parallel
-        sharp = theta["wave_sharpness"]
-        # blocks of the reduction fill idle multiprocessors (split-k)
-        waves = sharp * np.ceil(x) / x + (1.0 - sharp) * np.maximum(1.0 / x, 1.0)
-        waves = np.minimum(waves, np.maximum(1.0, parallel / blocks / np.maximum(k / 64.0, 1.0)) + 1.0)
-        half = theta["channel_half"]
-        narrow = (1.0 + half / n) * (1.0 + half / np.maximum(k, 1.0))
-        flop = self.flop(dims, variant)
+        if device.kind == "cpu":
+            return cpu_s(theta, device, dims, dtype, variant)
+        times_s = self.algorithms_s(theta, device, dims, dtype, variant)
+        return np.asarray(soft_min(list(times_s.values())) + theta["launch_s"], dtype=np.float64)
+
+    def algorithms_s(
+        self, theta: Mapping[str, float], device: DeviceSpec, dims: Dims, dtype: str, variant: str
+    ) -> dict[str, FloatArray]:
+        """Algorithm -> seconds [n] on a GPU, infinite where it does not exist; the launch is left out."""
+        m, n, k, groups = gemm_sizes(dims, variant)
         bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
-        traffic_s = self.least_bytes(dims, dtype, variant) / bandwidth
-        gemm = _both(flop * waves * narrow / (peak * theta["gemm_efficiency"]), traffic_s)
-        winograd = _both(
-            _WINOGRAD_FLOP * flop * narrow * np.maximum(1.0, waves) / (peak * theta["winograd_efficiency"]),
-            traffic_s * (1.0 + theta["transform_cost"]),
-        )
-        allowed = (
-            (dims["kh"] == 3)
-            & (dims["kw"] == 3)
-            & (dims["stride"] <= 1)
-            & (groups == 1)
-            & (variant != "wgrad")
-        )
-        quicker = np.where(allowed, (gemm**-_SHARP + winograd**-_SHARP) ** (-1.0 / _SHARP), gemm)
-        return np.asarray(quicker + theta["launch_s"], dtype=np.float64)
+        memory_s = self.least_bytes(dims, dtype, variant) / bandwidth
+        implicit = np.full(m.shape, np.inf)
+        for rows, cols in _IMPLICIT_TILES:
+            split = np.ones_like(m)
+            if variant == "wgrad":
+                blocks = groups * np.ceil(m / rows) * np.ceil(n / cols)
+                most = np.maximum(np.floor(k / _SPLIT_DEPTH), 1.0)
+                split = np.clip(np.floor(device.multiprocessors / blocks), 1.0, most)
+            rate = theta["gemm_efficiency"] * theta.get(f"gemm_{rows:.0f}x{cols:.0f}", 1.0)
+            blocks = groups * split * np.ceil(m / rows) * np.ceil(n / cols)
+            work = rows * cols * _deep(k / split, theta["gemm_start"])
+            implicit = np.minimum(implicit, _products_s(theta, device, dtype, blocks, work, rate))
+        found = {"implicit_gemm": soft_max(implicit, memory_s)}
+        if not _has_transforms(dtype, variant):
+            return found
+        plain, three = _exists(dims)
+        c_in = k / np.maximum(dims["kh"] * dims["kw"], 1.0)
+        filters_s = c_in * n * theta["filter_s"]
+        fused_s = _fused_s(theta, device, dims, dtype, c_in, n)
+        found["fused_winograd"] = np.where(three, soft_max(fused_s, memory_s) + filters_s, np.inf)
+        for name, (stages_s, transforms_s) in {
+            "staged_winograd": _staged_s(theta, device, dims, dtype, c_in, n),
+            "fft": _fft_s(theta, device, dims, dtype, c_in, n),
+        }.items():
+            exists = three if name == "staged_winograd" else plain
+            found[name] = np.where(
+                exists, soft_max(stages_s, memory_s) + transforms_s + filters_s * (name != "fft"), np.inf
+            )
+        return found
 
     def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
         """ln of the product's sizes, of image and kernel, and of what the tiles leave idle."""
-        m, n, k, groups = _gemm_sizes(dims, variant)
-        blocks = groups * np.ceil(m / _TILE) * np.ceil(n / _TILE) / float(device.multiprocessors)
+        m, n, k, groups = gemm_sizes(dims, variant)
+        blocks = groups * np.ceil(m / 128.0) * np.ceil(n / 128.0) / float(device.multiprocessors)
         return np.stack(
             [
                 np.log(m * groups),
@@ -103,53 +153,119 @@ class ConvForm(Form):
 
     def flop(self, dims: Dims, variant: str) -> FloatArray:
         """2 x batch x output positions x c_out x c_in / groups x kernel, for each of the three."""
-        m, n, k, groups = _gemm_sizes(dims, variant)
+        m, n, k, groups = gemm_sizes(dims, variant)
         return 2.0 * groups * m * n * k
+
+    def least_flop(self, dims: Dims, dtype: str, variant: str) -> FloatArray:
+        """Products of the algorithm that needs fewest: F(4x4, 3x3) a quarter, FFT one per frequency."""
+        flop = self.flop(dims, variant)
+        if not _has_transforms(dtype, variant):
+            return flop
+        plain, three = _exists(dims)
+        kernel = np.maximum(dims["kh"] * dims["kw"], 1.0)
+        side, step = _FFT_SIDES[1], _FFT_SIDES[1] - np.maximum(dims["kh"], dims["kw"]) + 1.0
+        by_fft = _COMPLEX * side * (side / 2.0 + 1.0) / (np.maximum(step, 1.0) ** 2 * kernel)
+        share = np.minimum(np.where(plain, by_fft, 1.0), np.where(three, 36.0 / 144.0, 1.0))
+        return np.asarray(flop * np.minimum(share, 1.0), dtype=np.float64)
 
     def least_bytes(self, dims: Dims, dtype: str, variant: str) -> FloatArray:
         """Input, weights and output once each."""
-        positions = _output_positions(dims)
-        groups = np.maximum(dims["groups"], 1.0)
-        x = dims["batch"] * dims["c_in"] * dims["h"] * dims["w"]
-        y = dims["batch"] * dims["c_out"] * positions
-        weights = dims["c_out"] * dims["c_in"] / groups * dims["kh"] * dims["kw"]
-        return np.asarray(element_bytes(dtype) * (x + y + weights), dtype=np.float64)
+        return element_bytes(dtype) * least_elements(dims)
 
 
-def _both(a: FloatArray, b: FloatArray) -> FloatArray:
-    return np.asarray((a**_POWER + b**_POWER) ** (1.0 / _POWER), dtype=np.float64)
+def _has_transforms(dtype: str, variant: str) -> bool:
+    return math_dtype(dtype) == "fp32" and variant != "wgrad"
 
 
-def _output_positions(dims: Dims) -> FloatArray:
-    stride = np.maximum(dims["stride"], 1.0)
-    transposed = np.asarray(dims.get("transposed", np.zeros_like(stride)))
-    one_dimensional = (dims["h"] == 1) & (dims["kh"] == 1)
-    pad_h = np.where(one_dimensional, 0.0, dims["padding"])
-    down_h = np.floor((dims["h"] + 2 * pad_h - dims["kh"]) / np.where(one_dimensional, 1.0, stride)) + 1
-    down_w = np.floor((dims["w"] + 2 * dims["padding"] - dims["kw"]) / stride) + 1
-    up_h = (dims["h"] - 1) * np.where(one_dimensional, 1.0, stride) - 2 * pad_h + dims["kh"]
-    up_w = (dims["w"] - 1) * stride - 2 * dims["padding"] + dims["kw"]
-    h = np.where(transposed > 0, up_h, down_h)
-    w = np.where(transposed > 0, up_w, down_w)
-    return np.asarray(np.maximum(h, 1.0) * np.maximum(w, 1.0), dtype=np.float64)
+def _exists(dims: Dims) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether there is an FFT, and whether a Winograd kernel, each [n]."""
+    plain = (dims["stride"] <= 1) & (np.maximum(dims["groups"], 1.0) == 1) & (np.asarray(dims["kh"]) > 1)
+    return plain, plain & (dims["kh"] == 3) & (dims["kw"] == 3)
 
 
-def _gemm_sizes(dims: Dims, variant: str) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """(m, n, k, groups) of the implicit product; a transposed convolution is the data gradient of one."""
-    groups = np.maximum(dims["groups"], 1.0)
-    transposed = np.asarray(dims.get("transposed", np.zeros_like(groups))) > 0
-    kernel = np.maximum(dims["kh"] * dims["kw"], 1.0)
-    c_in = np.maximum(dims["c_in"] / groups, 1.0)
-    c_out = np.maximum(dims["c_out"] / groups, 1.0)
-    batch = np.maximum(dims["batch"], 1.0)
-    # positions where the kernel is applied: of the output, or of the input where transposed
-    positions = np.where(transposed, dims["h"] * dims["w"], _output_positions(dims))
-    rows = np.maximum(batch * positions, 1.0)
-    if variant == "dgrad":
-        return rows, c_in, c_out * kernel, groups
-    if variant == "wgrad":
-        return c_out, c_in * kernel, rows, groups
-    return rows, c_out, c_in * kernel, groups
+def _deep(k: FloatArray, start: float) -> FloatArray:
+    """Reduction length in whole steps, with the start-up of a block [n]."""
+    return np.asarray(np.ceil(k / _DEPTH_STEP) * _DEPTH_STEP + start)
+
+
+def _products_s(
+    theta: Mapping[str, float],
+    device: DeviceSpec,
+    dtype: str,
+    blocks: FloatArray,
+    work: FloatArray,
+    efficiency: float,
+) -> FloatArray:
+    """Seconds [n] of `blocks` blocks of `work` multiply-adds each, in waves over the multiprocessors."""
+    sms = float(device.multiprocessors)
+    x, sharp = blocks / sms, theta["wave_sharpness"]
+    waves = sharp * np.ceil(x) + (1.0 - sharp) * np.maximum(x, 1.0)
+    return np.asarray(waves * 2.0 * work * sms / (peak_flop_per_s(device, dtype) * efficiency))
+
+
+def _tiles(dims: Dims, side: float) -> FloatArray:
+    """Tiles of side x side outputs that cover all images [n]."""
+    h, w = output_sides(dims)
+    return np.asarray(np.maximum(dims["batch"], 1.0) * np.ceil(h / side) * np.ceil(w / side))
+
+
+def _fused_s(
+    theta: Mapping[str, float],
+    device: DeviceSpec,
+    dims: Dims,
+    dtype: str,
+    c_in: FloatArray,
+    c_out: FloatArray,
+) -> FloatArray:
+    rows, cols = _FUSED_TILE
+    blocks = np.ceil(_tiles(dims, 2.0) / rows) * np.ceil(c_out / cols)
+    work = 16.0 * rows * cols * _deep(c_in, theta["fused_start"])
+    return _products_s(theta, device, dtype, blocks, work, theta["fused_efficiency"])
+
+
+def _staged_s(
+    theta: Mapping[str, float],
+    device: DeviceSpec,
+    dims: Dims,
+    dtype: str,
+    c_in: FloatArray,
+    c_out: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """(products, transforms) of F(4x4, 3x3): 36 products of tiles x c_in by c_in x c_out."""
+    tiles, best = _tiles(dims, 4.0), np.full(c_in.shape, np.inf)
+    for rows, cols in _STAGED_TILES:
+        blocks = 36.0 * np.ceil(tiles / rows) * np.ceil(c_out / cols)
+        rate = theta["staged_efficiency"] * theta.get(f"staged_{rows:.0f}x{cols:.0f}", 1.0)
+        work = rows * cols * _deep(c_in, theta["staged_start"])
+        best = np.minimum(best, _products_s(theta, device, dtype, blocks, work, rate))
+    moved = 36.0 * element_bytes(dtype) * (tiles * (c_in + c_out) + c_in * c_out)
+    transforms_s = moved / (device.memory_bytes_per_s * theta["transform_efficiency"])
+    return best, np.asarray(transforms_s + 2.0 * theta["stage_s"])
+
+
+def _fft_s(
+    theta: Mapping[str, float],
+    device: DeviceSpec,
+    dims: Dims,
+    dtype: str,
+    c_in: FloatArray,
+    c_out: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """(products, transforms): one complex product of images x c_in by c_in x c_out per frequency."""
+    h, w = output_sides(dims)
+    over = np.maximum(dims["kh"], dims["kw"]) - 1.0
+    side = np.clip(np.exp2(np.ceil(np.log2(np.maximum(h, w) + over))), *_FFT_SIDES)
+    step = np.maximum(side - over, 1.0)
+    images = np.maximum(dims["batch"], 1.0) * np.ceil(h / step) * np.ceil(w / step)
+    frequencies = side * (side / 2.0 + 1.0)
+    best = np.full(c_in.shape, np.inf)
+    for rows, cols in _FFT_TILES:
+        blocks = frequencies * np.ceil(images / rows) * np.ceil(c_out / cols)
+        work = _COMPLEX * rows * cols * _deep(c_in, theta["staged_start"])
+        best = np.minimum(best, _products_s(theta, device, dtype, blocks, work, theta["fft_efficiency"]))
+    moved = 2.0 * element_bytes(dtype) * frequencies * (images * (c_in + c_out) + c_in * c_out)
+    transforms_s = moved / (device.memory_bytes_per_s * theta["transform_efficiency"])
+    return best, np.asarray(transforms_s + 3.0 * theta["stage_s"])
 
 
 FORMS.register(*ConvForm.kinds)(ConvForm())

@@ -25,9 +25,18 @@ _SQRT3 = float(np.sqrt(3.0))
 
 def kernel(x: FloatArray, centres: FloatArray) -> FloatArray:
     """Matern-3/2 [n, c] between points and centres, both already divided by the lengths."""
-    squared = (x * x).sum(1)[:, None] + (centres * centres).sum(1)[None, :] - 2.0 * (x @ centres.T)
-    scaled = _SQRT3 * np.sqrt(np.maximum(squared, 0.0))
-    return np.asarray((1.0 + scaled) * np.exp(-scaled), dtype=np.float64)
+    scaled = x @ centres.T  # in place from here on: the arrays are what takes the time
+    scaled *= -2.0
+    scaled += (x * x).sum(1)[:, None]
+    scaled += (centres * centres).sum(1)[None, :]
+    np.maximum(scaled, 0.0, out=scaled)
+    np.sqrt(scaled, out=scaled)
+    scaled *= _SQRT3
+    decay = np.negative(scaled)
+    np.exp(decay, out=decay)
+    scaled += 1.0
+    scaled *= decay
+    return np.asarray(scaled, dtype=np.float64)
 
 
 def evaluate_correction(correction: Correction, features: FloatArray) -> tuple[FloatArray, FloatArray]:

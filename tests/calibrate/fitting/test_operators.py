@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibrate.fitting.operators import cross_validate, fit_operator, fit_operators
+from calibrate.fitting.operators import cross_validate, fit_operator, fit_operators, fitting_groups
 from calibrate.samples import SampleTable
 from costmodel.errors import MeasurementError
 from costmodel.hardware.datasheets import datasheets
-from costmodel.hardware.forms.evaluate import evaluate_fit
+from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.forms.gemm import GemmForm
+from costmodel.hardware.pricing import choose_fit, operator_times
+from tests.costmodel.hardware.devices import device, profile
 
 DEVICE = datasheets()["A100-SXM4-80GB"].device
 FORM = GemmForm()
@@ -105,3 +107,46 @@ def test_groups_do_not_mix() -> None:
     fits = list(fit_operators(both, {"A100-SXM4-80GB": DEVICE}))
     assert [fit.timing for _, fit in fits] == ["cuda_graph", "event_eager"]
     assert "floor_s" in fits[1][1].parameters
+
+
+def test_variants_that_differ_in_a_size_share_one_fit() -> None:
+    gpu = device("H100-SXM5-80GB")
+    form = form_of("moe")
+    rng = np.random.default_rng(3)
+    n = 60
+    dims = {
+        "num_tokens": np.exp2(rng.integers(0, 14, n)),
+        "hidden": np.exp2(rng.integers(10, 13, n)),
+        "inter": np.exp2(rng.integers(9, 13, n)),
+        "topk": np.exp2(rng.integers(0, 4, n)),
+        "num_experts": np.full(n, 64.0),
+        "moe_tp": np.ones(n),
+        "moe_ep": np.exp2(rng.integers(0, 6, n)),
+    }
+    theta = {p.name: p.start for p in form.parameters(gpu, "bf16", "balanced")}
+    tables = [
+        SampleTable.of(
+            "moe",
+            dims,
+            time_s=form.physical(theta, gpu, dims, "bf16", variant) * np.exp(rng.normal(0, 0.02, n)),
+            variant=variant,
+            dtype="bf16",
+            timing="cuda_graph",
+            device=gpu.name,
+        )
+        for variant in ("power_law_1.2", "balanced")
+    ]
+    table = SampleTable.concat(tables)
+    ((group, rows),) = fitting_groups(table)
+    assert (group.variant, len(rows)) == ("balanced", 2 * n)
+    fit = fit_operator(rows, gpu)
+    assert fit.variants == ("balanced", "power_law_1.2")
+    assert fit.residual.mape < 0.05
+    own = profile(fit, on=gpu.name)
+    for part in tables:
+        variant = str(part.variant[0])
+        estimate = operator_times(own, "moe", variant, "bf16", part.dims, "cuda_graph")
+        assert np.mean(np.abs(estimate.median_s / part.time_s - 1)) < 0.05
+        chosen = choose_fit(own, "moe", variant, "bf16")
+        assert chosen is not None
+        assert (chosen.variant, chosen.extra_log_sigma) == (variant, 0.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calibrate.importing.collective_tables import read_collective_table
-from calibrate.importing.networks import import_network, linked_samples
+from calibrate.importing.networks import import_network, linked_samples, with_links
 from costmodel.hardware.collectives import collective_times
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.node_links import device_network
@@ -85,3 +85,18 @@ def test_links_between_nodes_transfer_by_kind(table: Path) -> None:
 
 def test_no_table_gives_the_nominal_network() -> None:
     assert import_network("T4", []) == device_network("T4")
+
+
+@pytest.mark.parametrize(("rate", "line"), [(11e9, 25e9), (36e9, 50e9), (300e9, 300e9)])
+def test_a_link_of_unstated_rate_is_as_fast_as_was_measured(tmp_path: Path, rate: float, line: float) -> None:
+    path = tmp_path / "c.csv"
+    rows = [
+        f"H100-SXM5-80GB,2,2,sendrecv,{2**p},{20 + 2.0**p / rate * 1e6},somewhere,nccl,kernel_only,made"
+        for p in range(18, 34)
+    ]
+    path.write_text(HEAD + "\n".join(rows) + "\n")
+    base = device_network("H100-SXM5-80GB")
+    samples = linked_samples(read_collective_table(path), "H100-SXM5-80GB", base)
+    network = with_links(base, samples)
+    link = next(link for link in network.inter if link.name == "unspecified")
+    assert link.bytes_per_s == pytest.approx(line, rel=0.01)

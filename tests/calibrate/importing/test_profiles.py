@@ -60,3 +60,13 @@ def test_transfer_fills_devices_without_samples(tmp_path: Path) -> None:
 def test_unknown_device_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match=r"no datasheet of Z9000.*datasheets\.json"):
         import_profiles(operators=[_table(tmp_path / "g.csv", gpu="Z9000")], out_dir=tmp_path / "out")
+
+
+def test_transfer_writes_what_was_asked_for_and_whom_it_borrows_from(tmp_path: Path) -> None:
+    table = _table(tmp_path / "g.csv", n=20)
+    out = tmp_path / "out"
+    written = import_profiles(operators=[table], out_dir=out, transfer=True, gpus=["H200"])
+    assert sorted(path.name for path in written) == ["h100-sxm5-80gb.json", "h200-sxm.json"]
+    assert load_profile(out / "h200-sxm.json").operators[0].transferred_from == "H100-SXM5-80GB"
+    with pytest.raises(InputFileError, match=r"H200-SXM: no row of the tables is of it.*--transfer"):
+        import_profiles(operators=[table], out_dir=tmp_path / "none", gpus=["H200"])

@@ -93,3 +93,12 @@ def test_l4_runs_long_fp32_at_its_power_limit() -> None:
     moved = transfer_fit(fit, device("A100-PCIe-40GB"), device("L4"))
     time_s = operator_times(profile(moved, on="L4"), "gemm", "nt", "fp32", BIG).median_s[0]
     assert 4e12 < 2 * 8192**3 / time_s < 8.4e12
+
+
+def test_one_name_of_an_architecture_may_hold_unlike_chips() -> None:
+    def extra(source: str, target: str) -> float:
+        return transfer_fit(plain_fit(on=source), device(source), device(target)).extra_log_sigma
+
+    assert extra("H100-SXM5-80GB", "H200-SXM") == extra("B200", "GB200")
+    assert extra("RTX-PRO-6000-Server", "B200") == extra("H100-SXM5-80GB", "B200")
+    assert extra("H100-SXM5-80GB", "H200-SXM") < extra("H100-SXM5-80GB", "B200")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from costmodel.errors import UsageError
+from costmodel.estimate import Z90
+from costmodel.hardware.fallback import fallback_spread
 from planner.validation.operators import validate_operators
 from tests.calibrate.importing.test_profiles import _table
 
@@ -48,3 +52,31 @@ def test_shipped_profiles_price_rows_in_microseconds(tmp_path: Path) -> None:
     assert row.high is not None
     assert 3524 <= row.predicted < 7000
     assert row.low < row.predicted < row.high
+
+
+def test_transfer_scores_a_gpu_by_the_others_fits(tmp_path: Path) -> None:
+    path = _table(tmp_path / "g.csv", n=14)
+    other = _table(tmp_path / "h.csv", gpu="H200-SXM", n=6)
+    path.write_text(path.read_text() + "".join(other.read_text().splitlines(keepends=True)[1:]))
+    report = validate_operators(path, transfer=True)
+    assert report.details["donors"] == {
+        "H100-SXM5-80GB/gemm/nt/bf16": "H200-SXM",
+        "H200-SXM/gemm/nt/bf16": "H100-SXM5-80GB",
+    }
+    assert (report.overall.n, report.overall.n_skipped) == (20, 0)
+    least = fallback_spread().transfer_same_architecture_log_sigma
+    for row in report.rows:
+        assert row.low is not None
+        assert row.high is not None
+        assert np.log(row.high / row.low) >= 2 * Z90 * least
+
+
+def test_transfer_needs_another_gpu_and_one_way_of_refitting(tmp_path: Path) -> None:
+    path = _table(tmp_path / "g.csv", n=10)
+    report = validate_operators(path, transfer=True)
+    assert report.overall.n == 0
+    assert {row.skipped for row in report.rows} == {
+        "no other GPU of the table has bf16 gemm timed by cuda_graph"
+    }
+    with pytest.raises(UsageError, match="choose one"):
+        validate_operators(path, cross_validate=True, transfer=True)

@@ -1,0 +1,121 @@
+"""Convolution: the algorithms' closed forms, which one is quicker where, and the CPU's own formula."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from costmodel.hardware.forms.conv import ConvForm
+from costmodel.hardware.forms.conv_shapes import gemm_sizes, output_sides
+from tests.costmodel.hardware.devices import device
+
+FORM = ConvForm()
+GPU = device("A100-PCIe-80GB")
+
+
+def _dims(
+    batch: int, c_in: int, c_out: int, side: int, kernel: int = 3, stride: int = 1
+) -> dict[str, np.ndarray]:
+    sizes = {
+        "batch": batch,
+        "c_in": c_in,
+        "c_out": c_out,
+        "h": side,
+        "w": side,
+        "kh": kernel,
+        "kw": kernel,
+        "stride": stride,
+        "padding": kernel // 2,
+        "groups": 1,
+        "transposed": 0,
+    }
+    return {name: np.array([float(value)]) for name, value in sizes.items()}
+
+
+def _ideal() -> dict[str, float]:
+    """Products at the peak in whole waves, everything else free."""
+    theta = {p.name: p.start for p in FORM.parameters(GPU, "fp32", "fwd")}
+    free = {name: 1e-15 for name in theta if name.endswith(("_s", "_start"))}
+    whole = {name: 1.0 for name in theta if "_efficiency" in name or "x" in name} | {"wave_sharpness": 1.0}
+    return theta | free | whole | {"memory_efficiency": 1e6, "transform_efficiency": 1e6}
+
+
+def _algorithms_s(dims: dict[str, np.ndarray], dtype: str = "fp32", variant: str = "fwd") -> dict[str, float]:
+    found = FORM.algorithms_s(_ideal(), GPU, dims, dtype, variant)
+    return {name: float(time_s[0]) for name, time_s in found.items()}
+
+
+def test_winograd_saves_the_multiplications_of_its_paper() -> None:
+    # sizes that fill whole tiles, blocks and many waves of 108 multiprocessors
+    dims = _dims(108, 512, 1024, 128)
+    direct_s = float(FORM.flop(dims, "fwd")[0]) / GPU.peak_flop_per_s["fp32"]
+    times_s = _algorithms_s(dims)
+    assert times_s["implicit_gemm"] == pytest.approx(direct_s, rel=0.01)
+    assert times_s["fused_winograd"] == pytest.approx(16 / 36 * direct_s, rel=0.01)
+    assert times_s["staged_winograd"] == pytest.approx(36 / 144 * direct_s, rel=0.01)
+
+
+def test_small_images_pay_for_whole_tiles_of_outputs() -> None:
+    # 5 x 5 outputs: 9 tiles of 2 x 2 (36 outputs), 4 of 4 x 4 (64 outputs)
+    times_s = _algorithms_s(_dims(108 * 32, 512, 1024, 5))
+    ratio = times_s["staged_winograd"] / times_s["fused_winograd"]
+    assert ratio == pytest.approx((64 * 36 / 144) / (36 * 16 / 36), rel=0.02)
+
+
+def test_fft_multiplies_frequencies() -> None:
+    # 30 x 30 outputs: one image of 32 x 32, 32 * 17 frequencies, four real products each
+    dims = _dims(64 * 108, 512, 64, 30)
+    flop = 2 * 4 * 32 * 17 * float(dims["batch"][0]) * 512 * 64
+    assert _algorithms_s(dims)["fft"] == pytest.approx(flop / GPU.peak_flop_per_s["fp32"], rel=0.01)
+
+
+def test_only_three_by_three_of_stride_one_has_winograd() -> None:
+    for dims in (
+        _dims(8, 64, 64, 56, kernel=1),
+        _dims(8, 64, 64, 56, kernel=5),
+        _dims(8, 64, 64, 56, stride=2),
+    ):
+        assert _algorithms_s(dims)["fused_winograd"] == np.inf
+        assert np.isfinite(_algorithms_s(dims)["implicit_gemm"])
+    assert set(_algorithms_s(_dims(8, 64, 64, 56), "bf16")) == {"implicit_gemm"}
+    assert set(_algorithms_s(_dims(8, 64, 64, 56), "fp32", "wgrad")) == {"implicit_gemm"}
+
+
+def test_many_channels_take_the_staged_few_the_fused_and_none_the_implicit() -> None:
+    theta = {p.name: p.start for p in FORM.parameters(GPU, "fp32", "fwd")}
+
+    def quickest(c_in: int, c_out: int) -> str:
+        found = FORM.algorithms_s(theta, GPU, _dims(64, c_in, c_out, 56), "fp32", "fwd")
+        return min(found, key=lambda name: float(found[name][0]))
+
+    assert quickest(1024, 1024) == "staged_winograd"
+    assert quickest(256, 16) == "fused_winograd"
+    assert quickest(3, 64) == "implicit_gemm"
+
+
+def test_sizes_of_the_three_products_hold_the_same_work() -> None:
+    dims = _dims(4, 32, 48, 20)
+    work = {variant: np.prod(gemm_sizes(dims, variant)) for variant in ("fwd", "dgrad", "wgrad")}
+    assert work["fwd"] == work["dgrad"] == work["wgrad"]
+    assert [float(side[0]) for side in output_sides(_dims(4, 32, 48, 20, stride=2))] == [10.0, 10.0]
+
+
+def test_cpu_has_a_formula_of_its_own() -> None:
+    cpu = GPU.model_copy(update={"kind": "cpu"})
+    names = {p.name for p in FORM.parameters(cpu, "fp32", "fwd")}
+    assert "winograd_efficiency" in names
+    assert "staged_efficiency" not in names
+    theta = {p.name: p.start for p in FORM.parameters(cpu, "fp32", "fwd")}
+    small, large = (float(FORM.physical(theta, cpu, _dims(b, 64, 64, 56), "fp32", "fwd")[0]) for b in (1, 8))
+    assert 4.0 < large / small <= 8.0
+
+
+def test_what_no_algorithm_avoids_is_less_than_the_direct_work() -> None:
+    dims = _dims(108, 512, 1024, 128)
+    flop = float(FORM.flop(dims, "fwd")[0])
+    assert float(FORM.least_flop(dims, "fp32", "fwd")[0]) == pytest.approx(
+        min(36 / 144, 4 * 32 * 17 / 30**2 / 9) * flop
+    )
+    assert float(FORM.least_flop(dims, "bf16", "fwd")[0]) == flop
+    strided = _dims(8, 64, 64, 56, stride=2)
+    assert FORM.least_flop(strided, "fp32", "fwd")[0] == FORM.flop(strided, "fwd")[0]
