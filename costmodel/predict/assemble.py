@@ -77,8 +77,9 @@ def assemble(forecaster: Forecaster, plan: Plan) -> tuple[Prediction, StepResult
         units,
         breakdown,
         step_time_s,
-        comm_log_sigma=_comm_log_sigma(forecaster, plan, units),
+        comm=_comm_log_sigma(forecaster, plan, units),
         framework=forecaster.framework,
+        learnt=profile.learnt,
     )
     samples_per_s = plan.global_batch_size / step_time_s
     model_flop_per_s = forecaster.model_flop() * samples_per_s
@@ -223,16 +224,18 @@ def _simulate(
     return split_update(lambda share: simulate(offload=replace(offload, device_fraction=share)))
 
 
-def _comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> float:
-    """Spread of the largest data-parallel and pipeline transfers, the wider of the two."""
-    sigmas = [0.0]
+def _comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> tuple[str, float]:
+    """Spread of the largest data-parallel and pipeline transfers, the wider of the two, and over which link."""
+    sigmas = [("", 0.0)]
     if plan.dp * plan.cp > 1:
         size = max(sum(unit.elements) for unit in units) * forecaster.framework.gradient_comm_bytes
-        sigmas.append(float(forecaster.collective(plan, "all_reduce", size, "dp").log_sigma[0]))
+        sigma = float(forecaster.collective(plan, "all_reduce", size, "dp").log_sigma[0])
+        sigmas.append((forecaster.link_term(plan, "all_reduce", "dp"), sigma))
     if plan.pp > 1:
         size = float(max(unit.shard.output_bytes for unit in units))
-        sigmas.append(float(forecaster.collective(plan, "p2p", size, "pp").log_sigma[0]))
-    return max(sigmas)
+        sigma = float(forecaster.collective(plan, "p2p", size, "pp").log_sigma[0])
+        sigmas.append((forecaster.link_term(plan, "p2p", "pp"), sigma))
+    return max(sigmas, key=lambda found: found[1])
 
 
 def _peak_flop_per_s(profile: HardwareProfile, dtype: str) -> float:

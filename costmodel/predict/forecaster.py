@@ -21,10 +21,12 @@ from costmodel.graph.liveness import saved_tensors
 from costmodel.graph.model_graph import ModelGraph, Phase
 from costmodel.hardware.collectives import collective_times
 from costmodel.hardware.host_machine import HostMachine, host_of
+from costmodel.hardware.learnt import link_term
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
+from costmodel.predict.learnt import with_learnt
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import SegmentCosts, price_segment
@@ -84,8 +86,8 @@ class Forecaster:
             raise PlanError(f"straggler({straggler:g}): must be above 0 and at most 1, the others' speed")
         self.straggler = straggler
         self.source = source
-        self.profile = profile
-        self.framework = framework
+        self._framework = framework  # as given: what was learnt is applied anew to another profile
+        self.profile, self.framework = with_learnt(profile, framework)
         self.optimizer = optimizer
         self.network_variant = network_variant
         self.host = host or host_of(profile)
@@ -181,8 +183,24 @@ class Forecaster:
                 np.array([size_bytes], dtype=np.float64),
                 group,
                 variant=self.network_variant,
-            )
+            ).shifted(self.profile.log_shifts.get(self.link_term(plan, op, axis), 0.0))
         return self._collectives[key]
+
+    def link_term(self, plan: Plan, op: str, axis: str) -> str:
+        """What runs teach about collectives over an axis of the plan; "" without a network."""
+        network = self.profile.network
+        if network is None:
+            return ""
+        intra, inter = network.links(self.network_variant)
+        between = axis_groups(plan, network.ranks_per_node)[axis].n_nodes > 1
+        return link_term(op, inter.name if between and inter is not None else intra.name)
+
+    def on(self, profile: HardwareProfile) -> Forecaster:
+        """The same model on a profile that differs only in its figures: nothing is traced or split again."""
+        other = copy(self)
+        other.profile, other.framework = with_learnt(profile, self._framework)
+        other._priced, other._collectives, other._branched = {}, {}, {}
+        return other
 
     def segments(self, plan: Plan) -> tuple[SegmentCosts, ...]:
         """Priced segments of the plan, one per segment of the graph."""
@@ -210,6 +228,7 @@ class Forecaster:
                     framework=self.framework,
                     fusion=self.fusion,
                     collective=lambda op, size, axis: self.collective(plan, op, size, axis),
+                    link_term=lambda op, axis: self.link_term(plan, op, axis),
                     recompute=plan.recompute,
                     saved_elsewhere=saved,
                 )

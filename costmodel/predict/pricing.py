@@ -31,14 +31,14 @@ class PricedOperators:
     """Per operator, in the order given: device seconds, host seconds and spread of ln(device time).
 
     `contended_s` is the part of `device_s` that is lost to neighbours at work on the same memory. `fit`
-    numbers the fitted form each operator was priced by; operators of one fit err together.
+    names the fit each operator was priced by, kind/variant/dtype; operators of one fit err together.
     """
 
     device_s: FloatArray
     contended_s: FloatArray
     host_s: FloatArray
     log_sigma: FloatArray
-    fit: np.ndarray[tuple[int], np.dtype[np.int64]]
+    fit: tuple[str, ...]
 
 
 def host_cost_s(profile: HardwareProfile, name: str) -> float:
@@ -60,14 +60,14 @@ def price_operators(
     device_s = np.zeros(n)
     contended = np.zeros(n)
     log_sigma = np.zeros(n)
-    fit = np.full(n, -1, dtype=np.int64)
+    fit = [""] * n
     groups: dict[tuple[str, str, str], list[int]] = {}
     for position, op in enumerate(operators):
         if op.kind != "host":
             groups.setdefault((op.kind, op.variant, _priced_dtype(op, profile, framework)), []).append(
                 position
             )
-    for number, ((kind, variant, dtype), positions) in enumerate(sorted(groups.items())):
+    for (kind, variant, dtype), positions in sorted(groups.items()):
         names = OPERATOR_KINDS[kind].dims
         dims = {
             name: np.array([operators[i].dims.get(name, 0) for i in positions], dtype=np.float64)
@@ -81,13 +81,14 @@ def price_operators(
         device_s[positions] = estimate.median_s / share
         contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)
         log_sigma[positions] = estimate.log_sigma
-        fit[positions] = number
+        for i in positions:
+            fit[i] = f"{kind}/{variant}/{dtype}"
     return PricedOperators(
         device_s=device_s,
         contended_s=contended,
         host_s=_host_times(operators, profile, framework),
         log_sigma=log_sigma,
-        fit=fit,
+        fit=tuple(fit),
     )
 
 

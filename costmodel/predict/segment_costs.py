@@ -42,7 +42,7 @@ class SegmentCosts:
     """Part -> breakdown name (tp_comm, cp_comm, ep_comm) -> seconds, not overlapped."""
     memory: SegmentMemory
     error_s: Mapping[tuple[str, str], float]
-    """(what errs together, part) -> seconds of one standard deviation."""
+    """(what errs together, part) -> seconds of one standard deviation; a fit, or a link's collectives."""
     asynchronous: bool
     """The host queues kernels ahead of the device (cuda); else they are one (cpu)."""
 
@@ -76,6 +76,7 @@ def price_segment(
     framework: FrameworkProfile,
     fusion: str,
     collective: CollectivePricer,
+    link_term: Callable[[str, str], str],
     recompute: str,
     saved_elsewhere: frozenset[int] = frozenset(),
 ) -> SegmentCosts:
@@ -83,7 +84,8 @@ def price_segment(
 
     Backward operators that produce only parameter gradients are `backward_weight`, the others
     `backward_input`. `recompute`: none, selective (operators of attention that no GEMM weight belongs to
-    run again) or full (the forward runs again, its collectives too).
+    run again) or full (the forward runs again, its collectives too). `link_term`: (collective kind, axis) ->
+    the link whose collectives err together.
     """
     fused = fuse(segment.local, fusion)
     operators = fused.operators
@@ -102,7 +104,7 @@ def price_segment(
             device[name] += seconds
             contended[name] += float(priced.contended_s[position])
             host[name] += float(priced.host_s[position])
-            key = (f"fit {priced.fit[position]}", name)
+            key = (priced.fit[position], name)
             error[key] = error.get(key, 0.0) + seconds * float(priced.log_sigma[position])
     # measured over forward and backward together; each takes half
     for part in ("forward", "backward_input"):
@@ -110,7 +112,7 @@ def price_segment(
     if profile.device.kind != "cpu":
         for part, seconds in _framework_host_s(segment, framework, bool(again), recompute).items():
             host[part] += seconds
-    comm = _comm_times(segment.collectives, collective, recompute == "full" and bool(again), error)
+    comm = _comm_times(segment.collectives, collective, link_term, recompute == "full" and bool(again), error)
     return SegmentCosts(
         device_s=device,
         contended_s=contended,
@@ -153,6 +155,7 @@ def _part(op: Operator, gradients: set[int]) -> str:
 def _comm_times(
     calls: Iterable[CollectiveCall],
     collective: CollectivePricer,
+    link_term: Callable[[str, str], str],
     again: bool,
     error: dict[tuple[str, str], float],
 ) -> dict[str, dict[str, float]]:
@@ -169,6 +172,6 @@ def _comm_times(
         for part in parts:
             name = "tp_comm" if call.axis.startswith("mesh") else f"{call.axis}_comm"
             comm[part][name] = comm[part].get(name, 0.0) + seconds
-            key = ("collectives", part)
+            key = (link_term(call.op, call.axis), part)
             error[key] = error.get(key, 0.0) + seconds * float(np.max(estimate.log_sigma))
     return comm

@@ -12,8 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from costmodel.predict.learnt import residual_variance
+
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
+    from costmodel.hardware.learnt import Learnt
     from costmodel.predict.units import Unit
 
 __all__ = ["step_log_sigma"]
@@ -24,13 +27,15 @@ def step_log_sigma(
     breakdown_s: Mapping[str, float],
     step_time_s: float,
     *,
-    comm_log_sigma: float,
+    comm: tuple[str, float],
     framework: FrameworkProfile,
+    learnt: Learnt | None = None,
 ) -> float:
     """Standard deviation of ln(step time).
 
     The units' own errors are summed over one micro-batch of all stages and scaled to the share of the
-    step that is spent computing.
+    step that is spent computing. `comm`: link term and spread of ln(time) of exposed transfers. `learnt`:
+    what runs taught takes away from it, see `learnt.residual_variance`.
     """
     by_fit: dict[str, float] = {}
     total = 0.0
@@ -38,9 +43,12 @@ def step_log_sigma(
         for (fit, _part), seconds in unit.costs.error_s.items():
             by_fit[fit] = by_fit.get(fit, 0.0) + seconds
         total += unit.seconds(1.0)
-    relative = math.sqrt(sum(v * v for v in by_fit.values())) / total if total else 0.0
     exposed = sum(breakdown_s.get(k, 0.0) for k in ("dp_comm", "pp_comm"))
     share = exposed / step_time_s if step_time_s else 0.0
-    return math.sqrt(
-        ((1.0 - share) * relative) ** 2 + (share * comm_log_sigma) ** 2 + framework.residual_log_sigma**2
-    )
+    moved: dict[str, float] = {}
+    for fit, seconds in by_fit.items():
+        kind = fit.partition("/")[0]
+        moved[kind] = math.hypot(moved.get(kind, 0.0), (1.0 - share) * seconds / total if total else 0.0)
+    link, comm_log_sigma = comm
+    moved[link] = math.hypot(moved.get(link, 0.0), share * comm_log_sigma)
+    return math.sqrt(residual_variance(learnt, framework, moved))

@@ -1,0 +1,335 @@
+"""The Bayesian update: terms of a profile, a priori independent, given whole measured runs.
+
+    ln(measured_i) = ln f_i(z) + e_i,   z ~ N(m0, C0),   e_i ~ N(0, own_i^2 + residual^2)
+
+f is the forecast itself; its sensitivities d ln f / d z are differences of real forecasts. The posterior is
+the Gaussian at the maximum (Gauss-Newton on the log-posterior, its steps held to what forecasts really
+become; Laplace's approximation of its width), and the residual of each framework, which its profile states, is estimated with it: with h the runs' leverage,
+
+    residual^2 = (k stated^2 + sum((ln measured - ln f)^2 - own^2)) / (k + n - sum h)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.errors import UsageError
+from costmodel.hardware.collectives.constants import network_constants
+from costmodel.hardware.fallback import fallback_spread
+from costmodel.hardware.learnt import (
+    Learnt,
+    LearntRun,
+    LearntTerm,
+    host_term,
+    learning_constants,
+    link_term,
+    step_term,
+)
+
+if TYPE_CHECKING:
+    from costmodel.estimate import FloatArray
+    from costmodel.hardware.schema import HardwareProfile
+    from costmodel.plan import Plan
+    from costmodel.predict import Forecaster, Prediction
+
+__all__ = [
+    "LearningRun",
+    "Sensitivities",
+    "forget",
+    "learn",
+    "linearise",
+    "new_runs",
+    "predictions",
+    "prior_terms",
+    "update",
+]
+
+_STEP = 0.1
+"""Difference for sensitivities, in prior standard deviations: wide enough to see across kinks."""
+_ROUNDS = 4
+_HALVINGS = 4
+_SETTLED = 0.02
+_UNSEEN = 1e-4
+"""Terms that move no run by more than this per prior standard deviation are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRun:
+    """One measured run and who forecasts it.
+
+    `step_time_s`: at the speed the machine had when its profile was measured. `log_sigma`: spread of the
+    run's own measurement. `group`: what is held back together.
+    """
+
+    fingerprint: str
+    label: str
+    group: str
+    source: str
+    plan: Plan
+    forecaster: Forecaster
+    step_time_s: float
+    log_sigma: float = 0.0
+
+    @property
+    def framework(self) -> str:
+        """Name of the framework profile."""
+        return self.forecaster.framework.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivities:
+    """ln(forecast) [n] of `runs`, and its differential [n, terms] by each term's z, where the profile stands."""
+
+    terms: tuple[LearntTerm, ...]
+    log_times: FloatArray
+    jacobian: FloatArray
+    runs: tuple[LearningRun, ...]
+
+    def of(self, places: Sequence[int]) -> Sensitivities:
+        """Those of some of the runs."""
+        return Sensitivities(
+            terms=self.terms,
+            log_times=self.log_times[list(places)],
+            jacobian=self.jacobian[list(places)],
+            runs=tuple(self.runs[i] for i in places),
+        )
+
+
+def predictions(profile: HardwareProfile, runs: Sequence[LearningRun]) -> list[Prediction]:
+    """Every run's forecast on a profile; runs of one forecaster share their priced segments."""
+    at: dict[int, Forecaster] = {}
+    found = []
+    for run in runs:
+        key = id(run.forecaster)
+        if key not in at:
+            at[key] = run.forecaster.on(profile)
+        found.append(at[key].forecast(run.plan).prediction)
+    return found
+
+
+def forget(profile: HardwareProfile) -> HardwareProfile:
+    """The profile without what runs taught. Raises UsageError where nothing was learnt."""
+    if profile.learnt is None:
+        raise UsageError(f"profile {profile.name!r} has learnt from no run, so there is nothing to undo")
+    return profile.model_copy(update={"learnt": None})
+
+
+def linearise(
+    profile: HardwareProfile,
+    runs: Sequence[LearningRun],
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> Sensitivities:
+    """ln(forecast) of the runs and how it depends on each term, by forward differences of real forecasts.
+
+    Terms that no run depends on are left out, those that the profile has learnt of are kept.
+    """
+    before = profile.learnt or Learnt()
+    terms = _terms(profile, before, runs)
+    mean = np.array([term.mean for term in terms])
+    at = _log_times(profile, terms, mean, runs)
+    columns = []
+    for k, term in enumerate(terms):
+        if progress is not None:
+            progress(f"how {len(runs)} runs depend on: {term.name}")
+        moved = mean.copy()
+        moved[k] += _STEP
+        columns.append((_log_times(profile, terms, moved, runs) - at) / _STEP)
+    kept = [
+        k
+        for k, term in enumerate(terms)
+        if term.name in before.by_name or np.abs(columns[k]).max() > _UNSEEN
+    ]
+    if not kept:
+        raise UsageError("nothing to learn: no term of the profile moves any of these runs")
+    return Sensitivities(
+        terms=tuple(terms[k] for k in kept),
+        log_times=at,
+        jacobian=np.array([columns[k] for k in kept]).T,
+        runs=tuple(runs),
+    )
+
+
+def new_runs(profile: HardwareProfile, runs: Sequence[LearningRun]) -> list[LearningRun]:
+    """Those that the profile has not learnt from, each once. Raises UsageError where none is new."""
+    known = {run.fingerprint for run in (profile.learnt or Learnt()).runs}
+    fresh = list({run.fingerprint: run for run in runs if run.fingerprint not in known}.values())
+    if not fresh:
+        raise UsageError(
+            f"nothing to learn: {len(runs)} runs given, all of them already behind profile {profile.name!r}; "
+            "give new runs, or take the layer off first with --undo"
+        )
+    return fresh
+
+
+def learn(
+    profile: HardwareProfile,
+    runs: Sequence[LearningRun],
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> HardwareProfile:
+    """The profile with its learnt layer updated by `runs`.
+
+    Runs it already learnt from count once: they are left out. Raises UsageError where none is new.
+    """
+    return update(profile, linearise(profile, new_runs(profile, runs), progress=progress))
+
+
+def update(profile: HardwareProfile, of: Sensitivities) -> HardwareProfile:
+    """The profile with its learnt layer updated by runs whose sensitivities are known."""
+    before = profile.learnt or Learnt()
+    runs, j = of.runs, of.jacobian
+    names = tuple(term.name for term in of.terms)
+    mean = np.array([term.mean for term in of.terms])
+    prior = np.linalg.inv(before.covariance_of(names))
+    measured = np.log([run.step_time_s for run in runs])
+    own = np.array([run.log_sigma for run in runs])
+    residual = _stated_residuals(before, runs)
+
+    def noise() -> FloatArray:
+        return own**2 + np.array([residual[run.framework] for run in runs]) ** 2
+
+    def loss(at: FloatArray, times: FloatArray, variance: FloatArray) -> float:
+        return float(((measured - times) ** 2 / variance).sum() + (at - mean) @ prior @ (at - mean))
+
+    z, times = mean.copy(), of.log_times
+    for _ in range(_ROUNDS):
+        variance = noise()
+        after = np.linalg.inv(prior + (j.T / variance) @ j)
+        step = after @ ((j.T / variance) @ (measured - times) - prior @ (z - mean))
+        now = loss(z, times, variance)
+        for _ in range(_HALVINGS):
+            tried = _log_times(profile, of.terms, z + step, runs)
+            if better := loss(z + step, tried, variance) <= now:
+                z, times = z + step, tried
+                break
+            step = 0.5 * step
+        leverage = np.einsum("ij,jk,ik->i", j, after, j) / variance
+        residual = _residuals(before, runs, measured - times, own, leverage)
+        if not better or np.abs(step).max() < _SETTLED:
+            break
+    variance = noise()
+    after = np.linalg.inv(prior + (j.T / variance) @ j)
+    leverage = np.einsum("ij,jk,ik->i", j, after, j) / variance
+    taught = [
+        LearntRun(
+            fingerprint=run.fingerprint,
+            label=run.label,
+            error_before=math.expm1(of.log_times[i] - measured[i]),
+            error_after=math.expm1(times[i] - measured[i]),
+            bits=max(0.0, -0.5 * math.log2(max(1.0 - float(leverage[i]), 1e-12))),
+        )
+        for i, run in enumerate(runs)
+    ]
+    layer = Learnt(
+        terms=tuple(
+            term.model_copy(update={"mean": float(z[i]), "variance": float(after[i, i])})
+            for i, term in enumerate(of.terms)
+        ),
+        covariance=tuple(tuple(float(x) for x in row) for row in after),
+        residual_log_sigma={**before.residual_log_sigma, **residual},
+        runs=(*before.runs, *taught),
+    )
+    return profile.model_copy(update={"learnt": layer})
+
+
+def _log_times(
+    profile: HardwareProfile, terms: Sequence[LearntTerm], z: FloatArray, runs: Sequence[LearningRun]
+) -> FloatArray:
+    """ln(forecast seconds) [n] of the runs with the terms at z."""
+    there = tuple(t.model_copy(update={"mean": float(v)}) for t, v in zip(terms, z, strict=True))
+    layer = Learnt(terms=there, covariance=tuple(map(tuple, np.eye(len(there)).tolist())))
+    trial = profile.model_copy(update={"learnt": layer})
+    return np.log([p.step_time_s for p in predictions(trial, runs)])
+
+
+def _stated_residuals(before: Learnt, runs: Sequence[LearningRun]) -> dict[str, float]:
+    """Framework -> the residual that is each run's own: learnt before, else what its profile states."""
+    constants = learning_constants()
+    found = {}
+    for run in runs:
+        stated = max(run.forecaster.framework.residual_log_sigma, constants.least_residual_log_sigma)
+        alone = stated * math.sqrt(1.0 - constants.shared_fraction)
+        found[run.framework] = before.residual_log_sigma.get(run.framework, alone)
+    return found
+
+
+def _residuals(
+    before: Learnt, runs: Sequence[LearningRun], off: FloatArray, own: FloatArray, leverage: FloatArray
+) -> dict[str, float]:
+    stated = _stated_residuals(before, runs)
+    weight = learning_constants().prior_runs + len(before.runs)
+    by: dict[str, list[int]] = defaultdict(list)
+    for i, run in enumerate(runs):
+        by[run.framework].append(i)
+    found = {}
+    for name, places in by.items():
+        spread = float(np.maximum(off[places] ** 2 - own[places] ** 2, 0.0).sum())
+        free = weight + len(places) - float(leverage[places].sum())
+        found[name] = math.sqrt((weight * stated[name] ** 2 + spread) / max(free, 1.0))
+    return found
+
+
+def _terms(profile: HardwareProfile, before: Learnt, runs: Sequence[LearningRun]) -> list[LearntTerm]:
+    """Those learnt before as they are, then those that the runs' frameworks and links add."""
+    found = dict(before.by_name)
+    for term in prior_terms(profile, runs):
+        found.setdefault(term.name, term)
+    return list(found.values())
+
+
+def prior_terms(profile: HardwareProfile, runs: Sequence[LearningRun]) -> list[LearntTerm]:
+    """Every term that the runs may tell of, with its prior width: of operators and links from the fits' own uncertainty,
+    of a framework from its stated residual, of its host costs from the data file."""
+    constants = learning_constants()
+    widths: dict[str, float] = {}
+    of_fits: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for fit in profile.operators:
+        if term := constants.operator_terms.get(fit.kind):
+            variance = fit.residual.log_sigma**2 + fit.extra_log_sigma**2
+            of_fits[term].append((max(fit.n_samples, 1), variance))
+    for term in _operators_of(runs):
+        widths[term] = _rms(of_fits.get(term, []), fallback_spread().datasheet_log_sigma)
+    if profile.network is not None:
+        links: Mapping[str, list[tuple[float, float]]] = defaultdict(list)
+        for known in profile.network.fits:
+            if known.impl in ("nccl", "gloo"):
+                variance = known.log_sigma**2 + known.extra_log_sigma**2
+                links[link_term(known.op, known.link)].append((max(known.n_samples, 1), variance))
+        for run in runs:
+            for name in _links_of(run):
+                widths[name] = _rms(links.get(name, []), network_constants().nominal_log_sigma)
+    for run in runs:
+        stated = max(run.forecaster.framework.residual_log_sigma, constants.least_residual_log_sigma)
+        widths[host_term(run.framework)] = constants.host_log_sigma
+        widths[step_term(run.framework)] = stated * math.sqrt(constants.shared_fraction)
+    return [LearntTerm(name=name, prior_log_sigma=width) for name, width in widths.items() if width > 0]
+
+
+def _operators_of(runs: Sequence[LearningRun]) -> list[str]:
+    """Operator terms that the runs' models hold; every one has an optimizer."""
+    terms = learning_constants().operator_terms
+    forecasters = {id(run.forecaster): run for run in runs}.values()
+    kinds = {op.kind for run in forecasters for s in run.forecaster.graph(1).segments for op in s.operators}
+    return sorted({terms[kind] for kind in (*kinds, "optimizer") if kind in terms})
+
+
+def _links_of(run: LearningRun) -> list[str]:
+    """Link terms that the run's plan uses."""
+    plan = run.plan
+    axes = {"tp": plan.tp, "cp": plan.cp, "ep": plan.ep, "dp": plan.dp * plan.cp}
+    found = [run.forecaster.link_term(plan, "all_reduce", axis) for axis, n in axes.items() if n > 1]
+    return found + ([run.forecaster.link_term(plan, "p2p", "pp")] if plan.pp > 1 else [])
+
+
+def _rms(weighted: Sequence[tuple[float, float]], otherwise: float) -> float:
+    if not weighted:
+        return otherwise
+    total = sum(weight for weight, _ in weighted)
+    return math.sqrt(sum(weight * variance for weight, variance in weighted) / total)
