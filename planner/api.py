@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ForeshardError, UsageError
+from planner.correcting import learn_hardware
 from planner.exporting import export
 from planner.sharing import parse_devices, share
 
@@ -32,6 +33,7 @@ __all__ = [
     "graph_summary",
     "import_hardware",
     "infer",
+    "learn_hardware",
     "memory_timeline",
     "model_source",
     "operator_histogram",

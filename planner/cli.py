@@ -18,6 +18,7 @@ from planner.commands import (
     export,
     hardware,
     infer,
+    learning,
     plan,
     predict,
     report,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command("doctor")(doctor.command)
 app.command("calibrate")(calibrate.command)
+hardware.app.command("learn")(learning.command)
 app.add_typer(hardware.app, name="hardware")
 app.command("trace")(tracing.command)
 app.command("predict")(predict.command)

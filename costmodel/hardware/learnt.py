@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from costmodel.estimate import FloatArray
 
 __all__ = [
+    "LearningConstants",
     "Learnt",
     "LearntRun",
     "LearntTerm",
-    "LearningConstants",
     "host_term",
     "learning_constants",
     "link_term",

@@ -72,9 +72,7 @@ def operator_times(
     if fit is None:
         fit = datasheet_fit(profile.device, kind, variant, dtype)
     if n <= _BLOCK:
-        estimate = evaluate_fit(
-            fit, profile.device, sizes, framework=framework, device_only=timing is None
-        )
+        estimate = evaluate_fit(fit, profile.device, sizes, framework=framework, device_only=timing is None)
     else:
         estimate = _in_blocks(fit, profile.device, sizes, n, framework, timing is None)
     return estimate.shifted(profile.log_shifts.get(asked, 0.0))

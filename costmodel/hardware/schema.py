@@ -235,7 +235,7 @@ class HardwareProfile(_Frozen):
     learnt: Learnt | None = None
     """Corrections that whole measured runs taught; a layer of its own, so that it can be taken off again."""
     log_shifts: dict[str, float] = Field(default={}, exclude=True)
-    """Operator kind or link term -> ln(time) shift that the layer comes to under one framework; never in files
-    (`costmodel.predict.learnt.with_learnt` sets it)."""
+    """Operator kind or link term -> ln(time) shift that the layer comes to under one framework; never in
+    files (`costmodel.predict.learnt.with_learnt` sets it)."""
     environment: Environment = Environment()
     provenance: dict[str, Any] = {}

@@ -225,7 +225,7 @@ def _simulate(
 
 
 def _comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> tuple[str, float]:
-    """Spread of the largest data-parallel and pipeline transfers, the wider of the two, and over which link."""
+    """Spread of the largest data-parallel and pipeline transfers, the wider of the two, and whose link."""
     sigmas = [("", 0.0)]
     if plan.dp * plan.cp > 1:
         size = max(sum(unit.elements) for unit in units) * forecaster.framework.gradient_comm_bytes

@@ -56,9 +56,7 @@ def with_learnt(
     )
 
 
-def residual_variance(
-    learnt: Learnt | None, framework: FrameworkProfile, moved: dict[str, float]
-) -> float:
+def residual_variance(learnt: Learnt | None, framework: FrameworkProfile, moved: dict[str, float]) -> float:
     """Variance of ln(step) from the terms, and from what the framework's profile leaves unexplained.
 
     `moved`: what moves together (an operator kind or a link term) -> standard deviation of ln(step) that it

@@ -1,7 +1,8 @@
 """Does what some runs taught hold for others? Groups of runs are held back, scored before and after.
 
-A group is a model on a number of ranks. Groups go in turn to two halves; each half is scored by a profile
-that learnt from the other half only, so every run is scored once and never by a profile that saw its group.
+A group is a model on a number of ranks. Groups go to two halves like the fields of a chessboard, so that
+each half has every model and every number of ranks where there are several of both. Each half is scored by a
+profile that learnt from the other half only: every run once, and never by a profile that saw its group.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class HeldBack:
 
     before: Report
     after: Report
-    before_width: float
-    """Mean of ln(high / low) of the 90 % intervals."""
-    after_width: float
+    before_ratio: float
+    """high / low of the 90 % intervals, geometric mean."""
+    after_ratio: float
 
 
 def check_learning(
@@ -48,7 +49,7 @@ def check_learning(
             "two models or numbers of ranks"
         )
     once = new_runs(plain, runs)
-    halves = [[i for i, run in enumerate(once) if groups.index(run.group) % 2 == half] for half in (0, 1)]
+    halves = _halves(once)
     known = linearise(plain, once, progress=progress)
     held = [once[i] for half in halves for i in half]
     before = predictions(plain, held)
@@ -58,13 +59,24 @@ def check_learning(
     return HeldBack(
         before=_report(held, before),
         after=_report(held, after),
-        before_width=_width(before),
-        after_width=_width(after),
+        before_ratio=_ratio(before),
+        after_ratio=_ratio(after),
     )
 
 
-def _width(found: Sequence[Prediction]) -> float:
-    return sum(math.log(p.step_time_high_s / p.step_time_low_s) for p in found) / len(found)
+def _halves(runs: Sequence[LearningRun]) -> list[list[int]]:
+    models = sorted({run.model for run in runs})
+    sizes = sorted({run.plan.world_size for run in runs})
+    colours = [models.index(run.model) + sizes.index(run.plan.world_size) for run in runs]
+    if len({colour % 2 for colour in colours}) == 1:  # a diagonal: take its fields in turn
+        groups = sorted({run.group for run in runs})
+        colours = [groups.index(run.group) for run in runs]
+    return [[i for i, colour in enumerate(colours) if colour % 2 == half] for half in (0, 1)]
+
+
+def _ratio(found: Sequence[Prediction]) -> float:
+    widths = [math.log(p.step_time_high_s / p.step_time_low_s) for p in found]
+    return math.exp(sum(widths) / len(widths))
 
 
 def _report(runs: Sequence[LearningRun], found: Sequence[Prediction]) -> Report:

@@ -31,7 +31,7 @@ def read_learning_runs(
 
     JSON: what `validate run --out` or `--json` wrote. CSV (plain or gzipped): a table of runs as `validate
     published` reads it; rows of other GPUs than the profile's are left out. `source`: only rows whose source
-    or id holds this text. Raises InputFileError where a file is neither or nothing in them can be learnt from.
+    or id holds this text. Raises InputFileError where a file is neither or holds nothing to learn from.
     """
     runs: list[LearningRun] = []
     skipped: Skipped = {}
@@ -85,7 +85,7 @@ def _results(profile: HardwareProfile, path: Path, skipped: Skipped) -> Iterator
         yield LearningRun(
             fingerprint=_fingerprint(spec.id, result.step_times_s, result.step_time_s),
             label=spec.id,
-            group=f"{model.label}/{spec.plan.world_size}",
+            model=model.label,
             source="run",
             plan=spec.plan,
             forecaster=forecasters[key].forecaster,
@@ -167,7 +167,7 @@ def _row(profile: HardwareProfile, row: Any, cache: dict[str, Forecaster]) -> Le
     return LearningRun(
         fingerprint=_fingerprint(dict(row.cells)),
         label=row.id,
-        group="/".join(row.text(name) for name in ("model_name", "n_gpus", "seq_len")),
+        model="/".join(row.text(name) for name in ("model_name", "seq_len")),
         source=row.text("source"),
         plan=plan,
         forecaster=cache[key],

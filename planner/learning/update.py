@@ -4,7 +4,8 @@
 
 f is the forecast itself; its sensitivities d ln f / d z are differences of real forecasts. The posterior is
 the Gaussian at the maximum (Gauss-Newton on the log-posterior, its steps held to what forecasts really
-become; Laplace's approximation of its width), and the residual of each framework, which its profile states, is estimated with it: with h the runs' leverage,
+become; Laplace's approximation of its width). The residual of each framework, which its profile states, is
+estimated with it; with h the runs' leverage and k what the statement counts for:
 
     residual^2 = (k stated^2 + sum((ln measured - ln f)^2 - own^2)) / (k + n - sum h)
 """
@@ -64,17 +65,22 @@ class LearningRun:
     """One measured run and who forecasts it.
 
     `step_time_s`: at the speed the machine had when its profile was measured. `log_sigma`: spread of the
-    run's own measurement. `group`: what is held back together.
+    run's own measurement. `model` and the plan's ranks say what is held back together.
     """
 
     fingerprint: str
     label: str
-    group: str
+    model: str
     source: str
     plan: Plan
     forecaster: Forecaster
     step_time_s: float
     log_sigma: float = 0.0
+
+    @property
+    def group(self) -> str:
+        """Model and number of ranks."""
+        return f"{self.model}/{self.plan.world_size}"
 
     @property
     def framework(self) -> str:
@@ -84,7 +90,7 @@ class LearningRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivities:
-    """ln(forecast) [n] of `runs`, and its differential [n, terms] by each term's z, where the profile stands."""
+    """ln(forecast) [n] of `runs` and its differential [n, terms] by each term's z, as the profile stands."""
 
     terms: tuple[LearntTerm, ...]
     log_times: FloatArray
@@ -142,9 +148,7 @@ def linearise(
         moved[k] += _STEP
         columns.append((_log_times(profile, terms, moved, runs) - at) / _STEP)
     kept = [
-        k
-        for k, term in enumerate(terms)
-        if term.name in before.by_name or np.abs(columns[k]).max() > _UNSEEN
+        k for k, term in enumerate(terms) if term.name in before.by_name or np.abs(columns[k]).max() > _UNSEEN
     ]
     if not kept:
         raise UsageError("nothing to learn: no term of the profile moves any of these runs")
@@ -189,11 +193,12 @@ def update(profile: HardwareProfile, of: Sensitivities) -> HardwareProfile:
     mean = np.array([term.mean for term in of.terms])
     prior = np.linalg.inv(before.covariance_of(names))
     measured = np.log([run.step_time_s for run in runs])
-    own = np.array([run.log_sigma for run in runs])
+    own: FloatArray = np.array([run.log_sigma for run in runs])
     residual = _stated_residuals(before, runs)
 
     def noise() -> FloatArray:
-        return own**2 + np.array([residual[run.framework] for run in runs]) ** 2
+        unexplained: FloatArray = np.array([residual[run.framework] for run in runs])
+        return own * own + unexplained * unexplained
 
     def loss(at: FloatArray, times: FloatArray, variance: FloatArray) -> float:
         return float(((measured - times) ** 2 / variance).sum() + (at - mean) @ prior @ (at - mean))
@@ -246,7 +251,8 @@ def _log_times(
     there = tuple(t.model_copy(update={"mean": float(v)}) for t, v in zip(terms, z, strict=True))
     layer = Learnt(terms=there, covariance=tuple(map(tuple, np.eye(len(there)).tolist())))
     trial = profile.model_copy(update={"learnt": layer})
-    return np.log([p.step_time_s for p in predictions(trial, runs)])
+    log_s: FloatArray = np.log(np.array([p.step_time_s for p in predictions(trial, runs)]))
+    return log_s
 
 
 def _stated_residuals(before: Learnt, runs: Sequence[LearningRun]) -> dict[str, float]:
@@ -285,8 +291,8 @@ def _terms(profile: HardwareProfile, before: Learnt, runs: Sequence[LearningRun]
 
 
 def prior_terms(profile: HardwareProfile, runs: Sequence[LearningRun]) -> list[LearntTerm]:
-    """Every term that the runs may tell of, with its prior width: of operators and links from the fits' own uncertainty,
-    of a framework from its stated residual, of its host costs from the data file."""
+    """Every term that the runs may tell of, with its prior width: of operators and links from the fits' own
+    uncertainty, of a framework from its stated residual, of its host costs from the data file."""
     constants = learning_constants()
     widths: dict[str, float] = {}
     of_fits: dict[str, list[tuple[float, float]]] = defaultdict(list)
