@@ -50,7 +50,9 @@ class LearningConstants(_Frozen):
     host_log_sigma: float = Field(gt=0)
     shared_fraction: float = Field(gt=0, lt=1)
     """Share of the variance that a framework's profile leaves unexplained which is common to all runs on one
-    machine; the rest is each run's own."""
+    machine."""
+    model_fraction: float = Field(gt=0, lt=1)
+    """Share that is common to all runs of one model; the rest is each run's own."""
     least_residual_log_sigma: float = Field(gt=0)
     prior_runs: float = Field(gt=0)
     """How many runs the stated residual counts as against the spread of the runs themselves."""
@@ -89,13 +91,15 @@ class LearntRun(_Frozen):
 
 
 class Learnt(_Frozen):
-    """The layer: terms, the covariance of their z, each framework's residual, and the runs behind them."""
+    """The layer: terms, the covariance of their z, each framework's residuals, and the runs behind them."""
 
     terms: tuple[LearntTerm, ...] = ()
     covariance: tuple[tuple[float, ...], ...] = ()
     """Of z, in the order of `terms`."""
     residual_log_sigma: dict[str, float] = {}
     """Framework -> spread of ln(measured / predicted) that is each run's own."""
+    model_log_sigma: dict[str, float] = {}
+    """Framework -> spread of ln(measured / predicted) that all runs of a model have in common."""
     runs: tuple[LearntRun, ...] = ()
 
     @model_validator(mode="after")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from costmodel.hardware.learnt import (
     host_term,
     learning_constants,
@@ -61,7 +63,8 @@ def residual_variance(learnt: Learnt | None, framework: FrameworkProfile, moved:
 
     `moved`: what moves together (an operator kind or a link term) -> standard deviation of ln(step) that it
     causes as fitted. Without a layer those are independent and the framework's residual stands beside them.
-    With one, v = `moved` by term and the whole step's share of the residual:  v' covariance v + residual^2.
+    With one, v = `moved` by term and the whole step's share of the residual:
+    v' covariance v + model^2 + residual^2, the spreads of models and of single runs.
     """
     stated = framework.residual_log_sigma**2
     if learnt is None:
@@ -71,12 +74,13 @@ def residual_variance(learnt: Learnt | None, framework: FrameworkProfile, moved:
         term = operator_term(what) or what
         by_term[term] = math.hypot(by_term.get(term, 0.0), sigma)
     whole = step_term(framework.name)
-    own = learnt.residual_log_sigma.get(framework.name)
-    if own is None:
-        own, shared = math.sqrt(stated), 0.0
-    else:
+    shared = 0.0
+    own = stated
+    if framework.name in learnt.residual_log_sigma:
         shared = learnt.by_name[whole].prior_log_sigma if whole in learnt.by_name else 0.0
+        spreads = (learnt.residual_log_sigma, learnt.model_log_sigma)
+        own = sum(by.get(framework.name, 0.0) ** 2 for by in spreads)
     by_term[whole] = shared
     names = tuple(by_term)
-    v = [by_term[name] for name in names]
-    return float(v @ learnt.covariance_of(names) @ v) + own * own
+    v = np.array([by_term[name] for name in names])
+    return float(v @ learnt.covariance_of(names) @ v) + own

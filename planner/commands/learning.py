@@ -103,6 +103,7 @@ def learnt_dict(learnt: Learnt) -> dict[str, Any]:
             for term in learnt.terms
         ],
         "residual_log_sigma": learnt.residual_log_sigma,
+        "model_log_sigma": learnt.model_log_sigma,
         "runs": [run.model_dump() for run in learnt.runs],
     }
 
@@ -126,8 +127,11 @@ def show_learnt(learnt: Learnt) -> None:
         title=f"learnt from {len(learnt.runs)} runs (factors on time, one standard deviation)",
     )
     print_table(
-        ["framework", "spread of single runs"],
-        [[name, percent(sigma)] for name, sigma in learnt.residual_log_sigma.items()],
+        ["framework", "spread of single runs", "of models"],
+        [
+            [name, percent(sigma), percent(learnt.model_log_sigma.get(name))]
+            for name, sigma in learnt.residual_log_sigma.items()
+        ],
     )
     most = sorted(learnt.runs, key=lambda run: -run.bits)[:_SHOWN]
     print_table(

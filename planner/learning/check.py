@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from costmodel.errors import UsageError
-from planner.learning.update import LearningRun, forget, linearise, new_runs, predictions, update
+from planner.learning.spread import LearningRun
+from planner.learning.update import forget, linearise, new_runs, predictions, update
 from planner.validation.scoring import Report, ScoredRow
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ForeshardError, InputFileError
 from costmodel.predict import Forecaster
-from planner.learning.update import LearningRun
+from planner.learning.spread import LearningRun
 from planner.validation.scoring import is_higher_better
 
 if TYPE_CHECKING:

@@ -1,13 +1,13 @@
 """The Bayesian update: terms of a profile, a priori independent, given whole measured runs.
 
-    ln(measured_i) = ln f_i(z) + e_i,   z ~ N(m0, C0),   e_i ~ N(0, own_i^2 + residual^2)
+    ln(measured_i) = ln f_i(z) + d_model(i) + e_i
+    z ~ N(m0, C0),   d ~ N(0, model^2),   e_i ~ N(0, own_i^2 + residual^2)
 
+d is what the forecast has wrong about a model, whatever the machine: ten runs of one model tell less of the
+machine than one run each of ten.
 f is the forecast itself; its sensitivities d ln f / d z are differences of real forecasts. The posterior is
 the Gaussian at the maximum (Gauss-Newton on the log-posterior, its steps held to what forecasts really
-become; Laplace's approximation of its width). The residual of each framework, which its profile states, is
-estimated with it; with h the runs' leverage and k what the statement counts for:
-
-    residual^2 = (k stated^2 + sum((ln measured - ln f)^2 - own^2)) / (k + n - sum h)
+become; Laplace's approximation of its width). `spread.py` estimates model and residual with it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from costmodel.hardware.learnt import (
     link_term,
     step_term,
 )
+from planner.learning.spread import LearningRun, Spread, stated_variance
 
 if TYPE_CHECKING:
     from costmodel.estimate import FloatArray
     from costmodel.hardware.schema import HardwareProfile
-    from costmodel.plan import Plan
     from costmodel.predict import Forecaster, Prediction
 
 __all__ = [
@@ -58,34 +58,6 @@ _HALVINGS = 4
 _SETTLED = 0.02
 _UNSEEN = 1e-4
 """Terms that move no run by more than this per prior standard deviation are left out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearningRun:
-    """One measured run and who forecasts it.
-
-    `step_time_s`: at the speed the machine had when its profile was measured. `log_sigma`: spread of the
-    run's own measurement. `model` and the plan's ranks say what is held back together.
-    """
-
-    fingerprint: str
-    label: str
-    model: str
-    source: str
-    plan: Plan
-    forecaster: Forecaster
-    step_time_s: float
-    log_sigma: float = 0.0
-
-    @property
-    def group(self) -> str:
-        """Model and number of ranks."""
-        return f"{self.model}/{self.plan.world_size}"
-
-    @property
-    def framework(self) -> str:
-        """Name of the framework profile."""
-        return self.forecaster.framework.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,44 +163,36 @@ def update(profile: HardwareProfile, of: Sensitivities) -> HardwareProfile:
     runs, j = of.runs, of.jacobian
     names = tuple(term.name for term in of.terms)
     mean = np.array([term.mean for term in of.terms])
-    prior = np.linalg.inv(before.covariance_of(names))
+    prior = _inverse(before.covariance_of(names))
     measured = np.log([run.step_time_s for run in runs])
-    own: FloatArray = np.array([run.log_sigma for run in runs])
-    residual = _stated_residuals(before, runs)
-
-    def noise() -> FloatArray:
-        unexplained: FloatArray = np.array([residual[run.framework] for run in runs])
-        return own * own + unexplained * unexplained
-
-    def loss(at: FloatArray, times: FloatArray, variance: FloatArray) -> float:
-        return float(((measured - times) ** 2 / variance).sum() + (at - mean) @ prior @ (at - mean))
-
+    spread = Spread.stated(before, runs)
     z, times = mean.copy(), of.log_times
     for _ in range(_ROUNDS):
-        variance = noise()
-        after = np.linalg.inv(prior + (j.T / variance) @ j)
-        step = after @ ((j.T / variance) @ (measured - times) - prior @ (z - mean))
-        now = loss(z, times, variance)
+        weight = _inverse(spread.covariance(runs))
+        after = _inverse(prior + j.T @ weight @ j)
+        step = after @ (j.T @ weight @ (measured - times) - prior @ (z - mean))
+        now = _loss(measured - times, weight, z - mean, prior)
         for _ in range(_HALVINGS):
             tried = _log_times(profile, of.terms, z + step, runs)
-            if better := loss(z + step, tried, variance) <= now:
+            if better := _loss(measured - tried, weight, z + step - mean, prior) <= now:
                 z, times = z + step, tried
                 break
             step = 0.5 * step
-        leverage = np.einsum("ij,jk,ik->i", j, after, j) / variance
-        residual = _residuals(before, runs, measured - times, own, leverage)
+        n_fitted = float(np.trace(after @ j.T @ weight @ j))
+        spread = Spread.estimated(before, runs, measured - times, n_fitted)
         if not better or np.abs(step).max() < _SETTLED:
             break
-    variance = noise()
-    after = np.linalg.inv(prior + (j.T / variance) @ j)
-    leverage = np.einsum("ij,jk,ik->i", j, after, j) / variance
+    weight = _inverse(spread.covariance(runs))
+    after = _inverse(prior + j.T @ weight @ j)
+    # without run i the precision is less by u u' / weight_ii, with u = J' weight e_i
+    alone = np.einsum("ik,kl,il->i", weight @ j, after, weight @ j) / np.diag(weight)
     taught = [
         LearntRun(
             fingerprint=run.fingerprint,
             label=run.label,
             error_before=math.expm1(of.log_times[i] - measured[i]),
             error_after=math.expm1(times[i] - measured[i]),
-            bits=max(0.0, -0.5 * math.log2(max(1.0 - float(leverage[i]), 1e-12))),
+            bits=max(0.0, -0.5 * math.log2(max(1.0 - float(alone[i]), 1e-12))),
         )
         for i, run in enumerate(runs)
     ]
@@ -238,7 +202,8 @@ def update(profile: HardwareProfile, of: Sensitivities) -> HardwareProfile:
             for i, term in enumerate(of.terms)
         ),
         covariance=tuple(tuple(float(x) for x in row) for row in after),
-        residual_log_sigma={**before.residual_log_sigma, **residual},
+        residual_log_sigma={**before.residual_log_sigma, **spread.residual},
+        model_log_sigma={**before.model_log_sigma, **spread.model},
         runs=(*before.runs, *taught),
     )
     return profile.model_copy(update={"learnt": layer})
@@ -255,31 +220,12 @@ def _log_times(
     return log_s
 
 
-def _stated_residuals(before: Learnt, runs: Sequence[LearningRun]) -> dict[str, float]:
-    """Framework -> the residual that is each run's own: learnt before, else what its profile states."""
-    constants = learning_constants()
-    found = {}
-    for run in runs:
-        stated = max(run.forecaster.framework.residual_log_sigma, constants.least_residual_log_sigma)
-        alone = stated * math.sqrt(1.0 - constants.shared_fraction)
-        found[run.framework] = before.residual_log_sigma.get(run.framework, alone)
-    return found
+def _inverse(matrix: FloatArray) -> FloatArray:
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
-def _residuals(
-    before: Learnt, runs: Sequence[LearningRun], off: FloatArray, own: FloatArray, leverage: FloatArray
-) -> dict[str, float]:
-    stated = _stated_residuals(before, runs)
-    weight = learning_constants().prior_runs + len(before.runs)
-    by: dict[str, list[int]] = defaultdict(list)
-    for i, run in enumerate(runs):
-        by[run.framework].append(i)
-    found = {}
-    for name, places in by.items():
-        spread = float(np.maximum(off[places] ** 2 - own[places] ** 2, 0.0).sum())
-        free = weight + len(places) - float(leverage[places].sum())
-        found[name] = math.sqrt((weight * stated[name] ** 2 + spread) / max(free, 1.0))
-    return found
+def _loss(off: FloatArray, weight: FloatArray, away: FloatArray, prior: FloatArray) -> float:
+    return float(off @ weight @ off + away @ prior @ away)
 
 
 def _terms(profile: HardwareProfile, before: Learnt, runs: Sequence[LearningRun]) -> list[LearntTerm]:
@@ -312,9 +258,8 @@ def prior_terms(profile: HardwareProfile, runs: Sequence[LearningRun]) -> list[L
             for name in _links_of(run):
                 widths[name] = _rms(links.get(name, []), network_constants().nominal_log_sigma)
     for run in runs:
-        stated = max(run.forecaster.framework.residual_log_sigma, constants.least_residual_log_sigma)
         widths[host_term(run.framework)] = constants.host_log_sigma
-        widths[step_term(run.framework)] = stated * math.sqrt(constants.shared_fraction)
+        widths[step_term(run.framework)] = math.sqrt(stated_variance(run) * constants.shared_fraction)
     return [LearntTerm(name=name, prior_log_sigma=width) for name, width in widths.items() if width > 0]
 
 
