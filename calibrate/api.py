@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from costmodel.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
+    from calibrate.hosts import Hosts
     from costmodel.hardware.schema import HardwareProfile
 
 __all__ = ["calibrate", "fit_profile"]
@@ -33,11 +34,14 @@ def calibrate(
     backend: str | None = None,
     only: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
+    hosts: Hosts | None = None,
 ) -> HardwareProfile | None:
     """Measure with `world_size` ranks for about `budget_s` seconds, fit, and write the profile to `out`.
 
     Samples go to `<out>.samples.jsonl` while they are taken; with `resume`, those of an earlier run on the
-    same machine are kept. Where RANK and WORLD_SIZE are set this process joins as that rank, and every
+    same machine are kept. `hosts`: where the ranks run, if not here.
+
+    Where RANK and WORLD_SIZE are set this process joins as that rank, and every
     rank but 0 returns None. `only`: names of benchmarks (gemm, conv, collectives, host, ...).
 
     Raises UsageError on bad arguments, MeasurementError where the samples there are of another machine,
@@ -48,6 +52,8 @@ def calibrate(
     from calibrate.runner import chosen_benchmarks
     from calibrate.worker import Settings, measure
 
+    if hosts is not None:
+        hosts.require(world_size)
     if world_size < 1:
         raise UsageError(f"world_size({world_size}) must be at least 1")
     if not 0 < budget_s < 86400:
@@ -66,7 +72,7 @@ def calibrate(
         if not measure(settings):
             return None
     else:
-        _launch(settings, world_size, budget_s, progress)
+        _launch(settings, world_size, budget_s, progress, hosts)
     return fit_profile(out, progress=progress)
 
 
@@ -93,7 +99,11 @@ def fit_profile(out: Path, *, progress: Callable[[str], None] | None = None) -> 
 
 
 def _launch(
-    settings: object, world_size: int, budget_s: float, progress: Callable[[str], None] | None
+    settings: object,
+    world_size: int,
+    budget_s: float,
+    progress: Callable[[str], None] | None,
+    hosts: Hosts | None,
 ) -> None:
     from calibrate.launch import run_ranks
     from calibrate.worker import Settings
@@ -114,4 +124,5 @@ def _launch(
         world_size=world_size,
         timeout_s=float(os.environ.get("FORESHARD_CALIBRATE_TIMEOUT_S", budget_s + _GRACE_S)),
         progress=tick,
+        hosts=hosts,
     )

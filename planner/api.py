@@ -417,11 +417,22 @@ def calibrate(
     backend: str | None = None,
     only: Sequence[str] | None = None,
     resume: bool = True,
+    hosts: Path | None = None,
 ) -> HardwareProfile | None:
-    """Measure this machine and write its profile to `out`; None on a joined rank other than 0."""
+    """Measure this machine (or those of a file of hosts) and write its profile to `out`; None on a joined
+    rank other than 0."""
     from calibrate.api import calibrate as run
+    from calibrate.hosts import load_hosts
 
-    return run(world_size=world_size, budget_s=budget_s, out=out, backend=backend, only=only, resume=resume)
+    return run(
+        world_size=world_size,
+        budget_s=budget_s,
+        out=out,
+        backend=backend,
+        only=only,
+        resume=resume,
+        hosts=load_hosts(hosts) if hosts else None,
+    )
 
 
 def import_hardware(
@@ -457,6 +468,7 @@ def validate_run(
     timeout_s: float = 60.0,
     out: Path | None = None,
     executor: str = "torch",
+    hosts: Path | None = None,
 ) -> Report:
     """Start real runs of the plans here and hold them against their forecast.
 
@@ -476,5 +488,6 @@ def validate_run(
         timeout_s=timeout_s,
         out=out,
         executor=executor,
+        hosts=hosts,
         progress=progress,
     )

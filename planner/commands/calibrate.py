@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from planner.commands.options import Json
+from planner.commands.options import HostsFile, Json
 
 __all__ = ["command"]
 
@@ -23,6 +23,7 @@ def command(
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Measure these kinds only.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Use samples already taken here.")] = True,
+    hosts: HostsFile = None,
     json: Json = False,
 ) -> None:
     """Measure operators, host costs and collectives of this machine and write its profile.
@@ -34,7 +35,13 @@ def command(
     from planner.render import print_json
 
     result = api.calibrate(
-        out=out, budget_s=_seconds(budget), world_size=ranks, backend=backend, only=only, resume=resume
+        out=out,
+        budget_s=_seconds(budget),
+        world_size=ranks,
+        backend=backend,
+        only=only,
+        resume=resume,
+        hosts=hosts,
     )
     if result is None:  # a rank that joined and is not rank 0
         return

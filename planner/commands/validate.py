@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.commands.options import Json
+from planner.commands.options import HostsFile, Json
 
 if TYPE_CHECKING:
     from planner.validation.scoring import Report
@@ -80,6 +80,7 @@ def run(
     executor: Annotated[
         str, typer.Option("--executor", help="torch: training plans; onnxruntime: forward passes.")
     ] = "torch",
+    hosts: HostsFile = None,
     plot: Plot = None,
     json: Json = False,
 ) -> None:
@@ -98,6 +99,7 @@ def run(
         timeout_s=timeout,
         out=out,
         executor=executor,
+        hosts=hosts,
     )
     _finish(report, plot, json)
 
