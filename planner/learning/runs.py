@@ -21,12 +21,12 @@ __all__ = ["read_learning_runs"]
 _P90_HALF_WIDTH = 1.2815515655446004
 """Half the distance between the 10th and 90th percentile of a normal distribution, in standard deviations."""
 
-Skipped = dict[str, int]
+_Skipped = dict[str, int]
 
 
 def read_learning_runs(
     profile: HardwareProfile, paths: Sequence[Path], *, source: str | None = None
-) -> tuple[list[LearningRun], Skipped]:
+) -> tuple[list[LearningRun], _Skipped]:
     """Runs of the files, and how many were left out for which reason.
 
     JSON: what `validate run --out` or `--json` wrote. CSV (plain or gzipped): a table of runs as `validate
@@ -34,7 +34,7 @@ def read_learning_runs(
     or id holds this text. Raises InputFileError where a file is neither or holds nothing to learn from.
     """
     runs: list[LearningRun] = []
-    skipped: Skipped = {}
+    skipped: _Skipped = {}
     for path in paths:
         if path.name.endswith((".csv", ".csv.gz")):
             found = _rows(profile, path, source, skipped)
@@ -53,7 +53,7 @@ def _fingerprint(*what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _results(profile: HardwareProfile, path: Path, skipped: Skipped) -> Iterator[LearningRun]:
+def _results(profile: HardwareProfile, path: Path, skipped: _Skipped) -> Iterator[LearningRun]:
     """Runs measured here. Their times are restated for the speed that the machine had at calibration."""
     from planner.validation.harness import machine_slowdowns
     from planner.validation.local import LocalForecaster
@@ -109,12 +109,12 @@ def _load(path: Path) -> list[Any]:
         ) from error
 
 
-def _skip(skipped: Skipped, reason: str) -> None:
+def _skip(skipped: _Skipped, reason: str) -> None:
     skipped[reason] = skipped.get(reason, 0) + 1
 
 
 def _rows(
-    profile: HardwareProfile, path: Path, source: str | None, skipped: Skipped
+    profile: HardwareProfile, path: Path, source: str | None, skipped: _Skipped
 ) -> Iterator[LearningRun]:
     """Training rows of the table that ran on the profile's GPU."""
     from planner.validation.published.rows import read_rows

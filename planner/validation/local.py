@@ -144,7 +144,9 @@ def validate_local(
 ) -> Report:
     """Predict each plan of each model, run them all for real, and compare.
 
-    `hosts`: a file of hosts to calibrate and run on. Raises UsageError for an executor that is neither torch nor onnxruntime, or plans for the latter.
+    `hosts`: a file of hosts to calibrate and run on.
+
+    Raises UsageError for an executor that is neither torch nor onnxruntime, or plans for the latter.
     """
     from calibrate.hosts import load_hosts
     from costmodel.hardware.store import load_profile
