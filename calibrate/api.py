@@ -13,6 +13,7 @@ from costmodel.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
     from calibrate.deciding import Outcome
+    from calibrate.hosts import Hosts
     from calibrate.wanted import Wanted
     from costmodel.hardware.schema import HardwareProfile
 
@@ -38,11 +39,14 @@ def calibrate(
     backend: str | None = None,
     only: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
+    hosts: Hosts | None = None,
 ) -> HardwareProfile | None:
     """Measure with `world_size` ranks for about `budget_s` seconds, fit, and write the profile to `out`.
 
     Samples go to `<out>.samples.jsonl` while they are taken; with `resume`, those of an earlier run on the
-    same machine are kept. Where RANK and WORLD_SIZE are set this process joins as that rank, and every
+    same machine are kept. `hosts`: where the ranks run, if not here.
+
+    Where RANK and WORLD_SIZE are set this process joins as that rank, and every
     rank but 0 returns None. `only`: names of benchmarks (gemm, conv, collectives, host, ...).
 
     Raises UsageError on bad arguments, MeasurementError where the samples there are of another machine,
@@ -53,6 +57,8 @@ def calibrate(
     from calibrate.runner import chosen_benchmarks
     from calibrate.worker import Settings, measure
 
+    if hosts is not None:
+        hosts.require(world_size)
     _require_bounds(world_size, budget_s)
     chosen_benchmarks(only)
     out = Path(out)
@@ -68,7 +74,7 @@ def calibrate(
         if not measure(settings):
             return None
     else:
-        _launch(settings, world_size, budget_s, progress)
+        _launch(settings, world_size, budget_s, progress, hosts)
     return fit_profile(out, progress=progress)
 
 
@@ -128,7 +134,7 @@ def calibrate_for(
         if not measure(settings):
             return None
     else:
-        _launch(settings, world_size, budget_s, progress)
+        _launch(settings, world_size, budget_s, progress, None)
     outcome = read_outcome(listed)
     machine, visits = read_journal(samples)
     deciding = {item.name for item in wanted.items}
@@ -169,7 +175,11 @@ def fit_profile(out: Path, *, progress: Callable[[str], None] | None = None) -> 
 
 
 def _launch(
-    settings: object, world_size: int, budget_s: float, progress: Callable[[str], None] | None
+    settings: object,
+    world_size: int,
+    budget_s: float,
+    progress: Callable[[str], None] | None,
+    hosts: Hosts | None,
 ) -> None:
     from calibrate.launch import run_ranks
     from calibrate.worker import Settings
@@ -190,4 +200,5 @@ def _launch(
         world_size=world_size,
         timeout_s=float(os.environ.get("FORESHARD_CALIBRATE_TIMEOUT_S", budget_s + _GRACE_S)),
         progress=tick,
+        hosts=hosts,
     )

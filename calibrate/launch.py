@@ -1,4 +1,4 @@
-"""Starting ranks with torchrun, waiting within a limit, leaving no process behind."""
+"""Starting ranks with torchrun or on hosts, waiting within a limit, leaving no process behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from calibrate.hosts import Hosts, RankProcesses
 from costmodel.errors import MeasurementError, WorkerError
 
 __all__ = ["MALLOC_SETTINGS", "run_ranks"]
@@ -35,8 +36,9 @@ def run_ranks(
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
     progress: Callable[[], None] | None = None,
+    hosts: Hosts | None = None,
 ) -> None:
-    """Run `python -m module arguments` as `world_size` ranks under torchrun and wait for them.
+    """Run `python -m module arguments` as `world_size` ranks under torchrun, or on `hosts`, and wait.
 
     `progress` is called while waiting. Raises MeasurementError with a rank's own `error: ...` line,
     WorkerError with the end of the ranks' logs where one died or the time is over. Every process that was
@@ -47,6 +49,9 @@ def run_ranks(
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={logs / 'ranks'}"]
         command += ["-m", module, *arguments]
+        if hosts is not None:
+            _run_on_hosts(hosts, ["-m", module, *arguments], logs, timeout_s, environment or {}, progress)
+            return
         with (logs / "torchrun.log").open("wb") as log:
             process = subprocess.Popen(
                 command,
@@ -61,12 +66,39 @@ def run_ranks(
             finally:
                 _end(process, started)
         if over:
-            raise WorkerError(
-                f"{world_size} ranks of {module} did not end within {timeout_s:g} s (the limit) and were "
-                f"killed; {_tails(logs)}\nUse a larger budget, or see what blocks that rank."
-            )
+            raise _too_late(module, timeout_s, logs)
         if process.returncode:
             raise _failure(module, process.returncode, logs)
+
+
+def _run_on_hosts(
+    hosts: Hosts,
+    command: Sequence[str],
+    logs: Path,
+    timeout_s: float,
+    environment: Mapping[str, str],
+    progress: Callable[[], None] | None,
+) -> None:
+    end = time.monotonic() + timeout_s
+    ranks = RankProcesses(hosts, command, environment=_environment(environment), logs=logs / "ranks")
+    try:
+        while ranks.poll() is None:
+            if time.monotonic() > end:
+                raise _too_late(command[1], timeout_s, logs)
+            if progress is not None:
+                progress()
+            time.sleep(_POLL_S)
+    finally:
+        ranks.end()
+    if ranks.returncode:
+        raise _failure(command[1], ranks.returncode, logs)
+
+
+def _too_late(module: str, timeout_s: float, logs: Path) -> WorkerError:
+    return WorkerError(
+        f"the ranks of {module} did not end within {timeout_s:g} s (the limit) and were killed; "
+        f"{_tails(logs)}\nUse a larger budget, or see what blocks that rank."
+    )
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -141,7 +173,7 @@ def _failure(module: str, code: int, logs: Path) -> MeasurementError | WorkerErr
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith("error: "):
                 return MeasurementError(line.removeprefix("error: "))
-    return WorkerError(f"a rank of {module} died (torchrun's exit code {code}); {_tails(logs)}")
+    return WorkerError(f"a rank of {module} died (exit code {code}); {_tails(logs)}")
 
 
 def _tails(logs: Path) -> str:
@@ -151,6 +183,7 @@ def _tails(logs: Path) -> str:
         if lines:
             parts.append(f"rank {path.parent.name}, end of {path.stem}:\n  " + "\n  ".join(lines))
     if not parts:
-        text = (logs / "torchrun.log").read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        log = logs / "torchrun.log"
+        text = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
         parts.append("torchrun's log:\n  " + "\n  ".join(text))
     return "\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ _DEFAULT_BUDGET_S = 60.0
 _SLICE_S = 0.012
 _LONGEST_CALL_FRACTION = 1e-3
 _PROBE_SIDE = {"cpu": 512, "cuda": 4096}
+_PROBE_LINK_BYTES = 1 << 20
 _PROBE_ELEMENTS = {"cpu": 4 << 20, "cuda": 64 << 20}
 _FEWER_POINTS = {"cpu": 1.0, "cuda": 0.5}
 """A GPU has twice the dtypes, and a captured graph takes longer to make than a call to time."""
@@ -66,6 +68,7 @@ class _Known(NamedTuple):
 
     flop_per_s: float
     bytes_per_s: float
+    link_bytes_per_s: float
     times: dict[str, list[float]]
 
 
@@ -128,18 +131,20 @@ def _bench(
     import torch.distributed as dist
 
     found: list[_Known | None] = [None]
+    link = _probe_link(ranks)
     if journal is not None:
         known = {v.variant: v for v in journal.visits if v.kind == "probe"}
-        if len(known) < 2:
-            for visit in _probe(ranks):
-                journal.append(visit)
-                known[visit.variant] = visit
+        probes = [] if {"gemm", "copy"} <= set(known) else _probe(ranks)
+        for visit in (*probes, *([] if "link" in known else link)):
+            journal.append(visit)
+            known[visit.variant] = visit
         times: dict[str, list[float]] = {}
         for visit in journal.visits:
             times.setdefault(visit.key, []).append(visit.time_s if visit.time_s > 0 else -1.0)
         rates = (
             known["gemm"].dims["flop"] / known["gemm"].time_s,
             known["copy"].dims["bytes"] / known["copy"].time_s,
+            known["link"].dims["bytes"] / known["link"].time_s if "link" in known else math.inf,
         )
         found = [_Known(*rates, times)]
     if ranks.world_size > 1:
@@ -152,6 +157,7 @@ def _bench(
         cache_bytes=machine.cache_bytes,
         flop_per_s=known_rates.flop_per_s,
         bytes_per_s=known_rates.bytes_per_s,
+        link_bytes_per_s=known_rates.link_bytes_per_s,
         largest_s=_SHORTER_CALLS[ranks.device.type]
         * _LONGEST_CALL_FRACTION
         * min(4 * _DEFAULT_BUDGET_S, max(10.0, settings.budget_s)),
@@ -196,6 +202,36 @@ def _probe(ranks: Ranks) -> list[Visit]:
             )
         )
     return visits
+
+
+def _probe_link(ranks: Ranks) -> list[Visit]:
+    """Rough rate of an all-reduce among all ranks, which all take part in; none for one rank."""
+    import torch
+    import torch.distributed as dist
+
+    if ranks.world_size < 2:
+        return []
+    buffer = torch.zeros(_PROBE_LINK_BYTES // 4, device=ranks.device)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        dist.all_reduce(buffer, group=ranks.groups[ranks.world_size])
+        if ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return [
+        Visit(
+            kind="probe",
+            variant="link",
+            dtype="fp32",
+            dims={"bytes": _PROBE_LINK_BYTES},
+            timing="eager_loop",
+            setting=TOGETHER,
+            time_s=min(times),
+            spread=0.0,
+            n=len(times),
+        )
+    ]
 
 
 def _warm_heap() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +30,12 @@ class TimeEstimate:
     def __post_init__(self) -> None:
         if self.median_s.shape != self.log_sigma.shape:
             raise ValueError(f"median_s {self.median_s.shape} and log_sigma {self.log_sigma.shape} differ")
+
+    def shifted(self, log_shift: float) -> TimeEstimate:
+        """Times exp(log_shift); itself where that is 1."""
+        if log_shift == 0.0:
+            return self
+        return TimeEstimate(median_s=self.median_s * math.exp(log_shift), log_sigma=self.log_sigma)
 
     @property
     def low_s(self) -> FloatArray:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ForeshardError, UsageError
 from planner.cluster import cluster
+from planner.correcting import learn_hardware
 from planner.exporting import export
 from planner.partitioning import partition
 from planner.planning import plan
@@ -35,6 +36,7 @@ __all__ = [
     "graph_summary",
     "import_hardware",
     "infer",
+    "learn_hardware",
     "memory_timeline",
     "model_source",
     "operator_histogram",
@@ -389,11 +391,22 @@ def calibrate(
     backend: str | None = None,
     only: Sequence[str] | None = None,
     resume: bool = True,
+    hosts: Path | None = None,
 ) -> HardwareProfile | None:
-    """Measure this machine and write its profile to `out`; None on a joined rank other than 0."""
+    """Measure this machine (or those of a file of hosts) and write its profile to `out`; None on a joined
+    rank other than 0."""
     from calibrate.api import calibrate as run
+    from calibrate.hosts import load_hosts
 
-    return run(world_size=world_size, budget_s=budget_s, out=out, backend=backend, only=only, resume=resume)
+    return run(
+        world_size=world_size,
+        budget_s=budget_s,
+        out=out,
+        backend=backend,
+        only=only,
+        resume=resume,
+        hosts=load_hosts(hosts) if hosts else None,
+    )
 
 
 def import_hardware(
@@ -442,6 +455,7 @@ def validate_run(
     out: Path | None = None,
     trace_dir: Path | None = None,
     executor: str = "torch",
+    hosts: Path | None = None,
 ) -> Report:
     """Start real runs of the plans here and hold them against their forecast.
 
@@ -463,5 +477,6 @@ def validate_run(
         out=out,
         trace_dir=trace_dir,
         executor=executor,
+        hosts=hosts,
         progress=progress,
     )

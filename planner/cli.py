@@ -19,6 +19,7 @@ from planner.commands import (
     export,
     hardware,
     infer,
+    learning,
     partition,
     plan,
     predict,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command("doctor")(doctor.command)
 app.command("calibrate")(calibrate.command)
+hardware.app.command("learn")(learning.command)
 app.add_typer(hardware.app, name="hardware")
 app.command("trace")(tracing.command)
 app.command("predict")(predict.command)

@@ -91,8 +91,8 @@ class Bench:
     """The device under test: its arena, the dtypes worth measuring, and how large a case may be.
 
     `largest_s` bounds the estimated time of one call, `flop_per_s` and `bytes_per_s` are rough rates (from
-    a probe of this device) that turn sizes into that estimate. `groups`: number of ranks -> process group
-    of the first so many ranks.
+    a probe of this device) that turn sizes into that estimate; `link_bytes_per_s` that of an all-reduce.
+    `groups`: number of ranks -> process group of the first so many ranks.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Bench:
         flop_per_s: float,
         bytes_per_s: float,
         largest_s: float,
+        link_bytes_per_s: float = math.inf,
         n_points: float = 1.0,
         rank: int = 0,
         groups: Mapping[int, ProcessGroup] | None = None,
@@ -114,6 +115,7 @@ class Bench:
         self.flop_per_s = flop_per_s
         self.bytes_per_s = bytes_per_s
         self.largest_s = largest_s
+        self.link_bytes_per_s = link_bytes_per_s
         self.n_points = n_points
         self.arena_bytes = max(4 * cache_bytes, _arena_bytes(device))
         self._arenas: dict[str, torch.Tensor] = {}

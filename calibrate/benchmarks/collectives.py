@@ -18,6 +18,9 @@ __all__ = ["SIZES_BYTES", "collective_case", "collective_cases", "current_name"]
 
 SIZES_BYTES = tuple(1 << power for power in range(10, 27, 2))
 """1 kiB to 64 MiB."""
+_ALWAYS_BYTES = 1 << 20
+_LONGEST_TRANSFER_S = 0.2
+"""Over a slow link (Ethernet) larger messages only repeat what those below say of its bandwidth."""
 
 _Maker = Callable[[Bench, int, int], Call]
 
@@ -26,6 +29,7 @@ _Maker = Callable[[Bench, int, int], Call]
 def collective_cases(bench: Bench) -> list[Case]:
     """Every collective of the profile at every size, for each group of ranks there is."""
     largest = 2 * bench.bytes_per_s * bench.largest_s
+    slow = max(_ALWAYS_BYTES, bench.link_bytes_per_s * _LONGEST_TRANSFER_S)
     return [
         collective_case(kind, n_ranks, size)
         for n_ranks in sorted(bench.groups)
@@ -33,7 +37,7 @@ def collective_cases(bench: Bench) -> list[Case]:
         for kind in _MAKERS
         if n_ranks == 2 or not kind.startswith("p2p")
         for size in SIZES_BYTES
-        if size <= min(largest, bench.largest_tensor_bytes) or size <= SIZES_BYTES[-2]
+        if size <= slow and (size <= min(largest, bench.largest_tensor_bytes) or size <= SIZES_BYTES[-2])
     ]
 
 

@@ -66,13 +66,16 @@ def operator_times(
     n = len(next(iter(sizes.values()))) if sizes else 1
     if kind == "host":
         return TimeEstimate(median_s=np.zeros(n), log_sigma=np.zeros(n))
+    asked = kind
     kind, sizes = _as_priced_kind(kind, sizes)
     fit = choose_fit(profile, kind, variant, dtype, timing)
     if fit is None:
         fit = datasheet_fit(profile.device, kind, variant, dtype)
     if n <= _BLOCK:
-        return evaluate_fit(fit, profile.device, sizes, framework=framework, device_only=timing is None)
-    return _in_blocks(fit, profile.device, sizes, n, framework, timing is None)
+        estimate = evaluate_fit(fit, profile.device, sizes, framework=framework, device_only=timing is None)
+    else:
+        estimate = _in_blocks(fit, profile.device, sizes, n, framework, timing is None)
+    return estimate.shifted(profile.log_shifts.get(asked, 0.0))
 
 
 def contended_s(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from costmodel.hardware.learnt import Learnt
 from costmodel.hardware.network_schema import NetworkModel
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 # Format history:
-#   1  first format
+#   1  first format; `learnt` came later and is left out where no run taught anything
 #   2  a fit may serve further variants (`OperatorFit.also_variants`)
 FORMAT_VERSION = 2
 
@@ -244,5 +245,10 @@ class HardwareProfile(_Frozen):
     yardstick_s: dict[str, float] = {}
     """Seconds of the yardstick step (a fixed piece of training work) while the profile was measured, with all
     ranks at work ("together") and with one ("alone"): how fast the machine was then."""
+    learnt: Learnt | None = None
+    """Corrections that whole measured runs taught; a layer of its own, so that it can be taken off again."""
+    log_shifts: dict[str, float] = Field(default={}, exclude=True)
+    """Operator kind or link term -> ln(time) shift that the layer comes to under one framework; never in
+    files (`costmodel.predict.learnt.with_learnt` sets it)."""
     environment: Environment = Environment()
     provenance: dict[str, Any] = {}

@@ -107,6 +107,7 @@ def _cut(
         update=_update(forecaster, groups),
         overhead_s=step_overhead_s,
         framework=forecaster.framework,
+        learnt=profile.learnt,
     )
     sigma = errors.log_sigma(step_time_s)
     samples_per_s = plan.global_batch_size / step_time_s

@@ -23,10 +23,12 @@ from costmodel.graph.model_graph import ModelGraph, Phase
 from costmodel.hardware.collectives import SIZE_GRID_BYTES, collective_times
 from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.hardware.kinds import CollectiveGroup
+from costmodel.hardware.learnt import link_term
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
+from costmodel.predict.learnt import with_learnt
 from costmodel.predict.placement import axis_groups, crosses_node
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import Kernels, SegmentCosts, price_kernels, price_segment
@@ -88,8 +90,8 @@ class Forecaster:
             raise PlanError(f"straggler({straggler:g}): must be above 0 and at most 1, the others' speed")
         self.straggler = straggler
         self.source = source
-        self.profile = profile
-        self.framework = framework
+        self._framework = framework  # as given: what was learnt is applied anew to another profile
+        self.profile, self.framework = with_learnt(profile, framework)
         self.optimizer = optimizer
         self.network_variant = network_variant
         self.host = host or host_of(profile)
@@ -118,8 +120,11 @@ class Forecaster:
         Graphs already traced and split are shared where both see the same ones, so that only prices are new.
         """
         other = copy(self)
-        other.profile = profile or self.profile
-        other.framework = framework or self.framework
+        if profile is not None and not profile.log_shifts:  # as given: what was learnt is still to be applied
+            other._framework = framework or self._framework
+            other.profile, other.framework = with_learnt(profile, other._framework)
+        else:
+            other.profile, other.framework = profile or self.profile, framework or self.framework
         other.host = host or (host_of(other.profile) if profile is not None else self.host)
         other._branched, other._priced, other._collectives = {}, {}, {}
         other._kernels, other._curves = {}, {}
@@ -214,7 +219,7 @@ class Forecaster:
                 np.array([size_bytes], dtype=np.float64),
                 group,
                 variant=self.network_variant,
-            )
+            ).shifted(self.profile.log_shifts.get(self.link_term(plan, op, axis), 0.0))
         return self._collectives[key]
 
     def collective_s(self, op: str, size_bytes: FloatArray, group: CollectiveGroup) -> FloatArray:
@@ -230,7 +235,10 @@ class Forecaster:
             times = collective_times(
                 self.profile.network, op, SIZE_GRID_BYTES, group, variant=self.network_variant
             )
-            self._curves[key] = np.log(times.median_s)
+            network = self.profile.network
+            intra, inter = network.links(self.network_variant)
+            link = inter.name if group.n_nodes > 1 and inter is not None else intra.name
+            self._curves[key] = np.log(times.median_s) + self.profile.log_shifts.get(link_term(op, link), 0.0)
         at = np.log2(np.maximum(size_bytes, 1.0))
         times_s = np.exp(np.interp(at, np.log2(SIZE_GRID_BYTES), self._curves[key]))
         return np.where(size_bytes > 0, times_s, 0.0)
@@ -243,6 +251,11 @@ class Forecaster:
         intra, inter = network.links(self.network_variant)
         crosses = crosses_node(axis_groups(plan, network.ranks_per_node)[axis])
         return inter.name if crosses and inter is not None else intra.name
+
+    def link_term(self, plan: Plan, op: str, axis: str) -> str:
+        """What runs teach about collectives over an axis of the plan; "" without a network."""
+        link = self.link_name(plan, axis)
+        return link_term(op, link) if link else ""
 
     def placed(self, groups: Mapping[str, CollectiveGroup]) -> Forecaster:
         """The same forecaster with the groups of some axes as given, not where a plan's ranks lie."""

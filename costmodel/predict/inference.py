@@ -248,7 +248,7 @@ class InferenceForecaster:
         if source := streams_from(plan):
             transfer_s = self._transfers_s(forecaster, plan, units, source)
             parts["offload"] = streamed_s(unit_s, transfer_s) - sum(unit_s)
-        overhead_s = host_cost_s(self.profile, "step_s") + self.framework.forward_overhead_s
+        overhead_s = host_cost_s(forecaster.profile, "step_s") + forecaster.framework.forward_overhead_s
         parts["host"] = parts.get("host", 0.0) + overhead_s
         blocks = [unit for unit in units if unit.shard.local.is_block]
         if plan.pp > 1 and blocks:
@@ -257,7 +257,9 @@ class InferenceForecaster:
             send_s = float(forecaster.collective(shaped, "p2p", size, "pp").median_s[0])
             parts["pp_comm"] = (plan.pp - 1) * send_s
         time_s = sum(parts.values())
-        sigma = step_log_sigma(units, parts, time_s, comm_log_sigma=0.0, framework=self.framework)
+        sigma = step_log_sigma(
+            units, parts, time_s, comm_log_sigma=0.0, framework=self.framework, learnt=self.profile.learnt
+        )
         return ForwardCost(time_s=time_s, log_sigma=sigma, breakdown_s=parts)
 
     def _transfers_s(self, forecaster: Forecaster, plan: Plan, units: list[Unit], source: str) -> list[float]:

@@ -51,7 +51,7 @@ class SegmentCosts:
     """Part -> breakdown name (tp_comm, cp_comm, ep_comm) -> seconds, not overlapped."""
     memory: SegmentMemory
     error_s: Mapping[tuple[str, str], float]
-    """(what errs together, part) -> seconds of one standard deviation."""
+    """(what errs together, part) -> seconds of one standard deviation; a fit, or a link's collectives."""
     asynchronous: bool
     """The host queues kernels ahead of the device (cuda); else they are one (cpu)."""
 

@@ -29,9 +29,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from costmodel.estimate import FloatArray
+from costmodel.hardware.learnt import link_term
+from costmodel.predict.learnt import residual_variance
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
+    from costmodel.hardware.learnt import Learnt
     from costmodel.plan import Plan
     from costmodel.predict.units import Unit
 
@@ -194,8 +197,10 @@ def step_errors(
     update: tuple[str, float],
     overhead_s: float,
     framework: FrameworkProfile,
+    learnt: Learnt | None = None,
 ) -> StepErrors:
-    """The loadings of one step; see `step_components` for the arguments."""
+    """The loadings of one step; see `step_components` for the arguments. `learnt`: what runs taught shrinks
+    them together to the spread that is left."""
     model = error_model()
     components = step_components(
         units,
@@ -207,7 +212,41 @@ def step_errors(
         framework=framework,
         model=model,
     )
+    if learnt is not None and step_time_s:
+        components = _taught(components, step_time_s, framework, learnt)
     return model.factors(components, plan)
+
+
+def _taught(
+    components: dict[str, float], step_time_s: float, framework: FrameworkProfile, learnt: Learnt
+) -> dict[str, float]:
+    """The components that runs teach about, shrunk or widened in one ratio to the variance that is left."""
+    prior = math.hypot(
+        *(s for name, s in components.items() if name.partition(" ")[0] in ("fit", "collective", "framework"))
+    )
+    left = residual_variance(
+        learnt, framework, _moved({name: s / step_time_s for name, s in components.items()})
+    )
+    ratio = math.sqrt(left) * step_time_s / prior if prior else 1.0
+    return {
+        name: seconds * (ratio if name.partition(" ")[0] in ("fit", "collective", "framework") else 1.0)
+        for name, seconds in components.items()
+    }
+
+
+def _moved(relative: Mapping[str, float]) -> dict[str, float]:
+    """Operator kind or link term -> spread of ln(time) of its components together."""
+    moved: dict[str, float] = {}
+    for name, sigma in relative.items():
+        word, _, rest = name.partition(" ")
+        if word == "fit":
+            key = rest.partition("/")[0]
+        elif word == "collective":
+            key = link_term(*rest.split("/", 1))
+        else:
+            continue
+        moved[key] = math.hypot(moved.get(key, 0.0), sigma)
+    return moved
 
 
 def relative_loadings(
@@ -245,11 +284,12 @@ def step_log_sigma(
     *,
     comm_log_sigma: float,
     framework: FrameworkProfile,
+    learnt: Learnt | None = None,
 ) -> float:
     """Standard deviation of ln(time) of one forward pass in inference.
 
     The units' own errors are summed over one micro-batch of all stages and scaled to the share of the
-    pass that is spent computing.
+    pass that is spent computing. `learnt`: what runs taught takes away from it.
     """
     by_fit: dict[str, float] = {}
     total = 0.0
@@ -257,7 +297,9 @@ def step_log_sigma(
         for (fit, _part), seconds in unit.costs.error_s.items():
             by_fit[fit] = by_fit.get(fit, 0.0) + seconds
         total += unit.seconds(1.0)
-    relative = math.hypot(*by_fit.values()) / total if total else 0.0
     exposed = sum(breakdown_s.get(k, 0.0) for k in ("dp_comm", "pp_comm"))
     share = exposed / step_time_s if step_time_s else 0.0
-    return math.hypot((1.0 - share) * relative, share * comm_log_sigma, framework.residual_log_sigma)
+    scaled = {name: (1.0 - share) * s / total if total else 0.0 for name, s in by_fit.items()}
+    moved = _moved(scaled)
+    moved[""] = share * comm_log_sigma
+    return math.sqrt(residual_variance(learnt, framework, moved))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.commands.options import Json
+from planner.commands.options import HostsFile, Json
 
 if TYPE_CHECKING:
     from planner.deciding import DecidedPlan
@@ -34,6 +34,7 @@ def command(
         str | None,
         typer.Option("--base", help="With --for: profile to start from; default: the plans' own."),
     ] = None,
+    hosts: HostsFile = None,
     json: Json = False,
 ) -> None:
     """Measure operators, host costs and collectives of this machine and write its profile.
@@ -71,7 +72,13 @@ def command(
     if base is not None:
         raise UsageError(f"--base {base}: needs --for PLAN.json; a full calibration starts from nothing")
     result = api.calibrate(
-        out=out, budget_s=_seconds(budget), world_size=ranks, backend=backend, only=only, resume=resume
+        out=out,
+        budget_s=_seconds(budget),
+        world_size=ranks,
+        backend=backend,
+        only=only,
+        resume=resume,
+        hosts=hosts,
     )
     if result is None:  # a rank that joined and is not rank 0
         return

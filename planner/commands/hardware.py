@@ -1,4 +1,4 @@
-"""`foreshard hardware list / show / import`: shipped and own profiles."""
+"""`foreshard hardware list / show / import`: shipped and own profiles (`learn`: learning.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "import_", "list_", "show", "show_profile"]
 
-app = typer.Typer(help="List, show and import hardware profiles.", no_args_is_help=True)
+app = typer.Typer(help="List, show, import and correct hardware profiles.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -147,6 +147,10 @@ def show_profile(profile: HardwareProfile, *, samples: Path | None = None) -> No
         ["host cost", "time", "spread"],
         [[k, duration(v.value_s), percent(v.spread)] for k, v in profile.host.items()],
     )
+    if profile.learnt is not None:
+        from planner.commands.learning import show_learnt
+
+        show_learnt(profile.learnt)
     if samples is not None:
         from calibrate.table import collective_table
 

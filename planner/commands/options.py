@@ -13,6 +13,7 @@ __all__ = [
     "Framework",
     "Hardware",
     "Host",
+    "HostsFile",
     "Json",
     "MicroBatch",
     "Model",
@@ -64,6 +65,10 @@ Optimizer = Annotated[str, typer.Option("--optimizer", help="sgd, adam, adamw, a
 Host = Annotated[
     str | None,
     typer.Option("--host", help="What offload works with: a host's name or a JSON file; default: by device."),
+]
+HostsFile = Annotated[
+    Path | None,
+    typer.Option("--hosts", help="JSON file of hosts to start ranks on (see calibrate/hosts.py)."),
 ]
 MicroBatch = Annotated[int, typer.Option("--micro-batch", min=1, help="Sequences or images per micro-batch.")]
 Seq = Annotated[

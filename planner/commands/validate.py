@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.commands import validate_trace
-from planner.commands.options import Json
+from planner.commands.options import HostsFile, Json
 
 if TYPE_CHECKING:
     from planner.validation.scoring import Report
@@ -98,6 +98,7 @@ def run(
     executor: Annotated[
         str, typer.Option("--executor", help="torch: training plans; onnxruntime: forward passes.")
     ] = "torch",
+    hosts: HostsFile = None,
     plot: Plot = None,
     json: Json = False,
 ) -> None:
@@ -117,6 +118,7 @@ def run(
         out=out,
         trace_dir=trace,
         executor=executor,
+        hosts=hosts,
     )
     _finish(report, plot, json)
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from calibrate.hosts import Hosts
 from calibrate.runner import ALONE, TOGETHER
 from costmodel.errors import ForeshardError, InputFileError, UsageError
 from planner.validation.files import write_text_atomic
@@ -74,12 +75,14 @@ def run_specs(
     settings: RunSettings | None = None,
     *,
     directory: Path | None = None,
+    hosts: Hosts | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[RunResult]:
     """Run every spec for real and return the results in the order of `specs`.
 
     Plans of one model and world size take turns, round by round. Job, logs and one result file per plan
-    are kept in `directory`, or nowhere. A plan that cannot be built has `failed` set. Raises WorkerError
+    are kept in `directory`, or nowhere. `hosts`: where the ranks run, if not
+    here. A plan that cannot be built has `failed` set. Raises WorkerError
     where a rank dies or hangs; no process is left behind.
     """
     settings = settings or RunSettings()
@@ -96,7 +99,7 @@ def run_specs(
                 **{name: getattr(settings, name) for name in RunSettings.__dataclass_fields__},
             )
             _clear(Path(job.directory))
-            run_job(job, progress=progress)
+            run_job(job, hosts=hosts, progress=progress)
             for place, number in enumerate(numbers):
                 results[number] = _read(Path(job.directory) / f"result.{place}.json")
     return [results[i] for i in range(len(specs))]

@@ -1,4 +1,4 @@
-"""Starting the ranks of a job with torchrun, watching their signs of life, leaving nothing behind."""
+"""Starting the ranks of a job (torchrun, or on hosts), watching them, leaving nothing behind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from calibrate.hosts import Hosts, RankProcesses
 from calibrate.launch import MALLOC_SETTINGS
 from costmodel.errors import WorkerError
 from planner.validation.files import write_text_atomic
@@ -30,8 +31,8 @@ _START_S = 60.0
 """Allowed beside the timeout until every rank has given its first sign: imports on a busy machine."""
 
 
-def run_job(job: Job, *, progress: Callable[[str], None] | None = None) -> None:
-    """Run the job to its end; results lie in its directory.
+def run_job(job: Job, *, hosts: Hosts | None = None, progress: Callable[[str], None] | None = None) -> None:
+    """Run the job to its end, here or on `hosts`; results lie in its directory.
 
     Raises WorkerError, with the last lines of the rank concerned, where a rank died or where no rank made
     progress for `job.timeout_s`. Either way every process of the job is gone on return.
@@ -43,7 +44,8 @@ def run_job(job: Job, *, progress: Callable[[str], None] | None = None) -> None:
     logs = folder / "logs"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.world_size}", "--redirects=3", f"--log-dir={logs}"]
-    command += ["-m", "planner.validation.worker", str(folder / "job.json")]
+    worker = ["-m", "planner.validation.worker", str(folder / "job.json")]
+    command += worker
     environment = dict(os.environ)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
@@ -52,6 +54,15 @@ def run_job(job: Job, *, progress: Callable[[str], None] | None = None) -> None:
         environment.setdefault(name, value)
     paths = [os.getcwd(), str(Path(__file__).resolve().parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if hosts is not None:
+        hosts.require(job.world_size)
+        (folder / "torchrun.log").write_bytes(b"")
+        ranks = RankProcesses(hosts, worker, environment=environment, logs=logs / "hosts")
+        try:
+            _watch(ranks, job, folder, progress)
+        finally:
+            ranks.end()
+        return
     with (folder / "torchrun.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -63,7 +74,10 @@ def run_job(job: Job, *, progress: Callable[[str], None] | None = None) -> None:
 
 
 def _watch(
-    process: subprocess.Popen[bytes], job: Job, folder: Path, progress: Callable[[str], None] | None
+    process: subprocess.Popen[bytes] | RankProcesses,
+    job: Job,
+    folder: Path,
+    progress: Callable[[str], None] | None,
 ) -> None:
     last_sign = time.monotonic()
     newest = 0.0
@@ -124,7 +138,7 @@ def _died(code: int, folder: Path) -> str:
     beats = _beats(folder)
     dead = _first_dead(folder)
     ranks = [dead] if dead is not None else sorted(beats)
-    parts = [f"torchrun ended with exit code {code}: a rank of the run died"]
+    parts = [f"the launcher ended with exit code {code}: a rank of the run died"]
     for rank in ranks:
         phase = beats[rank][2] if rank in beats else "before its first sign of life"
         parts.append(f"rank {rank} ({phase}), last lines of its log:\n{_tail(folder, rank)}")

@@ -16,6 +16,7 @@ from planner.validation.scoring import Report
 from planner.validation.standard import StandardModel, standard_models, standard_plans
 
 if TYPE_CHECKING:
+    from calibrate.hosts import Hosts
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.predict import Forecaster, Prediction
 
@@ -139,21 +140,25 @@ def validate_local(
     out: Path | None = None,
     trace_dir: Path | None = None,
     executor: str = "torch",
+    hosts: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Predict each plan of each model, run them all for real, and compare.
 
+    `hosts`: a file of hosts to calibrate and run on.
     `trace_dir`: keep a profiler trace of each run's ranks there (what `validate trace` reads). Raises
     UsageError for an executor that is neither torch nor onnxruntime, or plans or traces for the latter.
     """
+    from calibrate.hosts import load_hosts
     from costmodel.hardware.store import load_profile
 
+    where = load_hosts(hosts) if hosts else None
     if executor not in ("torch", "onnxruntime") or (executor != "torch" and plans):
         raise UsageError(f"executor {executor!r}: must be torch, or onnxruntime (forward passes: no plans)")
     if trace_dir is not None and executor != "torch":
         raise UsageError(f"--trace records torch's profiler; executor {executor!r} has none: leave it out")
     chosen = chosen_models(models, global_batch_size)
-    profile = load_profile(hardware) if hardware else _calibrated(budget_s, progress)
+    profile = load_profile(hardware) if hardware else _calibrated(budget_s, where, progress)
     if executor == "onnxruntime":
         from planner.validation.onnx_runs import validate_onnx
 
@@ -181,7 +186,7 @@ def validate_local(
         threads=_threads(profile),
         trace_dir=None if trace_dir is None else str(trace_dir.resolve()),
     )
-    results = run_all(specs, settings, progress=progress)
+    results = run_all(specs, settings, hosts=where, progress=progress)
     if out is not None:
         save_results(results, out)
     if trace_dir is not None and progress is not None:
@@ -194,11 +199,12 @@ def _threads(profile: HardwareProfile) -> int:
     return profile.environment.threads or 1
 
 
-def _calibrated(budget_s: float, progress: Callable[[str], None] | None) -> Any:
+def _calibrated(budget_s: float, hosts: Hosts | None, progress: Callable[[str], None] | None) -> Any:
     from calibrate.api import calibrate
 
     with tempfile.TemporaryDirectory(prefix="foreshard-") as folder:
-        profile = calibrate(out=Path(folder) / "this-machine.json", budget_s=budget_s, progress=progress)
+        out = Path(folder) / "this-machine.json"
+        profile = calibrate(out=out, budget_s=budget_s, hosts=hosts, progress=progress)
     if profile is None:
         raise MeasurementError("validate run starts its own ranks; call it without a launcher")
     return profile

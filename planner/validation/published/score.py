@@ -21,7 +21,7 @@ from planner.validation.published.setting import INFERENCE_TASKS, row_arguments,
 from planner.validation.reliability import PLAN, PROBLEM, reliability
 from planner.validation.scoring import Report, ScoredRow, summarise
 
-__all__ = ["validate_published"]
+__all__ = ["metric_of_step", "validate_published"]
 
 _MIN_GROUP = 4
 _MODEL_COLUMNS = ("model_family", "layers", "hidden", "ffn_hidden", "seq_len", "framework", "gpu", "dtype")
@@ -132,7 +132,7 @@ def _score(row: PublishedRow, cache: _Cache) -> list[ScoredRow]:
     except ForeshardError as error:
         return skipped(str(error))
     name, measured = metric
-    convert = _converter(row, plan, model, prediction, forecaster, name)
+    convert = metric_of_step(row, plan, model, forecaster, name)
     values = [convert(s) for s in (prediction.step_time_low_s, prediction.step_time_high_s)]
     scored = ScoredRow(
         id=row.id,
@@ -162,14 +162,10 @@ def _predict(
     return cache[key].forecast(plan).prediction, cache[key]
 
 
-def _converter(
-    row: PublishedRow,
-    plan: Plan,
-    model: RowModel,
-    prediction: Prediction,
-    forecaster: Forecaster,
-    metric: str,
+def metric_of_step(
+    row: PublishedRow, plan: Plan, model: RowModel, forecaster: Forecaster, metric: str
 ) -> Callable[[float], float]:
+    """From a step time in seconds to the row's metric, as its source counts it."""
     sizes = Sizes(
         batch=plan.global_batch_size,
         seq=model.seq_len,

@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import time
+from itertools import pairwise
 
 import torch
 from torch import nn
 
-__all__ = ["conv_net", "dies_on_rank_1", "hangs_on_rank_1", "mixed", "perceptron", "raises", "tied"]
+__all__ = [
+    "conv_net",
+    "dies_on_rank_1",
+    "hangs_on_rank_1",
+    "mixed",
+    "perceptron",
+    "raises",
+    "tied",
+    "wide_perceptron",
+]
 
 
 def perceptron() -> tuple[nn.Module, tuple[torch.Tensor]]:
@@ -129,3 +139,13 @@ def hangs_on_rank_1() -> tuple[nn.Module, tuple[torch.Tensor]]:
 def raises() -> tuple[nn.Module, tuple[torch.Tensor]]:
     """Cannot be built."""
     raise RuntimeError("no weights today")
+
+
+def wide_perceptron() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Eight wide linear layers, 16 MB in all, with a narrow waist in the middle, batch 1: replicas exchange
+    much, the halves of a pipeline little."""
+    sizes = [704, 704, 704, 704, 704, 32, 704, 704, 704, 704, 704]
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.Tanh()]
+    return nn.Sequential(*layers), (torch.randn(1, 704),)

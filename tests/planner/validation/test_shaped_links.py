@@ -1,0 +1,70 @@
+"""The best strategy changes with the network, and the forecast sees it: two ranks in two network namespaces,
+joined by a veth pair, once as fast as it is and once held to 100 Mbit/s by a token bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from calibrate.api import calibrate
+from calibrate.hosts import Hosts
+from costmodel.hardware.schema import HardwareProfile
+from costmodel.plan import Plan
+from planner.validation.harness import RunSettings, run_specs
+from planner.validation.local import LocalForecaster
+from planner.validation.run_spec import ModelSpec
+from tests.planner.validation.namespaces import NotPermitted, joined_namespaces, shape
+
+MODEL = ModelSpec(model="tests.planner.validation.sample_models:wide_perceptron", name="wide")
+PLANS = (
+    "dp2.mbs512",
+    "dp2.mbs512.zero3",
+    "tp2.mbs1024",
+    "pp2.mbs512.gbs1024.gpipe",
+)
+OPERATORS = ("gemm", "elementwise", "reduction", "optimizer", "host")
+SETTINGS = RunSettings(
+    warmup=1, rounds=2, steps=1, min_round_s=0.0, profile=False, memory=False, timeout_s=120.0
+)
+
+
+def compare(profile: HardwareProfile, hosts: Hosts) -> tuple[dict[str, float], dict[str, float]]:
+    """Plan -> measured seconds, plan -> forecast seconds."""
+    forecaster = LocalForecaster(MODEL, profile)
+    specs, forecasts = zip(*(forecaster.spec(Plan.parse(text)) for text in PLANS), strict=True)
+    results = run_specs(specs, SETTINGS, hosts=hosts)
+    assert [result.failed for result in results] == [None] * len(PLANS)
+    assert all(result.loss_error is not None and result.loss_error < 1e-3 for result in results)
+    measured = {text: result.step_time_s or 0.0 for text, result in zip(PLANS, results, strict=True)}
+    return measured, {text: f.step_time_s for text, f in zip(PLANS, forecasts, strict=True)}
+
+
+def best(times_s: dict[str, float]) -> str:
+    return min(times_s, key=times_s.__getitem__)
+
+
+def test_the_winner_changes_with_the_link_and_both_are_forecast(tmp_path: Path) -> None:
+    try:
+        with joined_namespaces() as hosts:
+            fast = calibrate(
+                out=tmp_path / "fast.json", budget_s=10.0, hosts=hosts, only=(*OPERATORS, "collectives")
+            )
+            assert fast is not None
+            measured_fast, forecast_fast = compare(fast, hosts)
+            shape(hosts, "100mbit")
+            links = calibrate(out=tmp_path / "slow.json", budget_s=10.0, hosts=hosts, only=("collectives",))
+            assert links is not None
+            # the same cores, another link
+            slow = fast.model_copy(update={"network": links.network})
+            measured_slow, forecast_slow = compare(slow, hosts)
+    except NotPermitted as reason:
+        pytest.skip(f"no network namespaces here: {reason}")
+    said = f"{measured_fast=} {forecast_fast=} {measured_slow=} {forecast_slow=}"
+    assert best(measured_fast) != best(measured_slow), said
+    assert best(forecast_fast) == best(measured_fast), said
+    assert best(forecast_slow) == best(measured_slow), said
+    # what the slow link costs replicas is forecast, not only that it costs something
+    plan = PLANS[0]
+    costs = measured_slow[plan] - measured_fast[plan], forecast_slow[plan] - forecast_fast[plan]
+    assert 0.5 < costs[1] / costs[0] < 2.0, said
