@@ -9,9 +9,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Z90", "FloatArray", "TimeEstimate", "expected_max"]
+__all__ = ["Z90", "FloatArray", "IntArray", "TimeEstimate", "expected_max"]
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 Z90 = 1.6448536269514722
 """Half-width of a central 90 % interval of a normal distribution, in standard deviations."""

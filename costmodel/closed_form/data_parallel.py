@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from costmodel.closed_form.units import UnitTable
-from costmodel.estimate import FloatArray
+from costmodel.estimate import FloatArray, IntArray
 from costmodel.hardware.pricing import operator_times
 from costmodel.predict.optimizer_costs import optimizer_variant
 from costmodel.predict.pricing import host_cost_s
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
 
 __all__ = ["Tails", "sharded_step", "tails"]
-
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from costmodel.closed_form.stages import STAGE_COLUMNS, stage_rows
 from costmodel.closed_form.step import Stages, kind_of, step_bound_s
 from costmodel.closed_form.units import UnitTable, unit_table
 from costmodel.errors import PlanError
-from costmodel.estimate import FloatArray
+from costmodel.estimate import FloatArray, IntArray
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.pricing import host_cost_s
 
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from costmodel.hardware.kinds import CollectiveGroup
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["Pricer"]
-
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+__all__ = ["Configs", "Pricer"]
 
 _SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
 """With the micro-batch size: what decides how a unit costs. `wide`: experts lie over several replicas."""

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from costmodel.estimate import FloatArray
+from costmodel.estimate import FloatArray, IntArray
 from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
 
 __all__ = ["StageBytes", "held_bytes", "peak_bytes"]
-
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

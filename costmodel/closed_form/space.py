@@ -16,7 +16,7 @@ import numpy as np
 from costmodel.closed_form.evaluate import Pricer
 from costmodel.closed_form.step import KINDS, kind_of
 from costmodel.errors import PlanError
-from costmodel.estimate import FloatArray
+from costmodel.estimate import FloatArray, IntArray
 from costmodel.plan import Plan
 from costmodel.strategies.placing import PP_INSIDE
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
 
 __all__ = ["Choices", "Evaluated", "divisors", "enumerate_plans", "evaluate"]
-
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 _COLUMNS = (
     "tp",

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from costmodel.estimate import FloatArray
+from costmodel.estimate import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from costmodel.closed_form.units import UnitTable
 
 __all__ = ["STAGE_COLUMNS", "stage_rows"]
-
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 _SUMS = (
     "forward_s",

@@ -27,7 +27,7 @@ from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segme
 if TYPE_CHECKING:
     from costmodel.models import ModelSource
 
-__all__ = ["ATTENTION", "default_loss", "trace", "trace_module"]
+__all__ = ["ATTENTION", "default_loss", "fake_mode", "trace", "trace_module"]
 
 _OWN_FOLDER = str(Path(__file__).parent)
 _CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"

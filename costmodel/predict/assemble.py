@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +25,7 @@ from costmodel.predict.planned import planned_starts
 from costmodel.predict.prediction import HardwareUsed, Prediction
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
-from costmodel.predict.uncertainty import step_errors
+from costmodel.predict.uncertainty import StepErrors, step_errors
 from costmodel.predict.units import Unit, expand, held_elements, tied_elements, unit_costs
 from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
@@ -36,7 +37,7 @@ from costmodel.strategies.stages import plans_stages
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["assemble", "comm_log_sigma", "send_s", "simulate_plan", "stage_costs", "stage_starts"]
+__all__ = ["assemble", "errors_of", "send_s", "simulate_plan", "stage_costs", "stage_starts"]
 
 _CONTENTION_ROUNDS = 3
 """Utilisation and speed settle within two rounds (a contraction: each maps [0, 1] into itself)."""
@@ -98,17 +99,7 @@ def _cut(
     step_time_s = step.step_time_s + step_overhead_s
     breakdown = {part: step.breakdown_s.get(part, 0.0) for part in BREAKDOWN_PARTS}
     breakdown["host"] += step_overhead_s
-    errors = step_errors(
-        units,
-        breakdown,
-        step_time_s,
-        plan=asked,
-        transfers=_transfers(forecaster, plan, units),
-        update=_update(forecaster, groups),
-        overhead_s=step_overhead_s,
-        framework=forecaster.framework,
-        learnt=profile.learnt,
-    )
+    errors = errors_of(forecaster, plan, groups, breakdown, step_time_s, step_overhead_s, asked=asked)
     sigma = errors.log_sigma(step_time_s)
     samples_per_s = plan.global_batch_size / step_time_s
     model_flop_per_s = forecaster.model_flop() * samples_per_s
@@ -253,9 +244,30 @@ def simulate_plan(
     return split_update(lambda share: simulate(offload=replace(offload, device_fraction=share)))
 
 
-def comm_log_sigma(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> float:
-    """Spread of the largest data-parallel and pipeline transfers, the wider of the two."""
-    return max((sigma for _, sigma in _transfers(forecaster, plan, units).values()), default=0.0)
+def errors_of(
+    forecaster: Forecaster,
+    plan: Plan,
+    groups: list[list[Unit]],
+    breakdown_s: Mapping[str, float],
+    step_time_s: float,
+    overhead_s: float,
+    *,
+    asked: Plan | None = None,
+) -> StepErrors:
+    """What a step with these stages errs with; `overhead_s`: host time outside its units. `asked`: the plan
+    before its schedule changed it."""
+    units = [unit for group in groups for unit in group]
+    return step_errors(
+        units,
+        breakdown_s,
+        step_time_s,
+        plan=asked or plan,
+        transfers=_transfers(forecaster, plan, units),
+        update=_update(forecaster, groups),
+        overhead_s=overhead_s,
+        framework=forecaster.framework,
+        learnt=forecaster.profile.learnt,
+    )
 
 
 def _transfers(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> dict[str, tuple[str, float]]:

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.estimate import Z90
-from costmodel.predict.assemble import comm_log_sigma, stage_costs
+from costmodel.predict.assemble import errors_of, stage_costs
 from costmodel.predict.buckets import gradient_buckets
 from costmodel.predict.peak import memory_of_rank
 from costmodel.predict.pools import Interlink, Pool, StagePricer
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.staged import micro_batches
-from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.uneven import balanced_shares
 from costmodel.schedules import Step
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts, UnitCosts
@@ -153,6 +152,8 @@ def _forecast(pricer: StagePricer, replicas: Sequence[_Replica]) -> MixedForecas
     kinds = sorted(Counter((i, n) for i, n in zip(owners, shares, strict=True) if n).items())
     lead = replicas[kinds[0][0][0]]
     framework = lead.forecaster.framework
+    overhead_s = max(host_cost_s(r.forecaster.profile, "step_s") for r in replicas)
+    overhead_s += framework.step_overhead_s
     if len(kinds) == 1 and kinds[0][1] == len(owners):
         plan = lead.plan.with_(global_batch_size=pricer.global_batch_size)
         plain = lead.forecaster.forecast(plan)
@@ -163,19 +164,11 @@ def _forecast(pricer: StagePricer, replicas: Sequence[_Replica]) -> MixedForecas
         joined = _joined(pricer, {i: replicas[i] for (i, _), _ in kinds}, lead)
         reduction_s = sum(u.reduce_s for u in joined.units)
         step = _run(joined, [(replicas[i], n) for (i, n), _ in kinds], lead)
-        overhead_s = max(host_cost_s(r.forecaster.profile, "step_s") for r in replicas)
-        overhead_s += framework.step_overhead_s
         step_time_s = step.step_time_s + overhead_s
         breakdown = {part: step.breakdown_s.get(part, 0.0) for part in BREAKDOWN_PARTS}
         breakdown["host"] += overhead_s
     sigma = max(
-        step_log_sigma(
-            r.units,
-            breakdown,
-            step_time_s,
-            comm_log_sigma=comm_log_sigma(r.forecaster, r.plan, r.units),
-            framework=framework,
-        )
+        errors_of(r.forecaster, r.plan, [r.units], breakdown, step_time_s, overhead_s).log_sigma(step_time_s)
         for r in replicas
     )
     return MixedForecast(

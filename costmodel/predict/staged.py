@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.estimate import Z90
 from costmodel.partition import POLICIES, Cut, Phases, Problem, Stage, cuts, phases, steps_of
-from costmodel.predict.assemble import comm_log_sigma, simulate_plan, stage_costs
+from costmodel.predict.assemble import errors_of, simulate_plan, stage_costs
 from costmodel.predict.peak import memory_of_rank
 from costmodel.predict.pools import Interlink, Pool, StagePricer
 from costmodel.predict.pricing import host_cost_s
-from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import tied_elements
 from costmodel.schedules import SCHEDULES, in_flight
 from costmodel.stage_costs import BREAKDOWN_PARTS
@@ -231,14 +230,10 @@ def forecast_cut(pricer: StagePricer, stages: Sequence[Stage]) -> StagedForecast
     step_time_s = step.step_time_s + overhead_s
     breakdown = {part: step.breakdown_s.get(part, 0.0) for part in BREAKDOWN_PARTS}
     breakdown["host"] += overhead_s
-    sigma = step_log_sigma(
-        [unit for group in groups for unit in group],
-        breakdown,
-        step_time_s,
-        comm_log_sigma=max(
-            comm_log_sigma(f, plan, list(group)) for f, plan, group in zip(placed, plans, groups, strict=True)
-        ),
-        framework=placed[lead].framework,
+    held_by = [list(group) for group in groups]
+    sigma = max(
+        errors_of(f, plan, held_by, breakdown, step_time_s, overhead_s).log_sigma(step_time_s)
+        for f, plan in zip(placed, plans, strict=True)
     )
     steps = steps_of(pricer, stages, blocking=pricer.blocking)
     assert steps is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["nearest_change"]
 
-_GROWTH = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Multiples of the device count that are tried."""
+_MOST_TRIES = 4
+"""Doublings of the device count that are tried."""
 _POLICIES = ("none", "selective", "full")
 _OFFLOAD = ("zero-offload", "zero-infinity")
 
@@ -38,14 +39,17 @@ def nearest_change(
         for change in (
             _other_recompute(forecaster, n, batch, options),
             _offloaded(forecaster, space, least),
-            _more_devices(forecaster, n, batch, options),
+            _more_devices(forecaster, n, batch, options, need / have),
         )
         if change
     ]
-    advice = " or ".join(changes) if changes else "a device with more memory"
+    if changes:
+        advice = f"it fits with {' or '.join(changes)}"
+    else:
+        advice = f"try more than {math.ceil(n * need / have)} devices, or a device with more memory"
     return (
         f"nothing fits: the leanest of {int(priced.sum())} plans, {space.plan(least)}, needs "
-        f"{need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB per device; it fits with {advice}"
+        f"{need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB per device; {advice}"
     )
 
 
@@ -82,9 +86,14 @@ def _offloaded(forecaster: Forecaster, space: Evaluated, row: int) -> str | None
     return None
 
 
-def _more_devices(forecaster: Forecaster, n: int, batch: int, options: SearchOptions) -> str | None:
+def _more_devices(
+    forecaster: Forecaster, n: int, batch: int, options: SearchOptions, need_over_have: float
+) -> str | None:
+    """The least count that fits, of those that double from what the leanest plan's need points to."""
     lean = replace(options, recompute=(options.recompute[-1],), vpp=(1,), schedules=options.schedules[-1:])
-    for factor in _GROWTH:
-        if plan := _fitting(forecaster, n * factor, batch, lean):
-            return f"{n * factor} devices ({plan})"
+    first = max(1, int(math.log2(max(2.0, need_over_have))) - 1)
+    for doublings in range(first, first + _MOST_TRIES):
+        count = n * 2**doublings
+        if plan := _fitting(forecaster, count, batch, lean):
+            return f"{count} devices ({plan})"
     return None

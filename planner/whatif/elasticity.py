@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from statistics import NormalDist
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InfeasibleError, PlanError, UsageError
 from costmodel.estimate import Z90
+from costmodel.predict.uncertainty import difference_log_sigma, relative_loadings
 from costmodel.predict.units import expand
 from planner.whatif.levers import LEVERS, scaled
 
@@ -74,7 +74,7 @@ def error_sigmas(forecaster: Forecaster, plan: Plan) -> tuple[float, float]:
     for unit in units:
         total_s += unit.seconds(1.0)
         for (fit, _), seconds in unit.costs.error_s.items():
-            if fit != "collectives":
+            if fit.startswith("fit "):
                 by_fit[fit] = by_fit.get(fit, 0.0) + seconds
     operators = math.hypot(*by_fit.values()) / total_s if total_s else 0.0
     gradients = max(sum(unit.elements) for unit in units) * forecaster.framework.gradient_comm_bytes
@@ -154,26 +154,9 @@ def _derivatives(
 
 
 def log_ratio_sigma(a: Prediction, b: Prediction) -> float:
-    """Standard deviation of ln(step time of a / that of b), as `planner.search.probability_faster` has it.
-
-    Read off the probability at a gap that is known: b's time moved to one of its standard deviations beyond
-    a's.
-    """
-    from planner.search import probability_faster
-
-    own = math.log(b.step_time_high_s / b.step_time_low_s) / (2.0 * Z90)
-    if own <= 0:
-        return 0.0
-    factor = a.step_time_s / b.step_time_s * math.exp(own)
-    moved = replace(
-        b,
-        step_time_s=b.step_time_s * factor,
-        step_time_low_s=b.step_time_low_s * factor,
-        step_time_high_s=b.step_time_high_s * factor,
-        breakdown_s={part: seconds * factor for part, seconds in b.breakdown_s.items()},
-    )
-    probability = probability_faster(a, moved)
-    return own / NormalDist().inv_cdf(probability) if 0.5 < probability < 1.0 else 0.0
+    """Standard deviation of ln(step time of a / that of b), as `planner.search.probability_faster` has it."""
+    _, loadings = relative_loadings([a.errors, b.errors], [a.step_time_s, b.step_time_s])
+    return float(difference_log_sigma(loadings, 0)[1])
 
 
 def arc_elasticities(

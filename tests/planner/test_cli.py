@@ -68,7 +68,8 @@ def test_plan_ranks_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     times = [p["step_time_s"] for p in data["plans"]]
     assert times == sorted(times)
-    assert data["n_considered"] == len(times) + sum(data["n_excluded"].values())
+    assert data["n_considered"] == data["n_feasible"] + sum(data["n_excluded"].values())
+    assert data["n_feasible"] == data["n_skipped"] + len(times)
     assert all(p["why"] for p in data["plans"][1:])
     assert data["pareto"]
 
