@@ -6,6 +6,7 @@ and messages to stderr.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import typer
@@ -73,6 +74,9 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
+    finally:
+        if args is None:  # the process ends: what it made need not be searched for cycles once more
+            gc.freeze()
 
 
 if __name__ == "__main__":

@@ -100,6 +100,12 @@ class Evaluated:
         """Rows that no rule excludes, memory aside."""
         return self.n_considered - sum(self.n_excluded.values())
 
+    def n_actions(self, rows: IntArray) -> IntArray:
+        """Forwards and backwards of one step over all stages."""
+        at = {name: values[rows] for name, values in self.columns.items()}
+        m = self.choices.global_batch_size // (at["dp"] * at["mbs"])
+        return np.asarray(2 * m * at["pp"] * at["vpp"])
+
     def find(self, plan: Plan) -> int | None:
         """The row of a plan, None where the space has none."""
         for row in np.flatnonzero(

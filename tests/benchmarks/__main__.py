@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -67,24 +68,23 @@ def mesh_s() -> str:
 
 
 def _search(model: str, hardware: str, framework: str, n_devices: int, batch: int, seq: int) -> str:
-    """The whole space from process start, tracing included."""
+    """The whole space by `foreshard plan` from process start, tracing included."""
     code = (
-        "import time; t = time.perf_counter()\n"
-        "from planner import api\n"
-        f"found = api.plan({model!r}, hardware={hardware!r}, framework={framework!r}, "
-        f"n_devices={n_devices}, global_batch_size={batch}, seq_len={seq})\n"
-        "import resource\n"
-        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "
-        "found.n_considered, found.n_feasible, len(found.ranked), found.proven, "
-        "found.ranked[0].prediction.plan)"
+        "import resource, sys\nfrom planner.cli import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, file=sys.stderr)"
     )
+    sizes = ("-n", str(n_devices), "-B", str(batch), "--seq", str(seq))
+    asked = ("plan", model, "-H", hardware, "--framework", framework, *sizes, "--json")
     start = time.perf_counter()
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True, check=True)
     whole_s = time.perf_counter() - start
-    _, memory, considered, feasible, checked, proven, plan = out.split()
+    found = json.loads(done.stdout)
     return (
-        f"{whole_s:.1f} s from process start, {float(memory):.2f} GB: {considered} plans considered, "
-        f"{feasible} feasible, {checked} by the event engine, first proven: {proven}, {plan}"
+        f"{whole_s:.1f} s from process start, {float(done.stderr.split()[-1]):.2f} GB: "
+        f"{found['n_considered']} plans considered, {found['n_feasible']} feasible, "
+        f"{len(found['plans'])} by the event engine, first proven: {found['proven']}, "
+        f"{found['plans'][0]['plan']}"
     )
 
 
