@@ -67,8 +67,8 @@ def test_the_item_that_tells_most_comes_first_and_a_sure_winner_ends_it(
         # what the first contender runs takes twice as long as was thought
         lambda case: 2e-3 if case.dims["m"] == 32 else 1e-3,
     )
-    assert set(order[:2]) == {"16", "32"}
-    assert "8" not in order
+    assert order[0] in {"16", "32"}
+    assert set(order) == {"16", "32"}
     assert outcome.standing.winner == 1
     assert outcome.standing.probability >= 0.95
     assert "sure" in outcome.reason
