@@ -136,6 +136,12 @@ class Forecaster:
             other._adapted, other._sharded = {}, {}
         return other
 
+    def styled(self, styles: Callable[[int], Mapping[str, str]]) -> Forecaster:
+        """The same with tensor parallelism as torch's parallelize_module makes it of these layer styles."""
+        other = self.on()
+        other._styles, other._sharded = styles, {}
+        return other
+
     @property
     def attention(self) -> str:
         """How attention runs: on a CPU as torch dispatches it, else as the framework does."""

@@ -14,7 +14,7 @@ from costmodel.strategies.offload import FAMILY as OFFLOAD
 from costmodel.strategies.registry import word_of
 
 if TYPE_CHECKING:
-    from costmodel.predict import Forecaster
+    from costmodel.predict import Forecaster, Prediction
     from planner.validation.run_spec import RunSpec
 
 __all__ = ["EXPORTERS", "ExportJob", "Exporter", "export_job", "write_export"]
@@ -37,6 +37,8 @@ class ExportJob:
     """bf16, fp16 or "" (fp32): what products run in."""
     spec: RunSpec
     """The run that the validation harness would start."""
+    as_run: Prediction
+    """Forecast of that run: layers split by the styles it names."""
 
     @property
     def nodes(self) -> int:
@@ -74,6 +76,9 @@ def export_job(forecaster: Forecaster, plan: Plan, *, model: str, spec: RunSpec)
         ranks_per_node=1 if network is None else max(1, network.ranks_per_node),
         half=dtype if dtype in ("bf16", "fp16") else "",
         spec=spec,
+        as_run=(forecaster.styled(lambda _: spec.tp_styles) if spec.tp_styles else forecaster)
+        .forecast(plan)
+        .prediction,
     )
 
 

@@ -25,12 +25,14 @@ import time
 import torch
 import torch.distributed as dist
 
+from calibrate.ranks import keep_freed_memory, pin_rank
 from planner.validation.run_spec import RunSpec
 from planner.validation.strategies.compose import build_mesh, build_runner
 
 SPEC = RunSpec.from_dict(json.loads(r"""
 {spec}
 """))
+FORECAST = json.loads(r"""{forecast}""")
 STEPS, WARM_UP = 10, 3
 
 
@@ -38,7 +40,9 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:
+    else:  # as the machine was calibrated: a rank keeps its memory and its core
+        keep_freed_memory()
+        pin_rank(threads=1)
         torch.set_num_threads(1)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -54,7 +58,7 @@ def main() -> None:
     longest = torch.tensor(sorted(times[WARM_UP:])[STEPS // 2], device=device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
     if dist.get_rank() == 0:
-        print(json.dumps({{"plan": "{plan}", "step_time_s": float(longest)}}), flush=True)
+        print(json.dumps({{**FORECAST, "step_time_s": float(longest)}}), flush=True)
     # leave together: a rank whose partner is gone while its backend still works is aborted
     del runner
     gc.collect()
@@ -80,5 +84,18 @@ def torch_script(job: ExportJob) -> dict[str, str]:
             local=min(job.plan.world_size, max(job.ranks_per_node, 1)),
             name=name,
             spec=json.dumps(job.spec.to_dict(), indent=1),
+            forecast=json.dumps(_forecast(job)),
         )
+    }
+
+
+def _forecast(job: ExportJob) -> dict[str, object]:
+    """What the script's own way of splitting is predicted to take on the machine it was made for."""
+    p = job.as_run
+    return {
+        "plan": str(job.plan),
+        "hardware": p.hardware.name,
+        "predicted_s": p.step_time_s,
+        "predicted_low_s": p.step_time_low_s,
+        "predicted_high_s": p.step_time_high_s,
     }

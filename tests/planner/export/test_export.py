@@ -164,6 +164,7 @@ def test_torch_script_runs(plan: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
     assert found["step_time_s"] > 0
+    assert 0 < found["predicted_low_s"] < found["predicted_s"] < found["predicted_high_s"]
     from costmodel.plan import Plan
 
     assert Plan.parse(found["plan"]) == Plan.parse(plan)
