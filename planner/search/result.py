@@ -108,6 +108,8 @@ class SearchResult:
         estimates = self.space.estimate_s[feasible]
         row = self.space.find(prediction.plan)
         own_s = prediction.step_time_s if row is None else float(self.space.estimate_s[row])
+        if not np.isfinite(own_s):  # one that does not fit has no estimate
+            own_s = prediction.step_time_s
         standing = Standing(
             prediction=prediction,
             n_faster=int(np.sum(estimates < own_s)),

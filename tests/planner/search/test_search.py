@@ -135,6 +135,19 @@ def test_standing_of_a_plan() -> None:
     assert "feasible plans are faster" in standing.text(best)
 
 
+def test_standing_of_a_plan_that_does_not_fit() -> None:
+    tight = forecaster("pytorch", 12e6)
+    found = search(tight, n_devices=2, global_batch_size=32)
+    space = found.space
+    assert space is not None
+    row = next(i for i in range(len(space)) if space.memory_bytes[i] > 12e6)
+    large = tight.forecast(space.plan(row)).prediction
+    standing = found.with_standing(large).standing
+    assert standing is not None
+    estimates = space.estimate_s[space.memory_bytes <= 12e6]
+    assert standing.n_faster == (estimates < large.step_time_s).sum()
+
+
 def test_nothing_fits_says_what_would() -> None:
     tight = forecaster("pytorch", 7e6)
     with pytest.raises(InfeasibleError, match=r"fits with .*devices"):
