@@ -18,7 +18,6 @@ _SUMS = (
     "input_s",
     "weight_s",
     "accumulate_s",
-    "comm_s",
     "saved_bytes",
     "elements",
     "n_tensors",

@@ -59,7 +59,6 @@ COLUMNS = (
     "input_s",
     "weight_s",
     "accumulate_s",
-    "comm_s",
     "saved_bytes",
     "forward_bytes",
     "backward_bytes",
@@ -70,7 +69,7 @@ COLUMNS = (
     "output_bytes",
 )
 """`input_s` and `weight_s`: gradients of inputs (recomputation included) and of weights; `accumulate_s`:
-adding a further micro-batch's gradients; `comm_s`: collectives inside forward and backward; the rest as in
+adding a further micro-batch's gradients; the rest as in
 `UnitCosts`, `SegmentMemory` and `Unit`."""
 
 
@@ -128,18 +127,11 @@ def _row(forecaster: Forecaster, unit: Unit, utilisation: float, waiting: float)
     forward, backward = two_ways(unit.costs, utilisation, waiting)
     memory = unit.costs.memory
     elements = unit.elements
-    comm = sum(
-        seconds
-        for cost in (*forward.values(), *backward.values())
-        for part, seconds in cost.parts_s.items()
-        if part.endswith("_comm")
-    )
     found = {
         "forward_s": forward["forward"].total_s + forward["host"].total_s,
         "input_s": sum(backward[part].total_s for part in ("recompute", "backward_input", "host")),
         "weight_s": backward["backward_weight"].total_s,
         "accumulate_s": accumulate_s(forecaster, sum(elements)),
-        "comm_s": comm,
         "saved_bytes": memory.saved_bytes,
         "forward_bytes": memory.forward_bytes,
         "backward_bytes": memory.backward_bytes,
