@@ -10,7 +10,14 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from calibrate.benchmarks.host import BLOCKS, PIECES, UPDATED, WIDE_BYTES, WIDE_OUTPUT_BYTES
+from calibrate.benchmarks.host import (
+    BLOCKS,
+    PARAMETERS_PER_BLOCK,
+    PIECES,
+    UPDATED,
+    WIDE_BYTES,
+    WIDE_OUTPUT_BYTES,
+)
 from calibrate.journal import Sample
 from calibrate.timing import THREAD_TIME
 from costmodel.errors import UsageError
@@ -49,6 +56,8 @@ _RAW_HOST: dict[str, tuple[str, ...]] = {
     "fsdp_unit_s": ("fsdp", "blocks"),
     "fsdp_copy_s_per_byte": ("wide_fsdp", "wide_blocks", "fsdp", "blocks"),
     "pipeline_action_s": ("pipeline", "blocks"),
+    "pipeline_listed_action_s": ("listed", "blocks"),
+    "split_parameter_s": ("split", "blocks"),
     OVERLAP: ("wide_ddp", "wide_blocks", "ddp", "blocks"),
 }
 """Constant -> the host cases its difference is taken of; those of several pieces by their stem."""
@@ -101,6 +110,9 @@ def host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
             f"wide_fsdp_{many}",
         ),
         "pipeline_action_s": (raw.piece_s("pipeline", "blocks") / _BOTH_DIRECTIONS, f"pipeline_{many}"),
+        # what taking weight gradients apart costs, per parameter tensor
+        "split_parameter_s": (raw.piece_s("split", "blocks") / PARAMETERS_PER_BLOCK, f"split_{many}"),
+        "pipeline_listed_action_s": (raw.piece_s("listed", "blocks") / _BOTH_DIRECTIONS, f"listed_{many}"),
         # a step of one linear layer: three products, and what a step does once
         "step_s": (raw.time_s("backward_step") - 3 * raw.time_s("op") - autograd_s, "backward_step"),
     }

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from costmodel.errors import InputFileError, UsageError
+from costmodel.schedules import SCHEDULES
 
 __all__ = ["FrameworkProfile", "framework_names", "load_framework"]
 
@@ -30,8 +31,12 @@ class FrameworkProfile(BaseModel):
     executor: Literal["torch", "graph"] = "torch"
     """graph: a runtime of its own in place of torch's dispatcher, with its own fusions on a CPU too."""
     fusion: Literal["eager", "compiled", "fused"] = "eager"
-    half_products: Literal["same", "fp8", "nvfp4"] = "same"
+    half_products: Literal["same", "fp8", "fp8_block", "nvfp4", "int8_wo", "int4_wo"] = "same"
     """Type in which products of half-precision operands with weights are computed."""
+    expert_products: Literal["as the others", "same", "fp8", "fp8_block", "nvfp4", "int8_wo", "int4_wo"] = (
+        "as the others"
+    )
+    """The same for routed experts."""
     cache_dtype: Literal["same", "fp8"] = "same"
     """Type of keys and values kept in inference; same: the activations'."""
     memory_bound_efficiency: float = Field(1.0, gt=0)
@@ -57,10 +62,34 @@ class FrameworkProfile(BaseModel):
     """Gradients keep their memory over steps (flat buffers); else they appear during backward."""
     fused_optimizer: bool = False
     """The update runs in one kernel without temporaries (apex)."""
+    update_kernels: int = Field(0, ge=0)
+    """Kernels for each parameter tensor of an update written out operator by operator; 0: all tensors at
+    once, in a fused kernel or torch's foreach ones."""
+    update_passes: int = Field(0, ge=0)
+    """Times that such an update reads or writes fp32 values of a parameter's size."""
+    update_kernel_s: float = Field(0.0, ge=0)
+    """Host time for each kernel of such an update (no autograd, no modules)."""
+    update_copy_bytes: float = Field(0.0, ge=0)
+    """Copies of gradients made for the update (flattened, in fp32), which are freed after it."""
+    loss_copy_bytes: float = Field(0.0, ge=0)
+    """Bytes for each logit that the loss holds beside what torch's own does."""
+    keeps_stage_outputs: bool = False
+    """A pipeline stage holds what it sent on until the micro-batch's backward; else it is freed once sent."""
     attention_efficiency: float = Field(1.0, gt=0)
     """Speed of the framework's attention kernels over that of the profile's measured ones."""
+    shard_interfaces: int = Field(0, ge=0)
+    """Interfaces of a node that ZeRO-3's gathers and reductions between nodes keep busy; 0: all."""
     overlap_dp: bool = True
+    overlap_ep: bool = False
+    """Tokens of one micro-batch travel to experts while another one is computed."""
+    dispatch: Literal["per_expert", "per_node"] = "per_expert"
+    """Whether a token crosses to another node once for each of its experts there, or once for the node,
+    whose ranks pass it on (DeepSeek-V3's dispatch, arXiv 2412.19437, section 3.2.2)."""
     overlap_p2p: bool = False
+    """Whether pipeline transfers run beside the receiver's computation."""
+    overlap_p2p_listed: bool = False
+    """The same for schedules that run from a list of actions with receives in it, which are posted as soon as
+    the list allows: those with several stages per rank or with weight gradients apart."""
     scatter_p2p: bool = False
     """Ranks of a tensor-parallel group send a slice each to the next stage, which gathers them
     (arXiv 2104.04473, section 4.1)."""
@@ -70,11 +99,34 @@ class FrameworkProfile(BaseModel):
     """Host time per operator relative to the profile's plain eager dispatch."""
     host_operator_s: float = Field(0.0, ge=0)
     """Host time per kernel where the hardware profile has no measured dispatch."""
+    launch_blocking: bool = False
+    """The host waits for every kernel before it dispatches the next one (CUDA_LAUNCH_BLOCKING=1)."""
     host_collective_s: float = Field(0.0, ge=0)
     """Host time of issuing one collective inside a layer."""
     step_overhead_s: float = Field(0.0, ge=0)
+    input_samples_per_s: float = Field(0.0, ge=0)
+    """Samples that one rank's input pipeline delivers (decoded images, say); 0: as many as it takes."""
     forward_overhead_s: float = Field(0.0, ge=0)
     """Host time of a forward pass in inference beside its kernels (sampling, bookkeeping)."""
+    request_overhead_s: float = Field(0.0, ge=0)
+    """The same for every running request of the pass."""
+    arrival_overhead_s: float = Field(0.0, ge=0)
+    """What an arriving request takes before its first pass (server, tokenizer, scheduler)."""
+    client_overhead_s: float = Field(0.0, ge=0)
+    """The same for every client whose answers are streamed meanwhile."""
+    pass_tokens: int = Field(8192, ge=1)
+    """Tokens of a forward pass of a server; longer prompts come in chunks, short ones together."""
+    mixes_prompts: bool = True
+    """A server's passes take prompts and running requests together; else prompts have passes of their own."""
+    merges_projections: bool = False
+    """A server runs products of one input as one, and routed experts as one call."""
+    kernels: tuple[str, ...] = ()
+    """Libraries whose kernels run, as profiles name them (`vllm`): the first one that was measured; empty:
+    the mean over those measured."""
+    expert_kernels: tuple[str, ...] = ()
+    """The same for routed experts, before `kernels`."""
+    all_reduce: tuple[str, ...] = ()
+    """Implementations of all-reduce that are taken inside a node where they are faster than NCCL's."""
     vocab_multiple: int = Field(1, ge=1)
     """The vocabulary is padded to a multiple of this (times tp)."""
     workspace_bytes: int = Field(0, ge=0)
@@ -85,6 +137,17 @@ class FrameworkProfile(BaseModel):
     """Spread of measured over predicted step time that the other terms do not explain."""
     notes: dict[str, str] = Field(default_factory=dict)
     """Field name -> where its value comes from."""
+
+    def overlaps_p2p(self, schedule: str, vpp: int) -> bool:
+        """Whether transfers run beside the receiver's computation under a named schedule."""
+        how = SCHEDULES[schedule]
+        if how.overlap_p2p is not None:
+            return how.overlap_p2p
+        return self.overlap_p2p or self.lists_receives(schedule, vpp)
+
+    def lists_receives(self, schedule: str, vpp: int) -> bool:
+        """Whether a named schedule runs from a list of actions with receives in it."""
+        return self.overlap_p2p_listed and (vpp > 1 or SCHEDULES[schedule].splits_backward)
 
 
 def framework_names() -> list[str]:

@@ -41,7 +41,8 @@ class Plan:
     """Degrees of each axis, batch sizes, schedule and memory policies.
 
     `dp` counts all data-parallel replicas (dp_replicate x dp_shard); under ZeRO-3 with `dp_shard` set,
-    parameters are sharded over dp_shard ranks and replicated over dp / dp_shard groups (HSDP).
+    parameters are sharded over dp_shard ranks and replicated over dp / dp_shard groups (HSDP); under ZeRO-1
+    and 2 the optimizer's states are.
     """
 
     dp: int = 1

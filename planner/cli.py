@@ -62,8 +62,15 @@ app.command("systems")(systems.command)
 app.command("demo")(demo.command)
 
 
+_OBJECTS_BETWEEN_COLLECTIONS = 200_000
+"""Imports and traces make millions of objects that live as long as the process; looking for cycles among them
+after every 700, as Python does by itself, takes an eighth of a search."""
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; every ForeshardError becomes its message and exit code, never a traceback."""
+    if args is None:  # a process of its own
+        gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     try:
         app(args=args, prog_name="foreshard")
     except ForeshardError as error:

@@ -4,7 +4,7 @@ Each case is one call on the host clock. `calibrate.assemble` takes differences 
 less the same operators called plainly, six buckets less two) to get the costs of a profile.
 
 On a CPU the cases of several ranks are timed on the calling thread's own clock, so that waiting for the
-other rank is no host cost, and a buffer larger than a core's own caches is written between their pieces:
+other rank is no host cost, and buffers larger than a core's own caches are written between their pieces:
 in a step the operators' data drive the wrappers' code out of them. The wide cases are whole training steps
 of layers as large as a model's, on the wall clock: what their wrappers add per byte shows in them.
 """
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 
@@ -22,10 +24,20 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["BLOCKS", "PIECES", "UPDATED", "WIDE_BYTES", "WIDE_OUTPUT_BYTES", "host_cases"]
+__all__ = [
+    "BLOCKS",
+    "PARAMETERS_PER_BLOCK",
+    "PIECES",
+    "UPDATED",
+    "WIDE_BYTES",
+    "WIDE_OUTPUT_BYTES",
+    "host_cases",
+]
 
 BLOCKS = 8
 """Blocks of the training chain; a block is linear, GELU, add."""
+PARAMETERS_PER_BLOCK = 2
+"""Weight and bias."""
 PIECES = (2, 6)
 """Small and large number of buckets, FSDP units and micro-batches that are compared."""
 UPDATED = 16
@@ -38,6 +50,9 @@ WIDE_OUTPUT_BYTES = 4 * _WIDE * _WIDE_ROWS
 _WIDTH = 8
 _FLUSHED_BYTES = 4 << 20
 """More than the first two caches of a core."""
+_RINGS: WeakKeyDictionary[Bench, cycle[torch.Tensor]] = WeakKeyDictionary()
+"""Buffers that all cases flush in turn: one alone would stay in the last cache and cost a case with few
+pieces less than one with many."""
 
 
 @register_benchmark("host")
@@ -61,11 +76,13 @@ def host_cases(bench: Bench) -> list[Case]:
         }
         for n in PIECES:
             together[f"blocks_{n}"] = _with_pieces(_blocks, n)
+            together[f"split_{n}"] = _with_pieces(_split_backward, n)
             together[f"layers_{n}"] = _with_pieces(_layers, n)
             together[f"tp_{n}"] = _with_pieces(_tensor_parallel, n)
             together[f"ddp_{n}"] = _with_pieces(_ddp_step, n)
             together[f"fsdp_{n}"] = _with_pieces(_fsdp_step, n)
             together[f"pipeline_{n}"] = _with_pieces(_pipeline_step, n)
+            together[f"listed_{n}"] = _with_pieces(_listed_step, n)
         cases += [
             _case(name, prepare, n_ranks=world, own_clock=not bench.cuda)
             for name, prepare in together.items()
@@ -163,11 +180,11 @@ def _flush(bench: Bench) -> Callable[[], None]:
 
     if bench.cuda:
         return lambda: None
-    buffer = torch.zeros(_FLUSHED_BYTES // 4)
+    ring = _RINGS.setdefault(bench, cycle(torch.zeros(PIECES[-1], _FLUSHED_BYTES // 4).unbind()))
 
     def flush() -> None:
         with torch.no_grad():
-            buffer.add_(1.0)
+            next(ring).add_(1.0)
 
     return flush
 
@@ -189,20 +206,21 @@ def _colder(bench: Bench) -> nn.Module:
 
 
 def _chain(bench: Bench, blocks: int = BLOCKS, *, colder: bool = False) -> nn.Sequential:
-    """Blocks of linear, GELU and the addition of a constant, as modules; each flushes first if `colder`."""
+    """Blocks of linear, GELU and the addition of a constant, as modules; each flushes last if `colder` (its
+    output has a gradient, which the first block's input has not)."""
     import torch
     from torch import nn
 
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first = _colder(bench) if colder else nn.Identity()
             self.linear = nn.Linear(_WIDTH, _WIDTH, device=bench.device)
             self.gelu = nn.GELU()
+            self.last = _colder(bench) if colder else nn.Identity()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.first(x)
-            return torch.add(self.gelu(self.linear(x)), x)
+            y: torch.Tensor = self.last(torch.add(self.gelu(self.linear(x)), x))
+            return y
 
     return nn.Sequential(*(Block() for _ in range(blocks)))
 
@@ -278,6 +296,26 @@ def _layers(bench: Bench, n: int) -> Call:
 
 def _blocks(bench: Bench, n: int) -> Call:
     return _train(_chain(bench, n, colder=True), _input(bench))
+
+
+def _split_backward(bench: Bench, n: int) -> Call:
+    """The blocks with gradients of inputs and of weights taken apart, as torch's zero-bubble schedules do."""
+    import torch
+    from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
+
+    model, x = _chain(bench, n, colder=True), _input(bench).requires_grad_()
+    gradient = torch.ones_like(x)
+    parameters = list(model.parameters())
+
+    def call() -> None:
+        with torch.enable_grad():
+            y = model(x)
+            _, groups = stage_backward_input([y], [gradient], [x], iter(parameters))
+            stage_backward_weight(iter(parameters), groups)
+        for tensor in (x, *parameters):
+            tensor.grad = None
+
+    return call
 
 
 def _tensor_parallel(bench: Bench, n: int) -> Call:
@@ -378,15 +416,31 @@ _WIDE_CASES = {"blocks": _wide_blocks, "ddp": _wide_ddp, "fsdp": _wide_fsdp, "tp
 
 
 def _pipeline_step(bench: Bench, n: int) -> Call:
-    """GPipe over one block a stage with `n` micro-batches."""
+    """GPipe: torch walks through the micro-batches itself."""
+    from torch.distributed.pipelining import ScheduleGPipe
+
+    return _scheduled(bench, n, ScheduleGPipe)
+
+
+def _listed_step(bench: Bench, n: int) -> Call:
+    """Interleaved 1F1B: torch runs a list of actions, its transfers among them."""
+    from torch.distributed.pipelining import ScheduleInterleaved1F1B
+
+    return _scheduled(
+        bench, n, lambda stage, m, loss_fn: ScheduleInterleaved1F1B([stage], m, loss_fn=loss_fn)
+    )
+
+
+def _scheduled(bench: Bench, n: int, schedule_of: Callable[..., Any]) -> Call:
+    """A schedule over one block a stage with `n` micro-batches."""
     import torch
-    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+    from torch.distributed.pipelining import PipelineStage
 
     world = max(bench.groups)
     stage = PipelineStage(
         _chain(bench, 1, colder=True), bench.rank, world, bench.device, group=bench.groups[world]
     )
-    schedule = ScheduleGPipe(stage, n, loss_fn=lambda y, target: (y * target).sum())
+    schedule = schedule_of(stage, n, loss_fn=lambda y, target: (y * target).sum())
     x = bench.take((_WIDTH * n, _WIDTH)).clone()
     parameters = list(stage.submod.parameters())
     first, last = bench.rank == 0, bench.rank == world - 1

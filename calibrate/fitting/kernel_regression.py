@@ -21,6 +21,8 @@ _SUBSET = 360
 _BLOCK = 4096
 _TUNE_STEPS = 40
 _WARM_STEPS = 3
+_WARM_REACH = 0.5
+"""How far each ln goes in those few steps: without a limit they end midway of a search, far from its ends."""
 _LENGTH_BOUNDS = (1.0, 150.0)
 _SIGNAL_BOUNDS = (1e-3, 1.0)
 _NOISE_BOUNDS = (5e-3, 0.5)
@@ -81,6 +83,12 @@ def tune_shape(
         first = np.log(np.concatenate([start.length[varies], [start.signal, start.noise]]))
     bounds = [tuple(np.log(_LENGTH_BOUNDS))] * int(varies.sum())
     bounds += [tuple(np.log(_SIGNAL_BOUNDS)), tuple(np.log(_NOISE_BOUNDS))]
+    if start is not None:
+        first = np.clip(first, *np.transpose(bounds))
+        bounds = [
+            (max(low, x - _WARM_REACH), min(high, x + _WARM_REACH))
+            for (low, high), x in zip(bounds, first, strict=True)
+        ]
     squares = (x[:, None, :] - x[None, :, :]) ** 2
     result = minimize(
         _negative_likelihood,

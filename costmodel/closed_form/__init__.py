@@ -6,6 +6,7 @@ functions as a forecast; what the event engine decides action by action is a for
 time that no schedule of the kind can beat (what a search may skip by), and an estimate.
 """
 
-from costmodel.closed_form.space import Choices, Evaluated, divisors, evaluate
+from costmodel.closed_form.offload import SEARCHABLE
+from costmodel.closed_form.space import NO_OFFLOAD, Choices, Evaluated, divisors, evaluate
 
-__all__ = ["Choices", "Evaluated", "divisors", "evaluate"]
+__all__ = ["NO_OFFLOAD", "SEARCHABLE", "Choices", "Evaluated", "divisors", "evaluate"]

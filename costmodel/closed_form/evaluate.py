@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from costmodel.closed_form.data_parallel import sharded_step, tails
+from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
 from costmodel.closed_form.memory import StageBytes, held_bytes, peak_bytes
+from costmodel.closed_form.offload import host_work
 from costmodel.closed_form.stages import STAGE_COLUMNS, stage_rows
 from costmodel.closed_form.step import Stages, kind_of, step_bound_s
 from costmodel.closed_form.units import UnitTable, unit_table
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray, IntArray
+from costmodel.plan import Plan
+from costmodel.predict.assemble import action_s
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.pricing import host_cost_s
+from costmodel.strategies.offload import offload_of
 
 if TYPE_CHECKING:
     from costmodel.closed_form.space import Evaluated
     from costmodel.hardware.kinds import CollectiveGroup
     from costmodel.predict.forecaster import Forecaster
+    from costmodel.step import Offload
 
 __all__ = ["Configs", "Pricer"]
+
+_Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 _SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
 """With the micro-batch size: what decides how a unit costs. `wide`: experts lie over several replicas."""
@@ -98,8 +105,18 @@ class Pricer:
             for number in np.unique(way[rows]):
                 if self._space.memory_bytes[rows[way[rows] == number]].min() > capacity:
                     full.add(int(number))
+        self._leave_out_idle_offload(capacity)
         for part, pp, vpp in self._cuts(np.flatnonzero(self._space.memory_bytes <= capacity)):
             self._time(part, pp, vpp)
+
+    def _leave_out_idle_offload(self, capacity: float) -> None:
+        """Offload pays for memory with time: a plan that fits without it is not tried with it. The rows of a
+        plan with each word follow the one without."""
+        words, memory = self._columns["offload"], self._space.memory_bytes
+        idle = (words > 0) & (memory[np.arange(len(words)) - words] <= capacity)
+        if idle.any():
+            memory[idle] = np.inf
+            self._space.n_excluded["offload of a plan that fits without it"] += int(idle.sum())
 
     def _ways(self) -> IntArray:
         """Number of each row's way of splitting."""
@@ -143,44 +160,96 @@ class Pricer:
             appearing=stage["appearing_bytes"],
             standing=stage["standing_bytes"],
             elements=stage["elements"] + stage["copied_on_rank"],
+            experts=stage["expert_elements"],
             largest=stage["largest_elements"],
+            second=stage["second_elements"],
         )
-        schedules = at["schedule"][rows]
-        for schedule in np.unique(schedules):
-            mine = schedules == schedule
+        held = stage["saved_bytes"]
+        if self._forecaster.framework.keeps_stage_outputs:
+            held = held + stage["send_bytes"]
+        for schedule, word, mine in self._orders(rows):
             kind = kind_of(space.choices.schedules[schedule], vpp)
             memory = peak_bytes(
                 sizes,
-                held_bytes(stage["saved_bytes"], kind, m),
+                held_bytes(held, kind, m),
                 framework=self._forecaster.framework,
                 optimizer=self._forecaster.optimizer,
                 zero_stage=zero,
                 dp=dp,
-                shard=_shard(zero, dp, dp_shard),
+                shard=_shard(zero, dp, dp_shard) * np.where(zero > 0, at["cp"][chosen], 1),
+                ep=at["ep"][chosen],
                 num_microbatches=m,
                 looped=self._looped,
+                offload=self._offload(word, rows),
             )
             space.memory_bytes[rows[mine]] = memory[config[mine]]
 
     def _time(self, rows: IntArray, pp: int, vpp: int) -> None:
-        at, space = self._columns, self._space
+        space = self._space
         first, config = self._configs(rows, ("zero", "dp_shard", "inside"))
         configs = self._layouts(rows[first])
         stage = self._stage(configs.key, pp, vpp)
-        stages = self._work(configs, stage)
-        ends = tails(self._forecaster, configs, stage, stages.backward_s)
-        schedules = at["schedule"][rows]
-        for schedule in np.unique(schedules):
-            mine = schedules == schedule
-            kind = kind_of(space.choices.schedules[schedule], vpp)
+        work = self._work(configs, stage)
+        ends = tails(self._forecaster, configs, stage, work.backward_s)
+        for schedule, word, mine in self._orders(rows):
+            name = space.choices.schedules[schedule]
+            kind = kind_of(name, vpp)
+            stages = self._ordered(work, name, pp, vpp)
+            if (offload := self._offload(word, rows)) is not None:
+                bound = self._offloaded(offload, configs, stage, stages, ends, kind)
+                space.bound_s[rows[mine]] = bound[config[mine]] + self._step_s
+                space.estimate_s[rows[mine]] = space.bound_s[rows[mine]]
+                continue
             bound = step_bound_s(stages, kind, ends.bound_s, ends.before_s)
             estimate = step_bound_s(stages, kind, ends.estimate_s, ends.before_s)
-            sharded = np.flatnonzero((configs.zero == 3) & (configs.dp > 1))
+            sharded = _sharded(configs)
             if len(sharded):
                 found = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
                 bound[sharded] = estimate[sharded] = found
             space.bound_s[rows[mine]] = bound[config[mine]] + self._step_s
             space.estimate_s[rows[mine]] = estimate[config[mine]] + self._step_s
+
+    def _orders(self, rows: IntArray) -> Iterator[tuple[int, int, _Mask]]:
+        """(schedule, offload, which of the rows) of what is the rows' own beside their config."""
+        at = self._columns
+        code = at["schedule"][rows] * len(self._space.choices.offload) + at["offload"][rows]
+        for number in np.unique(code):
+            schedule, word = divmod(int(number), len(self._space.choices.offload))
+            yield schedule, word, code == number
+
+    def _offload(self, word: int, rows: IntArray) -> Offload | None:
+        """What a word of the choices asks of the host; the rows' plans are all on the same devices."""
+        if not word:
+            return None
+        forecaster, choices = self._forecaster, self._space.choices
+        plan = Plan(dp=choices.n_devices, global_batch_size=choices.n_devices, flags=(choices.offload[word],))
+        return offload_of(plan, forecaster.profile, forecaster.host, forecaster.framework)
+
+    def _offloaded(
+        self,
+        offload: Offload,
+        configs: Configs,
+        stage: dict[str, FloatArray],
+        stages: Stages,
+        ends: Tails,
+        kind: str,
+    ) -> FloatArray:
+        """A step whose update the host makes is no shorter."""
+        work = host_work(
+            offload,
+            stage["elements"],
+            parameter_bytes=self._forecaster.framework.parameter_bytes,
+            shard=np.where(configs.zero > 0, configs.replicas, 1),
+            streamed_by=np.where(configs.zero == 3, configs.replicas, 1),
+            num_microbatches=configs.num_microbatches,
+        )
+        end_s = ends.bound_s - ends.update_s + work.after_s
+        bound = step_bound_s(stages, kind, end_s, ends.before_s)
+        sharded = _sharded(configs)
+        if len(sharded):
+            ends = replace(ends, update_s=work.after_s)
+            bound[sharded] = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
+        return np.asarray(np.maximum(bound, work.at_least_s.max(axis=1)))
 
     def _configs(self, rows: IntArray, names: tuple[str, ...]) -> tuple[IntArray, IntArray]:
         """(first row of every combination of unit table and these columns, which one each row has)."""
@@ -227,20 +296,28 @@ class Pricer:
         return np.stack(found)[where.reshape(-1)]
 
     def _work(self, configs: Configs, stage: dict[str, FloatArray]) -> Stages:
-        forecaster = self._forecaster
         pp = stage["forward_s"].shape[2]
-        action_s = host_cost_s(forecaster.profile, "pipeline_action_s") if pp > 1 else 0.0
         several = (configs.num_microbatches > 1)[:, None, None]
         return Stages(
-            forward_s=stage["forward_s"] + action_s,
-            input_s=stage["input_s"] + action_s,
+            forward_s=stage["forward_s"],
+            input_s=stage["input_s"],
             weight_s=stage["weight_s"],
             again_s=np.where(several, stage["accumulate_s"], 0.0),
             send_s=self._send_s(configs, stage["send_bytes"])
             if pp > 1
             else np.zeros_like(stage["send_bytes"]),
             num_microbatches=configs.num_microbatches,
-            p2p_overlap=forecaster.framework.overlap_p2p,
+            p2p_overlap=False,
+        )
+
+    def _ordered(self, work: Stages, schedule: str, pp: int, vpp: int) -> Stages:
+        """The work under a schedule, with what it costs by itself."""
+        seconds = action_s(self._forecaster, schedule, vpp) if pp > 1 else 0.0
+        return replace(
+            work,
+            forward_s=work.forward_s + seconds,
+            input_s=work.input_s + seconds,
+            p2p_overlap=self._forecaster.framework.overlaps_p2p(schedule, vpp),
         )
 
     def _send_s(self, configs: Configs, send_bytes: FloatArray) -> FloatArray:
@@ -251,6 +328,11 @@ class Pricer:
         send_s = configs.collective_s(forecaster, "p2p", send_bytes / slices, "pp")
         gathered = np.where(sliced[:, None, None], send_bytes, 0.0)
         return send_s + configs.collective_s(forecaster, "all_gather", gathered, "tp")
+
+
+def _sharded(configs: Configs) -> IntArray:
+    """Configs whose ranks gather parameters unit by unit."""
+    return np.flatnonzero((configs.zero == 3) & (configs.dp > 1))
 
 
 def _shard(zero: IntArray, dp: IntArray, dp_shard: IntArray) -> IntArray:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodel.closed_form.offload import two_largest
 from costmodel.estimate import FloatArray, IntArray
 from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
+    from costmodel.step import Offload
 
 __all__ = ["StageBytes", "held_bytes", "peak_bytes"]
 
@@ -24,13 +26,15 @@ __all__ = ["StageBytes", "held_bytes", "peak_bytes"]
 class StageBytes:
     """What each stage holds, shape [n, v, p]: activations of one micro-batch from forward to backward, the
     highest level while one passes (see `closed_form.stages`), elements of parameters (copies of tied ones
-    included) and of the largest unit."""
+    included), of the experts among them and of the two largest units."""
 
     saved: FloatArray
     appearing: FloatArray
     standing: FloatArray
     elements: FloatArray
+    experts: FloatArray
     largest: FloatArray
+    second: FloatArray
 
 
 def held_bytes(saved: FloatArray, kind: str, num_microbatches: IntArray) -> FloatArray:
@@ -95,29 +99,46 @@ def peak_bytes(
     zero_stage: IntArray,
     dp: IntArray,
     shard: IntArray,
+    ep: IntArray,
     num_microbatches: IntArray,
     looped: bool,
+    offload: Offload | None = None,
 ) -> FloatArray:
-    """Bytes on the fullest rank, shape [n]; as `zero_stage`, `dp`, `shard` and `num_microbatches` have.
+    """Bytes on the fullest rank, shape [n]; as `zero_stage`, `dp`, `shard`, `ep` and `num_microbatches` have.
 
+    `shard`: ranks that divide what ZeRO divides, of `ep` of which each holds other experts.
     `looped`: the optimizer updates tensor by tensor; its temporary is left out then (it is small).
     """
     elements = stages.elements.sum(axis=1)
     zero, parts = zero_stage[:, None], shard[:, None].astype(np.float64)
-    parameters = np.ceil(elements / np.where(zero >= 3, parts, 1.0)) * framework.parameter_bytes
-    gradients = np.ceil(elements / np.where(zero >= 2, parts, 1.0)) * framework.gradient_bytes
+    experts = stages.experts.sum(axis=1)
+
+    def divided(needed: int) -> FloatArray:
+        among = np.where(zero >= needed, parts, 1.0)
+        each = np.maximum(1.0, among // ep[:, None])
+        return np.asarray(np.ceil((elements - experts) / among) + np.ceil(experts / each))
+
+    parameters = divided(3) * framework.parameter_bytes
+    gradients = divided(2) * framework.gradient_bytes
     kept = state_bytes_per_parameter(optimizer, framework)
-    state = np.ceil(elements / np.where(zero >= 1, parts, 1.0)) * kept
+    state = divided(1) * kept
+    if offload is not None:
+        two = two_largest(stages.largest, stages.second)  # as `predict.peak` counts what stays on the device
+        state = 0.0 * state
+        gradients = np.minimum(gradients, np.rint(two * framework.gradient_bytes))
+        if offload.stream_weights:
+            parameters = np.minimum(parameters, np.rint(two * framework.parameter_bytes))
     stay = np.full(len(dp), framework.gradients_persist)
     if framework.gradient_as_bucket_view:
         stay |= dp > 1
-    appear = (~stay & (num_microbatches == 1) & (zero_stage < 2))[:, None]
+    appear = (~stay & (num_microbatches == 1) & (zero_stage < 2) & (offload is None))[:, None]
     resting = np.where(appear, 0.0, gradients)
     passing = np.where(appear[:, :, None], stages.appearing, stages.standing)
     others = np.maximum(0.0, most_held[:, None, :] - stages.saved)
     highest = (others + passing).max(axis=1) + resting
-    if optimizer_variant(optimizer).rooted and not framework.fused_optimizer and not looped:
-        temporary = 4.0 * elements / np.where(zero >= 1, parts, 1.0)
+    rooted = optimizer_variant(optimizer).rooted and not framework.fused_optimizer and not looped
+    if each := framework.update_copy_bytes + (4.0 if rooted else 0.0):
+        temporary = each * elements / np.where(zero >= 1, parts, 1.0)
         highest = np.maximum(highest, gradients + np.floor(temporary))
     above = np.maximum(0.0, highest - gradients)
     total = parameters + gradients + state + above

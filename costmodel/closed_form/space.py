@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from costmodel.closed_form.evaluate import Pricer
+from costmodel.closed_form.offload import SEARCHABLE
 from costmodel.closed_form.step import KINDS, kind_of
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray, IntArray
@@ -23,8 +24,9 @@ from costmodel.strategies.placing import PP_INSIDE
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["Choices", "Evaluated", "divisors", "enumerate_plans", "evaluate"]
+__all__ = ["NO_OFFLOAD", "Choices", "Evaluated", "divisors", "enumerate_plans", "evaluate"]
 
+NO_OFFLOAD = "none"
 _COLUMNS = (
     "tp",
     "cp",
@@ -39,6 +41,7 @@ _COLUMNS = (
     "dp_shard",
     "inside",
     "schedule",
+    "offload",
 )
 _SEVERAL_CHUNKS = ("interleaved", "looped-bfs")
 _ONE_CHUNK = ("gpipe",)
@@ -67,6 +70,8 @@ class Choices:
     recompute: tuple[str, ...] = ("none",)
     inside: tuple[bool, ...] = (False,)
     """Whether the pipeline lies inside data parallelism (the word pp-inside)."""
+    offload: tuple[str, ...] = (NO_OFFLOAD,)
+    """What the host takes over; a plan that fits without it is not tried with it."""
     max_micro_batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -76,6 +81,14 @@ class Choices:
                     f"schedule {schedule!r} has no closed form to search by; there are: {', '.join(KINDS)}; "
                     "forecast it with `foreshard predict`"
                 )
+        for word in self.offload:
+            if word not in (NO_OFFLOAD, *SEARCHABLE):
+                raise PlanError(
+                    f"offload {word!r} has no closed form to search by; there are: "
+                    f"{', '.join((NO_OFFLOAD, *SEARCHABLE))}; forecast it with `foreshard predict`"
+                )
+        if self.offload[:1] != (NO_OFFLOAD,):
+            raise PlanError(f"offload {list(self.offload)}: must begin with {NO_OFFLOAD!r}")
 
 
 @dataclass(slots=True)
@@ -136,8 +149,14 @@ class Evaluated:
             dp_shard=at["dp_shard"],
             recompute=choices.recompute[at["recompute"]],
             sequence_parallel=bool(at["sp"]),
-            flags=(PP_INSIDE,) if at["inside"] else (),
+            flags=tuple(sorted(self._words(row))),
         )
+
+    def _words(self, row: int) -> list[str]:
+        """Words of a row's plan."""
+        words = [PP_INSIDE] if self.columns["inside"][row] else []
+        number = int(self.columns["offload"][row])
+        return [*words, self.choices.offload[number]] if number else words
 
 
 def divisors(n: int) -> list[int]:
@@ -215,9 +234,10 @@ def _policies(
         np.array(inside, dtype=np.int64),
         np.arange(len(states)),
         np.arange(len(pipelines)),
+        np.arange(len(choices.offload)),
     ]
     grid = [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
-    mbs, recompute, sp_, inside_, state, pipeline = grid
+    mbs, recompute, sp_, inside_, state, pipeline, offload = grid
     vpp, schedule = (np.array(x, dtype=np.int64)[pipeline] for x in zip(*pipelines, strict=True))
     zero, shard = (np.array(x, dtype=np.int64)[state] for x in zip(*states, strict=True))
     keep = np.ones(len(mbs), dtype=bool)
@@ -240,6 +260,7 @@ def _policies(
         "dp_shard": shard,
         "vpp": vpp,
         "schedule": schedule,
+        "offload": offload,
     }
     rows = {name: values[keep] for name, values in found.items()}
     count = int(keep.sum())

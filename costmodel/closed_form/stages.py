@@ -21,6 +21,7 @@ _SUMS = (
     "saved_bytes",
     "elements",
     "n_tensors",
+    "expert_elements",
 )
 STAGE_COLUMNS = (
     *_SUMS,
@@ -28,13 +29,14 @@ STAGE_COLUMNS = (
     "appearing_bytes",
     "standing_bytes",
     "largest_elements",
+    "second_elements",
     "copied_elements",
     "copied_on_rank",
 )
 """Sums over a stage's units, and: `send_bytes` to the next stage; the highest level while one micro-batch
 passes, where gradients appear (`appearing_bytes`) and where they stand already (`standing_bytes`), see
-`predict.peak.walk_stage`; elements of the largest unit; elements of copies of parameters that another stage
-owns (`copied_elements`), or another rank, counted with the first stage of the rank that uses them
+`predict.peak.walk_stage`; elements of the two largest units; elements of copies of parameters that another
+stage owns (`copied_elements`), or another rank, counted with the first stage of the rank that uses them
 (`copied_on_rank`)."""
 
 
@@ -53,11 +55,18 @@ def _rows(table: UnitTable, n_stages: int, n_ranks: int, stages: str) -> FloatAr
     send[-1] = 0.0
     rows.append(send)
     rows += _peaks(table, starts, ends)
-    rows.append(np.maximum.reduceat(table["elements"], starts))
     stage_of = np.searchsorted(starts, np.arange(table.n_units), side="right") - 1
+    rows += _largest(table["elements"], stage_of, starts, ends)
     rows.append(_copied(table, stage_of, stage_of, n_stages))
     rows.append(_copied(table, stage_of, stage_of % n_ranks, n_stages))
     return np.array(rows)
+
+
+def _largest(elements: FloatArray, stage_of: IntArray, starts: IntArray, ends: IntArray) -> list[FloatArray]:
+    """The largest and the second largest value of every stage; 0 where a stage has one unit."""
+    descending = elements[np.lexsort((-elements, stage_of))]
+    second = np.where(ends - starts > 1, descending[np.minimum(starts + 1, len(elements) - 1)], 0.0)
+    return [descending[starts], second]
 
 
 def _copied(table: UnitTable, stage_of: IntArray, place_of: IntArray, n_stages: int) -> FloatArray:

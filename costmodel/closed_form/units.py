@@ -11,7 +11,7 @@ import numpy as np
 from costmodel.estimate import FloatArray, expected_max
 from costmodel.partition.balanced import Partitions
 from costmodel.predict.placement import axis_groups
-from costmodel.predict.units import Unit, accumulate_s, expand, two_ways
+from costmodel.predict.units import Unit, accumulate_s, expand, expert_elements, two_ways
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
@@ -66,6 +66,7 @@ COLUMNS = (
     "gradient_bytes",
     "elements",
     "n_tensors",
+    "expert_elements",
     "output_bytes",
 )
 """`input_s` and `weight_s`: gradients of inputs (recomputation included) and of weights; `accumulate_s`:
@@ -139,6 +140,7 @@ def _row(forecaster: Forecaster, unit: Unit, utilisation: float, waiting: float)
         "gradient_bytes": memory.gradient_bytes,
         "elements": sum(elements),
         "n_tensors": len(elements),
+        "expert_elements": expert_elements([unit]),
         "output_bytes": unit.shard.output_bytes,
     }
     return np.array([float(found[name]) for name in COLUMNS])

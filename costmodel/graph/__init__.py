@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from costmodel.graph.model_graph import ModelGraph, Operator, Phase, Segment, TensorInfo, TensorRole
 
 if TYPE_CHECKING:
-    from costmodel.graph.scalable import ScalableGraph, scalable_graph
+    from costmodel.graph.scalable import GraphStore, ScalableGraph, scalable_graph
     from costmodel.graph.storage import load_graph, save_graph
     from costmodel.graph.tracing import trace, trace_module
 
 __all__ = [
+    "GraphStore",
     "ModelGraph",
     "Operator",
     "Phase",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "GraphStore": "scalable",
     "ScalableGraph": "scalable",
     "scalable_graph": "scalable",
     "load_graph": "storage",

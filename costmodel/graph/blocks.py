@@ -31,8 +31,18 @@ class Unit:
     instances: tuple[str, ...]
 
 
-def signature(module: nn.Module) -> tuple[Any, ...]:
-    """Structure of a module tree: classes, plain attributes, tensors, children."""
+def signature(module: nn.Module, known: dict[int, tuple[Any, ...]] | None = None) -> tuple[Any, ...]:
+    """Structure of a module tree: classes, plain attributes, tensors, children.
+
+    `known`: by identity, signatures found before; what is found is added.
+    """
+    known = {} if known is None else known
+    if id(module) not in known:
+        known[id(module)] = _signature(module, known)
+    return known[id(module)]
+
+
+def _signature(module: nn.Module, known: dict[int, tuple[Any, ...]]) -> tuple[Any, ...]:
     own = tuple(
         sorted(
             (key, value)
@@ -48,7 +58,7 @@ def signature(module: nn.Module) -> tuple[Any, ...]:
         for name, t in store.items()
         if t is not None
     )
-    children = tuple((name, signature(child)) for name, child in module.named_children())
+    children = tuple((name, signature(child, known)) for name, child in module.named_children())
     return (type(module).__qualname__, own, tensors, children)
 
 
@@ -71,10 +81,10 @@ def _without(tree: tuple[Any, ...], keys: set[str], path: str = "") -> tuple[Any
     )
 
 
-def _signatures(elements: Sequence[nn.Module]) -> list[tuple[Any, ...]]:
+def _signatures(elements: Sequence[nn.Module], known: dict[int, tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Signatures of a list's elements; attributes that are the element's place in every element are left
     out (a layer index)."""
-    trees = [signature(element) for element in elements]
+    trees = [signature(element, known) for element in elements]
     integers = [_integers(tree) for tree in trees]
     places = {
         key
@@ -112,7 +122,9 @@ def _inner(element: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     return found if total and sum(_numel(m) for _, m in found) >= _DOMINANT_FRACTION * total else []
 
 
-def _unit_lists(module: nn.Module, depth: int) -> list[tuple[str, nn.Module]]:
+def _unit_lists(
+    module: nn.Module, depth: int, known: dict[int, tuple[Any, ...]]
+) -> list[tuple[str, nn.Module]]:
     """The lists whose elements are units: outermost, or dominant nested ones up to `depth` levels down."""
     result: list[tuple[str, nn.Module]] = []
     pending = [(path, found, 0) for path, found in _lists(module, "")]
@@ -120,7 +132,7 @@ def _unit_lists(module: nn.Module, depth: int) -> list[tuple[str, nn.Module]]:
         path, found, level = pending.pop(0)
         elements = [(f"{path}.{name}" if path else name, child) for name, child in found.named_children()]
         inner = [_inner(child, name) for name, child in elements] if level < depth else [[]]
-        if all(inner) and len(set(_signatures([child for _, child in elements]))) == len(elements):
+        if all(inner) and len(set(_signatures([child for _, child in elements], known))) == len(elements):
             pending = [(*item, level + 1) for lists in inner for item in lists] + pending
         else:
             result.append((path, found))
@@ -146,19 +158,24 @@ def _runs(signatures: Sequence[Any]) -> list[tuple[int, int, int]]:
 
 
 def find_units(
-    module: nn.Module, *, reduce: bool = True, depth: int = 0
+    module: nn.Module,
+    *,
+    reduce: bool = True,
+    depth: int = 0,
+    known: dict[int, tuple[Any, ...]] | None = None,
 ) -> tuple[list[Unit], dict[str, list[int]]]:
     """Units in list order, and for each reduced list (by path) the element positions that are kept.
 
-    `depth`: how many times lists nested in an element are descended into.
+    `depth`: how many times lists nested in an element are descended into. `known`: signatures found before.
     """
+    known = {} if known is None else known
     units: list[Unit] = []
     kept: dict[str, list[int]] = {}
-    for path, found in _unit_lists(module, depth):
+    for path, found in _unit_lists(module, depth, known):
         children = list(found.named_children())
         names = [f"{path}.{name}" if path else name for name, _ in children]
         runs = (
-            _runs(_signatures([child for _, child in children]))
+            _runs(_signatures([child for _, child in children], known))
             if reduce
             else [(i, 1, 1) for i in range(len(children))]
         )

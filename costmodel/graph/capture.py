@@ -72,7 +72,11 @@ class Capture(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the call and record it."""
-        kwargs = kwargs or {}
+        # modes that watch the model's calls need not see what its operators do inside
+        with torch._C.DisableTorchFunction():
+            return self._run(func, args, kwargs or {})
+
+    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else func(*args, **kwargs)
         out = with_workspace(func, args, out)
         packet = str(func.overloadpacket)

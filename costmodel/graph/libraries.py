@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["as_on_real_tensors"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["as_on_real_tensors", "fused_where_written_out"]
 
 _MASKS = "transformers.masking_utils"
+_MODELS = "transformers.modeling_utils"
+_FUSED = "foreshard_fused"
 
 
 def _one_sequence(position_ids: Any) -> None:
@@ -34,3 +40,49 @@ def as_on_real_tensors() -> Iterator[None]:
         yield
     finally:
         masks.find_packed_sequence_indices = before  # type: ignore[union-attr]
+
+
+@contextmanager
+def fused_where_written_out(module: nn.Module) -> Iterator[None]:
+    """Inside, a transformers model trains with one attention kernel although the library writes it out.
+
+    Some attentions (with sinks beside the keys, say) have no kernel in torch, while training frameworks bring
+    their own: they work as plain causal ones do. A sliding window of w does the work of w keys a query.
+    """
+    models = sys.modules.get(_MODELS)
+    config = getattr(module, "config", None)
+    written_out = getattr(config, "_attn_implementation", None) == "eager"
+    exchangeable = getattr(module, "_supports_attention_backend", False)
+    if models is None or not written_out or not exchangeable or getattr(module, "_supports_sdpa", True):
+        yield
+        return
+    models.ALL_ATTENTION_FUNCTIONS.register(_FUSED, _causal)
+    config._attn_implementation = _FUSED  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        config._attn_implementation = "eager"  # type: ignore[union-attr]
+
+
+def _causal(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of queries [b, h, s, d] on keys and values [b, h_kv, s, d], as transformers calls it."""
+    from torch.nn.functional import scaled_dot_product_attention
+
+    windowed = sliding_window is not None and sliding_window < key.shape[2]
+    if windowed:
+        key, value = key[:, :, :sliding_window], value[:, :, :sliding_window]
+    grouped = query.shape[1] != key.shape[1]
+    out = scaled_dot_product_attention(
+        query, key, value, is_causal=not windowed, scale=scaling, enable_gqa=grouped
+    )
+    return out.transpose(1, 2).contiguous(), None

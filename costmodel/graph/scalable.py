@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from costmodel.graph.tracing import fake_mode, trace
 if TYPE_CHECKING:
     from costmodel.models import ModelSource
 
-__all__ = ["ScalableGraph", "scalable_graph"]
+__all__ = ["GraphStore", "ScalableGraph", "scalable_graph"]
 
 _POINTS = (2, 4)
 """Batch 1 takes other paths through torch (size-1 dimensions), so it is traced by itself."""
@@ -53,6 +54,26 @@ class ScalableGraph:
             return _interpolated(low, high, size)
         except ValueError:  # the two traces differ in structure: the model branches on its batch
             return self._traced(size)
+
+
+class GraphStore:
+    """Graphs of the models used last, so that forecasters of one model on several machines trace it once."""
+
+    def __init__(self, *, most: int = 16) -> None:
+        self._most = most
+        self._graphs: OrderedDict[tuple[object, ...], ScalableGraph] = OrderedDict()
+
+    def graph(self, source: ModelSource, *, training: bool, attention: str, dtype: str) -> ScalableGraph:
+        """As `scalable_graph`; the same one for sources that say they build the same module."""
+        key = (source.identity, source.seq_len, training, attention, dtype)
+        if not source.identity:
+            return scalable_graph(source, training=training, attention=attention, dtype=dtype)
+        if key not in self._graphs:
+            self._graphs[key] = scalable_graph(source, training=training, attention=attention, dtype=dtype)
+        self._graphs.move_to_end(key)
+        if len(self._graphs) > self._most:
+            self._graphs.popitem(last=False)
+        return self._graphs[key]
 
 
 def scalable_graph(

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from costmodel.errors import ForeshardError, TraceError
 from costmodel.graph.blocks import Unit, find_units, reduced
 from costmodel.graph.capture import Capture, capture_step
-from costmodel.graph.libraries import as_on_real_tensors
+from costmodel.graph.libraries import as_on_real_tensors, fused_where_written_out
 from costmodel.graph.model_graph import ModelGraph, Segment
 from costmodel.graph.nodes import Reader
 from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segments
@@ -186,8 +186,8 @@ def trace_module(
     try:
         with (
             mode if real else nullcontext(),
-            _attention(attention),
             as_on_real_tensors(),
+            fused_where_written_out(module) if training and attention == "flash" else nullcontext(),
             _Swapped(module, mode) if real else nullcontext(),
         ):
             if real:
@@ -195,7 +195,7 @@ def trace_module(
                     lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
                     (tuple(args), named),
                 )
-            step = _Traced(module, args, named, loss_of, training, paths, attention == "flash")
+            step = _Traced(module, args, named, loss_of, training, paths, attention)
             units, reader = _finest(step, reduce)
     finally:
         module.train(was_training)
@@ -239,7 +239,7 @@ class _Traced:
     loss_of: Callable[[Any], torch.Tensor]
     training: bool
     paths: Mapping[int, str]
-    fused_attention: bool
+    attention: str
 
     def record(self, kept: dict[str, list[int]]) -> Reader:
         names = _original_names(self.module, self.paths)
@@ -253,12 +253,13 @@ class _Traced:
 
 def _finest(step: _Traced, reduce: bool) -> tuple[list[Unit], Reader]:
     """The smallest units between which one tensor passes; the outermost lists' elements where none do."""
+    signatures: dict[int, tuple[Any, ...]] = {}
+    found = [
+        find_units(step.module, reduce=reduce, depth=depth, known=signatures) for depth in range(_DEEPEST + 1)
+    ]
     for depth in range(_DEEPEST, -1, -1):
-        units, kept = find_units(step.module, reduce=reduce, depth=depth)
-        elements = [unit.elements for unit in units]
-        if depth and elements == [
-            u.elements for u in find_units(step.module, reduce=reduce, depth=depth - 1)[0]
-        ]:
+        units, kept = found[depth]
+        if depth and [u.elements for u in units] == [u.elements for u in found[depth - 1][0]]:
             continue
         try:
             reader = step.record(kept)
@@ -329,16 +330,17 @@ class _Swapped:
 
 def _captured(step: _Traced, names: Mapping[int, str]) -> Capture:
     try:
-        return capture_step(
-            step.module,
-            step.args,
-            step.kwargs,
-            loss_of=step.loss_of,
-            training=step.training,
-            paths=step.paths,
-            names=names,
-            fused_attention=step.fused_attention,
-        )
+        with _attention(step.attention):
+            return capture_step(
+                step.module,
+                step.args,
+                step.kwargs,
+                loss_of=step.loss_of,
+                training=step.training,
+                paths=step.paths,
+                names=names,
+                fused_attention=step.attention == "flash",
+            )
     except ForeshardError:
         raise
     except Exception as error:

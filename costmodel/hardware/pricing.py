@@ -20,7 +20,7 @@ and from fits that hold the host's dispatch the kernel's part.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -54,13 +54,13 @@ def operator_times(
     dims: Mapping[str, ArrayLike],
     timing: str | None = None,
     *,
-    framework: str | None = None,
+    framework: str | Sequence[str] | None = None,
 ) -> TimeEstimate:
     """Median and spread [n] of operators of one kind, variant and dtype.
 
     `dims`: each size of the kind -> array [n] (or one number). `timing`: as measured that way; None = the
-    kernel alone. `framework`: whose kernels, where several were fitted. Raises UsageError on an unknown
-    kind or a missing size.
+    kernel alone. `framework`: whose kernels, where several were fitted (the first that was).
+    Raises UsageError on an unknown kind or a missing size.
     """
     sizes = _sizes(kind, dims)
     n = len(next(iter(sizes.values()))) if sizes else 1
@@ -105,7 +105,12 @@ def streams(kind: str) -> bool:
 
 
 def _in_blocks(
-    fit: OperatorFit, device: DeviceSpec, sizes: Dims, n: int, framework: str | None, device_only: bool
+    fit: OperatorFit,
+    device: DeviceSpec,
+    sizes: Dims,
+    n: int,
+    framework: str | Sequence[str] | None,
+    device_only: bool,
 ) -> TimeEstimate:
     """Blocks that stay in cache, shared among threads (array arithmetic leaves the interpreter lock)."""
 

@@ -50,6 +50,8 @@ HOST_KEYS = (
     "fsdp_unit_s",
     "fsdp_copy_s_per_byte",
     "pipeline_action_s",
+    "pipeline_listed_action_s",
+    "split_parameter_s",
     "step_s",
 )
 """Names of measured host costs; each is optional in a profile."""

@@ -28,9 +28,12 @@ def _signature(module: Any) -> set[str]:
 
 
 def transformers_inputs(
-    module: Any, config: Any, batch: int, seq_len: int, *, training: bool
+    module: Any, config: Any, batch: int, seq_len: int, *, training: bool, target_len: int = 0
 ) -> dict[str, Any]:
-    """Keyword inputs by the module's main input and the parameters of its forward."""
+    """Keyword inputs by the module's main input and the parameters of its forward.
+
+    `target_len`: tokens of an encoder-decoder's targets; 0: as many as its inputs.
+    """
     import torch
 
     names = _signature(module)
@@ -39,8 +42,10 @@ def transformers_inputs(
     vocab = getattr(text, "vocab_size", 0)
     inputs: dict[str, Any] = {}
 
-    def ids() -> torch.Tensor:
-        return torch.randint(0, max(2, vocab), (batch, seq_len))
+    made_len = (target_len or seq_len) if getattr(config, "is_encoder_decoder", False) else seq_len
+
+    def ids(length: int = seq_len) -> torch.Tensor:
+        return torch.randint(0, max(2, vocab), (batch, length))
 
     if main == "pixel_values" or "pixel_values" in names:
         vision = getattr(config, "vision_config", config)
@@ -65,11 +70,11 @@ def transformers_inputs(
         and "labels" not in names
         and "decoder_input_ids" in names
     ):
-        inputs["decoder_input_ids"] = ids()
+        inputs["decoder_input_ids"] = ids(made_len)
     if training:
-        inputs.update(_labels(module, config, names, batch, seq_len, vocab))
+        inputs.update(_labels(module, config, names, batch, made_len, vocab))
     elif getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in names:
-        inputs.setdefault("decoder_input_ids", ids())
+        inputs.setdefault("decoder_input_ids", ids(made_len))
     if "return_loss" in names and "labels" not in names and training:
         inputs["return_loss"] = True
     return inputs

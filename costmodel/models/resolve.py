@@ -71,10 +71,16 @@ def resolve_config(
     name: str,
     micro_batch_size: int = 1,
     seq_len: int | None = None,
+    target_len: int = 0,
     task: str = "train",
 ) -> ModelSource:
-    """A transformers or diffusers configuration given as a mapping."""
-    return _from_spec({"config": dict(config)}, name, micro_batch_size, seq_len, None, task, None)
+    """A transformers or diffusers configuration given as a mapping.
+
+    `target_len`: tokens of an encoder-decoder's targets; 0: as many as its inputs.
+    """
+    return _from_spec(
+        {"config": dict(config), "target_len": target_len}, name, micro_batch_size, seq_len, None, task, None
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -175,6 +181,7 @@ def _from_transformers(
         ) from None
     architectures = config.get("architectures") or spec.get("architectures") or []
     length = seq_len or int(spec.get("seq_len", 0)) or default_seq_len(made)
+    target_len = int(spec.get("target_len", 0))
     has_text = bool(getattr(getattr(made, "text_config", made), "vocab_size", 0))
 
     fakes: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -186,10 +193,23 @@ def _from_transformers(
             module = _module(transformers, made, architectures, name, remote_code is not None)
             if mode is not None:  # fake parameters serve every trace of this mode
                 fakes[mode] = module
-        inputs = transformers_inputs(module, made, batch, seq_len, training=task == "train")
+        inputs = transformers_inputs(
+            module, made, batch, seq_len, training=task == "train", target_len=target_len
+        )
         return BuiltModel(module=module, args=(), kwargs=inputs)
 
-    return ModelSource(name=name, micro_batch_size=batch, seq_len=length if has_text else 0, builder=builder)
+    content = (
+        ""
+        if remote_code is not None
+        else json.dumps([config, architectures, task, target_len], sort_keys=True)
+    )
+    return ModelSource(
+        name=name,
+        micro_batch_size=batch,
+        seq_len=length if has_text else 0,
+        builder=builder,
+        identity=content,
+    )
 
 
 def _module(transformers: Any, config: Any, architectures: list[str], name: str, remote: bool) -> Any:

@@ -16,31 +16,56 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return int(padded[-2]), int(padded[-1])
 
 
+def _plane(meta: TensorMeta) -> tuple[int, int]:
+    """(height, width) of images or of a kernel; 1-D has height 1, 3-D folds depth into it."""
+    sides = meta.shape[2:]
+    return (1 if len(sides) == 1 else prod(sides[:-1])), sides[-1]
+
+
+def _padding(declared: int, size: int, output: int, kernel: int, stride: int, *, transposed: bool) -> int:
+    """The padding that makes `output` of `size` where the declared one does not (dilated kernels)."""
+    if transposed:
+        spare = (size - 1) * stride + kernel - output
+        fits = spare == 2 * declared
+    else:
+        spare = (output - 1) * stride + kernel - size
+        fits = 0 <= 2 * declared - spare < stride
+    return declared if fits else max(0, -(-spare // 2))
+
+
 def _dims(
     x: TensorMeta,
     weight: TensorMeta,
+    y: TensorMeta,
     stride: Sequence[int],
     padding: Sequence[int],
     *,
     transposed: bool,
     groups: int,
 ) -> dict[str, int]:
-    spatial = x.shape[2:]
-    kernel = weight.shape[2:]
-    h = 1 if len(spatial) == 1 else prod(spatial[:-1])
-    kh = 1 if len(kernel) == 1 else prod(kernel[:-1])
+    """The cost kind's sizes; its one padding is that along the longer side of an image's kernel."""
+    h, w = _plane(x)
+    kh, kw = _plane(weight)
     c_in = x.shape[1]
+    side = 0 if kh > kw and len(x.shape) == 4 else 1
     c_out = weight.shape[1] * groups if transposed else weight.shape[0]
     return {
         "batch": x.shape[0],
         "c_in": c_in,
         "c_out": c_out,
         "h": h,
-        "w": spatial[-1],
+        "w": w,
         "kh": kh,
-        "kw": kernel[-1],
+        "kw": kw,
         "stride": _pair(stride)[1],
-        "padding": _pair(padding)[1],
+        "padding": _padding(
+            _pair(padding)[side],
+            (h, w)[side],
+            _plane(y)[side],
+            (kh, kw)[side],
+            _pair(stride)[side],
+            transposed=transposed,
+        ),
         "groups": groups,
         "transposed": int(transposed),
     }
@@ -55,7 +80,9 @@ def forward(call: Call) -> list[Piece]:
         Piece(
             kind="conv",
             variant="fwd",
-            dims=_dims(x, weight, stride, padding, transposed=bool(transposed), groups=int(groups)),
+            dims=_dims(
+                x, weight, call.outputs[0], stride, padding, transposed=bool(transposed), groups=int(groups)
+            ),
             flop=call.flop,
             read_bytes=call.read_bytes,
             written_bytes=call.written_bytes,
@@ -68,7 +95,7 @@ def backward(call: Call) -> list[Piece]:
     """Data gradient and weight gradient are two kernels of the forward's FLOP each (where asked for)."""
     grad, x, weight = call.tensors[:3]
     _, _, _, _, stride, padding, _, transposed, _, groups, mask = call.args[:11]
-    dims = _dims(x, weight, stride, padding, transposed=bool(transposed), groups=int(groups))
+    dims = _dims(x, weight, grad, stride, padding, transposed=bool(transposed), groups=int(groups))
     wanted = [bool(mask[0]), bool(mask[1])]
     each = call.flop // max(1, sum(wanted))
     pieces = []

@@ -19,6 +19,7 @@ from costmodel.predict.optimizer_costs import (
     optimizer_variant,
     orthogonalisation_s,
     state_bytes_per_parameter,
+    written_out_s,
 )
 from costmodel.predict.peak import rank_memory
 from costmodel.predict.planned import planned_starts
@@ -26,7 +27,14 @@ from costmodel.predict.prediction import HardwareUsed, Prediction
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
 from costmodel.predict.uncertainty import StepErrors, step_errors
-from costmodel.predict.units import Unit, expand, held_elements, tied_elements, unit_costs
+from costmodel.predict.units import (
+    Unit,
+    expand,
+    expert_elements,
+    held_elements,
+    tied_elements,
+    unit_costs,
+)
 from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step import StepResult, simulate_step
@@ -37,7 +45,7 @@ from costmodel.strategies.stages import plans_stages
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["assemble", "errors_of", "send_s", "simulate_plan", "stage_costs", "stage_starts"]
+__all__ = ["action_s", "assemble", "errors_of", "send_s", "simulate_plan", "stage_costs", "stage_starts"]
 
 _CONTENTION_ROUNDS = 3
 """Utilisation and speed settle within two rounds (a contraction: each maps [0, 1] into itself)."""
@@ -96,18 +104,19 @@ def _cut(
             step = paced(step, served_s(forecaster, plan, servers, stages))
         utilisation = 0.0 if alone else 1.0 - step.bubble_fraction
     step_overhead_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
+    step_overhead_s += _waits_for_input_s(forecaster, plan, step.step_time_s + step_overhead_s)
     step_time_s = step.step_time_s + step_overhead_s
     breakdown = {part: step.breakdown_s.get(part, 0.0) for part in BREAKDOWN_PARTS}
     breakdown["host"] += step_overhead_s
     errors = errors_of(forecaster, plan, groups, breakdown, step_time_s, step_overhead_s, asked=asked)
     sigma = errors.log_sigma(step_time_s)
     samples_per_s = plan.global_batch_size / step_time_s
-    model_flop_per_s = forecaster.model_flop() * samples_per_s
+    model_flop_per_s = forecaster.model_flop(plan.micro_batch_size) * samples_per_s
     peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
     prediction = Prediction(
-        model=graph.name,
+        model=forecaster.source.name,
         plan=asked,
         step_time_s=step_time_s,
         step_time_low_s=step_time_s * math.exp(-Z90 * sigma),
@@ -134,6 +143,12 @@ def _cut(
     return prediction, step
 
 
+def _waits_for_input_s(forecaster: Forecaster, plan: Plan, step_s: float) -> float:
+    """What a step of `step_s` waits for a rank's samples, which are made ready beside it."""
+    rate = forecaster.framework.input_samples_per_s
+    return max(0.0, plan.global_batch_size / plan.dp / rate - step_s) if rate else 0.0
+
+
 def stage_costs(
     forecaster: Forecaster,
     plan: Plan,
@@ -147,15 +162,20 @@ def stage_costs(
     waiting = forecaster.profile.rank_log_sigma * expected_max(plan.world_size)
     costs = unit_costs(forecaster, plan, units, utilisation=utilisation, waiting=waiting)
     send_bytes = 0 if last else units[-1].shard.output_bytes
+    if send_bytes and forecaster.framework.keeps_stage_outputs:
+        costs[-1] = replace(costs[-1], saved_bytes=costs[-1].saved_bytes + send_bytes)
     elements = held_elements(units)
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
+    mine = [max(1, math.ceil(n / shard)) for n in elements]
     update_s, _ = optimizer_s(
-        [max(1, math.ceil(n / shard)) for n in elements],
+        mine,
         forecaster.optimizer,
         forecaster.profile,
         n_dtensors=_n_dtensors(plan, units),
         utilisation=utilisation,
     )
+    if forecaster.framework.update_kernels:
+        update_s = written_out_s(mine, forecaster.profile, forecaster.framework)
     shapes = [p.local_shape for unit in units for p in unit.shard.parameters if not p.tied]
     update_s += orthogonalisation_s(shapes, forecaster.optimizer, forecaster.profile) / shard
     if (servers := servers_of(plan)) is not None:
@@ -200,6 +220,9 @@ def _state(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> int:
         zero_stage=plan.zero_stage,
         dp=plan.dp,
         dp_shard=plan.dp_shard,
+        cp=plan.cp,
+        n_expert_parameters=expert_elements(units),
+        ep=plan.ep,
     ).total
 
 
@@ -211,6 +234,15 @@ def _tied_s(forecaster: Forecaster, plan: Plan, groups: list[list[Unit]]) -> flo
         return 0.0
     size = tied * forecaster.framework.gradient_comm_bytes
     return float(forecaster.collective(plan, "p2p", size, "pp").median_s[0])
+
+
+def action_s(forecaster: Forecaster, schedule: str, vpp: int) -> float:
+    """Host time of the schedule itself for each forward and backward, its transfers' included."""
+    listed = forecaster.framework.lists_receives(schedule, vpp)
+    measured = "pipeline_listed_action_s" in forecaster.profile.host
+    return host_cost_s(
+        forecaster.profile, "pipeline_listed_action_s" if listed and measured else "pipeline_action_s"
+    )
 
 
 def simulate_plan(
@@ -227,14 +259,15 @@ def simulate_plan(
         zero_stage=plan.zero_stage,
         dp=plan.dp * plan.cp,
         overlap_dp=forecaster.framework.overlap_dp,
-        p2p_overlap=forecaster.framework.overlap_p2p,
+        p2p_overlap=forecaster.framework.overlaps_p2p(plan.schedule, plan.vpp),
+        receives_listed=forecaster.framework.lists_receives(plan.schedule, plan.vpp),
         # a CPU issues each collective itself: FSDP2 waits for a forward gather and for each reduction
         prefetch_forward=0 if forecaster.profile.device.kind == "cpu" else 1,
         overlap_reduce=forecaster.profile.device.kind != "cpu" or plan.zero_stage != 3,
         compute_slowdown=overlap.compute_slowdown,
         comm_slowdown=overlap.comm_slowdown,
         tied_embedding_s=tied_embedding_s,
-        action_s=host_cost_s(forecaster.profile, "pipeline_action_s") if plan.pp > 1 else 0.0,
+        action_s=action_s(forecaster, plan.schedule, plan.vpp) if plan.pp > 1 else 0.0,
         pulls=servers_of(plan) is not None,
         speed={plan.pp - 1: forecaster.straggler} if forecaster.straggler < 1.0 else None,
     )

@@ -17,10 +17,10 @@ import numpy as np
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray, TimeEstimate
 from costmodel.framework import FrameworkProfile
-from costmodel.graph import scalable_graph
+from costmodel.graph import GraphStore, scalable_graph
 from costmodel.graph.liveness import saved_tensors
 from costmodel.graph.model_graph import ModelGraph, Phase
-from costmodel.hardware.collectives import SIZE_GRID_BYTES, collective_times
+from costmodel.hardware.collectives import SIZE_GRID_BYTES, collective_times, fastest_collective
 from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.learnt import link_term
@@ -82,10 +82,12 @@ class Forecaster:
         adapt: Callable[[ModelGraph], ModelGraph] | None = None,
         host: HostMachine | None = None,
         straggler: float = 1.0,
+        graphs: GraphStore | None = None,
     ) -> None:
         """`training`: gradients too. `adapt`: changes made to every traced graph before it is split. `host`:
         what offload works with; default: the usual host of the device's generation. `straggler`: speed of
-        one rank (of the last pipeline stage) relative to the others. PlanError where it is not positive."""
+        one rank (of the last pipeline stage) relative to the others. `graphs`: traces shared with other
+        forecasters. PlanError where the speed is not positive."""
         if not 0.0 < straggler <= 1.0:
             raise PlanError(f"straggler({straggler:g}): must be above 0 and at most 1, the others' speed")
         self.straggler = straggler
@@ -98,9 +100,11 @@ class Forecaster:
         self._styles = styles
         self._training = training
         self._adapt = adapt
+        self._store = graphs
         self._adapted: dict[int, ModelGraph] = {}
         self._sharded: dict[tuple[Any, ...], ShardedGraph] = {}
         self._branched: dict[int, Forecaster] = {}
+        self._flop: dict[int, float] = {}
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
         self._kernels: dict[int, tuple[Kernels, ...]] = {}
         """By identity of the sharded graph, which `_sharded` keeps."""
@@ -133,7 +137,7 @@ class Forecaster:
             other.__dict__["graphs"] = self.graphs
         else:
             other.__dict__.pop("graphs", None)
-            other._adapted, other._sharded = {}, {}
+            other._adapted, other._sharded, other._flop = {}, {}, {}
         return other
 
     def styled(self, styles: Callable[[int], Mapping[str, str]]) -> Forecaster:
@@ -178,7 +182,8 @@ class Forecaster:
     @cached_property
     def graphs(self) -> Any:
         """The traced graph, rescalable in batch and sequence."""
-        return scalable_graph(
+        traced = scalable_graph if self._store is None else self._store.graph
+        return traced(
             self.source,
             training=self._training,
             attention=self.attention,
@@ -219,12 +224,13 @@ class Forecaster:
         group = self._groups.get(axis) or axis_groups(plan, self.profile.network.ranks_per_node)[axis]
         key: CollectiveKey = (op, size_bytes, group)
         if key not in self._collectives:
-            self._collectives[key] = collective_times(
+            self._collectives[key] = fastest_collective(
                 self.profile.network,
                 op,
                 np.array([size_bytes], dtype=np.float64),
                 group,
                 variant=self.network_variant,
+                impls=self.framework.all_reduce if op == "all_reduce" else (),
             ).shifted(self.profile.log_shifts.get(self.link_term(plan, op, axis), 0.0))
         return self._collectives[key]
 
@@ -302,6 +308,7 @@ class Forecaster:
                     kernels=kernels,
                     collective=lambda op, size, axis: self.collective(plan, op, size, axis),
                     link=lambda axis: self.link_name(plan, axis),
+                    n_nodes=lambda axis: groups[axis].n_nodes,
                     recompute=plan.recompute,
                     saved_elsewhere=saved,
                 )
@@ -343,11 +350,14 @@ class Forecaster:
             branched.source = split_source(self.source, groups)
             branched.__dict__.pop("graphs", None)
             branched._adapted, branched._sharded, branched._priced = {}, {}, {}
-            branched._kernels = {}
+            branched._kernels, branched._flop = {}, {}
             self._branched[groups] = branched
         return self._branched[groups]
 
-    def model_flop(self) -> float:
-        """Forward + backward FLOP of one sample, recomputation left out."""
-        graph = self.graph(1)
-        return float(graph.flop(Phase.FORWARD) + graph.flop(Phase.BACKWARD))
+    def model_flop(self, micro_batch_size: int = 1) -> float:
+        """Forward + backward FLOP of one sample, recomputation left out; by the graph of that size."""
+        if micro_batch_size not in self._flop:
+            graph = self.graph(micro_batch_size)
+            total = graph.flop(Phase.FORWARD) + graph.flop(Phase.BACKWARD)
+            self._flop[micro_batch_size] = total / micro_batch_size
+        return self._flop[micro_batch_size]

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import PlanError
 from costmodel.estimate import Z90
-from costmodel.graph.model_graph import ModelGraph, Operator
+from costmodel.graph import GraphStore
+from costmodel.graph.model_graph import ModelGraph, Operator, Segment
 from costmodel.hardware.device import cache_bytes
 from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.plan import Plan
+from costmodel.predict.attending import attention_call, latent_dims
 from costmodel.predict.forecaster import Forecaster
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.uncertainty import step_log_sigma
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
     from costmodel.models import ModelSource
 
 __all__ = ["ForwardCost", "InferenceForecaster", "InferencePrediction"]
-
-_VARIANTS = {"fwd": ("prefill", "decode"), "mla_prefill": ("mla_prefill", "mla_decode")}
-"""Variant of a traced attention call -> those of a prompt and of one token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +124,11 @@ class InferenceForecaster:
         framework: FrameworkProfile,
         network_variant: str | None = None,
         host: HostMachine | None = None,
+        graphs: GraphStore | None = None,
     ) -> None:
+        """`graphs`: traces shared with other forecasters; default: its own."""
         self.source = source
+        self._graphs = graphs or GraphStore()
         self.host = host or host_of(profile)
         self.profile = profile
         self.framework = framework
@@ -195,6 +197,15 @@ class InferenceForecaster:
             },
         )
 
+    def forward_flop(self) -> float:
+        """FLOP of one sample's forward pass at the source's own sequence length."""
+        return self._at(self.source.seq_len, 0).model_flop()
+
+    def answer_flop(self, *, prompt_len: int, output_len: int) -> tuple[float, float]:
+        """FLOP of one prompt, and of one token after it without its attention over earlier ones."""
+        context = prompt_len + output_len // 2
+        return self._at(prompt_len, 0).model_flop(), self._at(1, context).model_flop()
+
     def _at(self, seq_len: int, context: int) -> Forecaster:
         """Forecaster of forward passes at a sequence length; `context` > 0: keys of each new token."""
         if (seq_len, context) not in self._forecasters:
@@ -204,11 +215,22 @@ class InferenceForecaster:
                 framework=self.framework,
                 network_variant=self.network_variant,
                 training=False,
-                adapt=partial(_attending, context=context, cache=self._cache_type()),
+                adapt=partial(_attending, context=context, cache=self.cache_type()),
+                graphs=self._graphs,
             )
         return self._forecasters[seq_len, context]
 
-    def _cache_type(self) -> str:
+    def one_token(self) -> Forecaster:
+        """Forecaster of passes with one token of each request, its attention still as a prompt's."""
+        return self._at(1, 0)
+
+    def share_trace(self, other: InferenceForecaster) -> None:
+        """Take passes of one token from a forecaster of the same model, so that it is traced once."""
+        if other is not self:
+            shared = other.one_token().on(profile=self.profile, framework=self.framework)
+            self._forecasters[1, 0] = shared
+
+    def cache_type(self) -> str:
         """Type of attention over a cache of another type than the activations (bf16+fp8kv); "" where it is
         the same or the profile measured no such attention."""
         if self.framework.cache_dtype == "same":
@@ -287,7 +309,8 @@ class InferenceForecaster:
             for op in unit.shard.local.operators:
                 if op.kind == "attention":
                     heads = op.dims["batch"] * op.dims["kv_heads"]
-                    total += width * heads * (op.dims["qk_dim"] + op.dims["v_dim"])
+                    values = 0 if op.variant == "mla_decode" else op.dims["v_dim"]  # a part of the kept row
+                    total += width * heads * (op.dims["qk_dim"] + values)
         return total
 
 
@@ -297,20 +320,18 @@ def _attending(graph: ModelGraph, *, context: int, cache: str) -> ModelGraph:
     `cache`: the type of attention over a cache of another type, "" for the same.
     """
     segments = tuple(
-        replace(segment, operators=tuple(_phase(op, context, cache) for op in segment.operators))
+        replace(segment, operators=tuple(_phase(segment, op, context, cache) for op in segment.operators))
         for segment in graph.segments
     )
     return replace(graph, segments=segments)
 
 
-def _phase(op: Operator, context: int, cache: str) -> Operator:
-    if op.kind != "attention" or op.variant not in _VARIANTS:
+def _phase(segment: Segment, op: Operator, context: int, cache: str) -> Operator:
+    if op.kind != "attention" or op.variant != "fwd":
         return op
-    prompt, token = _VARIANTS[op.variant]
     if not context:
-        return replace(op, variant=prompt)
-    dims = {**op.dims, "kv_len": context, "causal": 0}
-    return replace(op, variant=token, dims=dims, dtype=cache or op.dtype)
+        return replace(op, variant="mla_prefill" if latent_dims(segment, op) else "prefill")
+    return attention_call(segment, op, requests=op.dims["batch"], tokens=1, context=context, cache=cache)
 
 
 def _output_bytes(unit: Unit) -> int:

@@ -39,16 +39,25 @@ def model_state(
     zero_stage: int,
     dp: int,
     dp_shard: int = 0,
+    cp: int = 1,
+    n_expert_parameters: int = 0,
+    ep: int = 1,
 ) -> ModelState:
     """Model state of a rank that holds `n_parameters` before data-parallel sharding.
 
     parameters = P * b_p / (shard if zero >= 3), gradients = P * b_g / (shard if zero >= 2),
-    optimizer = P * b_o / (shard if zero >= 1), with shard = dp_shard or dp.
+    optimizer = P * b_o / (shard if zero >= 1), with shard = (dp_shard or dp) * cp: context-parallel ranks
+    hold the same parameters. The `n_expert_parameters` among them have 1 / ep as many copies to be divided
+    over (arXiv 2201.05596, section 4.1.3).
     """
-    shard = dp_shard or dp
-    divided = [shard if zero_stage >= needed else 1 for needed in (3, 2, 1)]
+    shard = (dp_shard or dp) * cp
+    own = n_parameters - n_expert_parameters
     each = (framework.parameter_bytes, framework.gradient_bytes, optimizer_bytes)
-    sizes = [math.ceil(n_parameters / d) * b for d, b in zip(divided, each, strict=True)]
+    sizes = []
+    for needed, size in zip((3, 2, 1), each, strict=True):
+        among = shard if zero_stage >= needed else 1
+        held = math.ceil(own / among) + math.ceil(n_expert_parameters / max(1, among // ep))
+        sizes.append(held * size)
     return ModelState(parameters=round(sizes[0]), gradients=round(sizes[1]), optimizer=round(sizes[2]))
 
 

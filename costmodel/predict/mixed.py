@@ -172,7 +172,7 @@ def _forecast(pricer: StagePricer, replicas: Sequence[_Replica]) -> MixedForecas
         for r in replicas
     )
     return MixedForecast(
-        model=lead.forecaster.graph(1).name,
+        model=lead.forecaster.source.name,
         micro_batch_size=pricer.micro_batch_size,
         global_batch_size=pricer.global_batch_size,
         tp=pricer.template.tp,

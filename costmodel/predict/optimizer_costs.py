@@ -26,6 +26,7 @@ __all__ = [
     "state_bytes_per_parameter",
     "update_bytes",
     "update_sizes",
+    "written_out_s",
 ]
 
 
@@ -133,3 +134,18 @@ def optimizer_s(
     dispatch_s = n_dtensors * host_cost_s(profile, "dtensor_update_s")
     longest = int(np.argmax(estimate.median_s))
     return update_s + dispatch_s, float(estimate.log_sigma[longest])
+
+
+def written_out_s(elements: Sequence[int], profile: HardwareProfile, framework: FrameworkProfile) -> float:
+    """Seconds of an update that runs tensor by tensor and operator by operator on a device with a queue.
+
+    A tensor of n elements takes the longer of `update_kernels` dispatches and `update_passes` passes over its
+    fp32 values, at the speed of an addition (three passes).
+    """
+    sizes = Counter(elements)
+    n = np.array(list(sizes), dtype=np.float64)
+    dims = {"rows": np.ones_like(n), "cols": n, "bytes": 12.0 * n}
+    add_s = operator_times(profile, "elementwise", "add", "fp32", dims).median_s
+    device_s = framework.update_passes / 3.0 * add_s
+    host_s = framework.update_kernels * framework.update_kernel_s
+    return float(np.maximum(device_s, host_s) @ np.array(list(sizes.values()), dtype=np.float64))

@@ -15,7 +15,7 @@ from costmodel.graph.model_graph import Phase
 from costmodel.predict.memory import ModelState, communication_bytes, model_state
 from costmodel.predict.optimizer_costs import state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
-from costmodel.predict.units import held_elements
+from costmodel.predict.units import expert_elements, held_elements
 from costmodel.strategies.parameter_server import servers_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def memory_of_rank(
     `offload`: what lies on the host; `resident_bytes`: model state at once where stages are swapped.
     """
     framework, optimizer = forecaster.framework, forecaster.optimizer
-    elements = held_elements([unit for stage in stages for unit in stage])
+    units = [unit for stage in stages for unit in stage]
+    elements = held_elements(units)
     state = model_state(
         sum(elements),
         framework=framework,
@@ -116,16 +117,19 @@ def memory_of_rank(
         zero_stage=plan.zero_stage,
         dp=plan.dp,
         dp_shard=plan.dp_shard,
+        cp=plan.cp,
+        n_expert_parameters=expert_elements(units),
+        ep=plan.ep,
     )
     # flat buffers and the reducer's buckets are there before backward
     stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view)
     if offload is not None and not offload.host_update_bytes_per_s:
         offload = None
     appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2 and offload is None
-    largest = max((sum(u.elements) for stage in stages for u in stage), default=0)
+    largest = max((sum(u.elements) for u in units), default=0)
     if offload is not None:
-        units = sorted(sum(u.elements) for stage in stages for u in stage)
-        state = _on_device(state, offload, sum(units[-2:]), framework)
+        sizes = sorted(sum(u.elements) for u in units)
+        state = _on_device(state, offload, sum(sizes[-2:]), framework)
     if servers_of(plan) is not None:
         state = replace(state, optimizer=0)
     resting = _resting(state, appear, weight_versions)
@@ -142,9 +146,10 @@ def memory_of_rank(
             )
         )
     update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
-    shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
+    shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
     if framework.fused_optimizer:
         update = 0
+    update += round(sum(elements) * framework.update_copy_bytes)
     peaks.append(Peak(activations=0, gradients=state.gradients, temporary=update // shard))
     highest = max(peaks, key=lambda p: p.total)
     # gradients that appear during backward take the place of activations: what is above all of them

@@ -90,7 +90,7 @@ def planned_starts(
         num_microbatches=m,
         in_flight=lambda n: in_flight(plan.schedule, n, m),
         n_stages=plan.pp,
-        blocking=not (forecaster.framework.overlap_p2p if how.overlap_p2p is None else how.overlap_p2p),
+        blocking=not forecaster.framework.overlaps_p2p(plan.schedule, plan.vpp),
     )
     found = cuts(problem, model)
     if not found:

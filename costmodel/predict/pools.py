@@ -23,7 +23,6 @@ from costmodel.predict.assemble import send_s
 from costmodel.predict.peak import memory_of_rank
 from costmodel.predict.stage_sums import StageSums, updates_s
 from costmodel.predict.units import Unit, expand, unit_costs
-from costmodel.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
@@ -126,8 +125,8 @@ class StagePricer:
     @property
     def blocking(self) -> bool:
         """Whether stages wait for their transfers instead of computing beside them."""
-        own = SCHEDULES[self.template.schedule].overlap_p2p
-        return not (self.pools[0].forecaster.framework.overlap_p2p if own is None else own)
+        framework = self.pools[0].forecaster.framework
+        return not framework.overlaps_p2p(self.template.schedule, self.template.vpp)
 
     @cached_property
     def n_units(self) -> int:

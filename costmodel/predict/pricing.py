@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
+from costmodel.hardware.device import math_dtype
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.pricing import contended_s, operator_times, streams
 
@@ -22,7 +23,7 @@ __all__ = ["PricedOperators", "host_cost_s", "price_operators"]
 
 _FLAT_COLS = 4096.0
 """Width of a run of elements: a token's, as in the tables that element-wise kernels are fitted to."""
-_WEIGHTED = ("gemm", "grouped_gemm")
+_WEIGHTED = ("gemm", "grouped_gemm", "moe")
 _PRODUCTS = ("gemm", "bmm", "grouped_gemm", "conv", "attention")
 
 
@@ -76,7 +77,8 @@ def price_operators(
         }
         if kind == "elementwise" and profile.device.kind != "cpu":
             dims = _flat(dims)
-        estimate = operator_times(profile, kind, variant, dtype, dims)
+        library = (*(framework.expert_kernels if kind == "moe" else ()), *framework.kernels)
+        estimate = operator_times(profile, kind, variant, dtype, dims, framework=library)
         share = framework.memory_bound_efficiency if streams(kind) else 1.0
         share *= framework.attention_efficiency if kind == "attention" else 1.0
         device_s[positions] = estimate.median_s / share
@@ -103,7 +105,9 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
     if half and profile.device.kind != "cpu" and peaks.get(op.dtype, 0.0) < peaks.get("fp32", 0.0):
         return "fp32"
     narrow = framework.half_products
-    if op.kind in _WEIGHTED and op.dtype in ("fp16", "bf16") and narrow in profile.device.peak_flop_per_s:
+    if op.kind in ("moe", "grouped_gemm") and framework.expert_products != "as the others":
+        narrow = framework.expert_products
+    if op.kind in _WEIGHTED and op.dtype in ("fp16", "bf16") and math_dtype(narrow) in peaks:
         return narrow
     tf32 = framework.fp32_products == "tf32" and "tf32" in profile.device.peak_flop_per_s
     return "tf32" if tf32 and op.dtype == "fp32" and op.kind in _PRODUCTS else op.dtype

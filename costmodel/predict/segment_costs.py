@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,8 @@ __all__ = [
 PARTS = ("forward", "backward_input", "backward_weight", "recompute")
 """The pieces of work a schedule can place."""
 
+_LOSS = "aten._log_softmax"
+
 CollectivePricer = Callable[[str, float, str], "TimeEstimate"]
 """(collective kind, size in bytes, mesh axis) -> time."""
 
@@ -54,6 +56,8 @@ class SegmentCosts:
     """(what errs together, part) -> seconds of one standard deviation; a fit, or a link's collectives."""
     asynchronous: bool
     """The host queues kernels ahead of the device (cuda); else they are one (cpu)."""
+    blocking: bool = False
+    """On such a device, but the host waits for each kernel before it dispatches the next."""
 
     def parts(self, part: str, utilisation: float, waiting: float = 0.0) -> CostParts:
         """One part's cost while neighbours on the same memory are busy this fraction of the time.
@@ -75,6 +79,8 @@ class SegmentCosts:
         if not self.asynchronous:
             return CostParts()
         host = sum(self.host_s[part] for part in parts)
+        if self.blocking:
+            return CostParts(parts_s={"host": host})
         return CostParts(parts_s={"host": max(0.0, host - sum(cost.total_s for cost in parts.values()))})
 
 
@@ -102,13 +108,15 @@ def price_segment(
     kernels: Kernels,
     collective: CollectivePricer,
     link: Callable[[str], str],
+    n_nodes: Callable[[str], int],
     recompute: str,
     saved_elsewhere: frozenset[int] = frozenset(),
 ) -> SegmentCosts:
     """Price every kernel and collective of one instance.
 
     Backward operators that produce only parameter gradients are `backward_weight`, the others
-    `backward_input`. `link`: mesh axis -> the link its group communicates over. `recompute`: none, selective
+    `backward_input`. `link`: mesh axis -> the link its group communicates over, `n_nodes`:
+    -> the nodes it spans. `recompute`: none, selective
     (operators of attention that no GEMM weight belongs to run again) or full (the forward runs again, its
     collectives too).
     """
@@ -137,15 +145,36 @@ def price_segment(
     if profile.device.kind != "cpu":
         for part, seconds in _framework_host_s(segment, framework, bool(again), recompute).items():
             host[part] += seconds
-    comm = _comm_times(segment.collectives, collective, link, recompute == "full" and bool(again), error)
+    calls = [_once_per_node(call, n_nodes(call.axis), framework) for call in segment.collectives]
+    comm = _comm_times(calls, collective, link, recompute == "full" and bool(again), error)
+    if framework.overlap_ep:
+        _hide_experts(comm, device)
     return SegmentCosts(
         device_s=device,
         contended_s=contended,
         host_s=host,
         comm_s=comm,
-        memory=segment_memory(segment.local, recompute, fused, saved_elsewhere),
+        memory=_with_loss(
+            segment_memory(segment.local, recompute, fused, saved_elsewhere), segment, framework
+        ),
         error_s=error,
         asynchronous=profile.device.kind != "cpu",
+        blocking=framework.launch_blocking,
+    )
+
+
+def _with_loss(memory: SegmentMemory, segment: ShardedSegment, framework: FrameworkProfile) -> SegmentMemory:
+    """The memory with what the framework's own loss holds more than torch's."""
+    forward = segment.local.phase(Phase.FORWARD)
+    logits = sum(op.dims["rows"] * op.dims["cols"] for op in forward if op.target.startswith(_LOSS))
+    more = round(logits * framework.loss_copy_bytes)
+    if not more:
+        return memory
+    return replace(
+        memory,
+        forward_bytes=memory.forward_bytes + more,
+        backward_bytes=memory.backward_bytes + more,
+        accumulating_bytes=memory.accumulating_bytes + more,
     )
 
 
@@ -176,6 +205,24 @@ def part_of(op: Operator, gradients: set[int]) -> str:
         return "forward"
     made = set(op.outputs)
     return "backward_weight" if made and made <= gradients else "backward_input"
+
+
+def _once_per_node(call: CollectiveCall, n_nodes: int, framework: FrameworkProfile) -> CollectiveCall:
+    """The exchange as it crosses nodes: k experts drawn among n nodes meet n (1 - (1 - 1/n)^k) of them."""
+    if framework.dispatch != "per_node" or n_nodes < 2 or call.copies < 2:
+        return call
+    met = n_nodes * (1.0 - (1.0 - 1.0 / n_nodes) ** call.copies)
+    return replace(call, size_bytes=round(call.size_bytes * met / call.copies))
+
+
+def _hide_experts(comm: Mapping[str, dict[str, float]], device: Mapping[str, float]) -> None:
+    """What the exchanges of one micro-batch take longer than another one's computation, forward beside
+    backward (Megatron-Core, overlap_moe_expert_parallel_comm)."""
+    exchanged = sum(parts.get("ep_comm", 0.0) for parts in comm.values())
+    if exchanged:
+        left = max(0.0, exchanged - sum(device.values())) / exchanged
+        for parts in comm.values():
+            parts["ep_comm"] = parts.get("ep_comm", 0.0) * left
 
 
 def _comm_times(

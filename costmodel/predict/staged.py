@@ -241,7 +241,7 @@ def forecast_cut(pricer: StagePricer, stages: Sequence[Stage]) -> StagedForecast
     times = [pricer.time(stage) for stage in stages]
     held = step.peak_activation_bytes
     return StagedForecast(
-        model=placed[0].graph(1).name,
+        model=placed[0].source.name,
         micro_batch_size=pricer.micro_batch_size,
         global_batch_size=pricer.global_batch_size,
         schedule=pricer.template.schedule,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from costmodel.hardware.pricing import operator_times
 from costmodel.plan import Plan
 from costmodel.predict.buckets import gradient_buckets
+from costmodel.predict.placement import axis_groups
 from costmodel.predict.pricing import host_cost_s
 from costmodel.recompute import Recompute
 from costmodel.schedules import SCHEDULES
@@ -28,6 +29,7 @@ __all__ = [
     "accumulate_s",
     "copy_s",
     "expand",
+    "expert_elements",
     "held_elements",
     "tied_elements",
     "two_ways",
@@ -66,6 +68,16 @@ def held_elements(units: Sequence[Unit]) -> list[int]:
         if p.tied and p.name not in own
     }
     return [*(n for unit in units for n in unit.elements), *copies.values()]
+
+
+def expert_elements(units: Sequence[Unit]) -> int:
+    """Elements of the experts among `held_elements`: each expert-parallel rank holds others."""
+    return sum(
+        prod(p.local_shape)
+        for unit in units
+        for p in unit.shard.parameters
+        if not p.tied and "ep" in p.axis.split("+")
+    )
 
 
 def tied_elements(units: Sequence[Unit]) -> int:
@@ -131,6 +143,7 @@ def unit_costs(
                 backward_input=backward["recompute"] + backward["backward_input"] + backward["host"] + extra,
                 backward_weight=backward["backward_weight"] + dp_work,
                 parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
+                split_s=len(unit.elements) * host_cost_s(forecaster.profile, "split_parameter_s"),
                 accumulate_s=accumulate_s(forecaster, sum(unit.elements))
                 if plan.num_microbatches > 1
                 else 0.0,
@@ -166,6 +179,19 @@ def accumulate_s(forecaster: Forecaster, elements: int) -> float:
     return float(operator_times(forecaster.profile, "elementwise", "add", "fp32", dims).median_s[0])
 
 
+def _narrowed(forecaster: Forecaster, plan: Plan, axis: str) -> Forecaster:
+    """The forecaster with the axis' group on as many of a node's interfaces as the framework keeps busy."""
+    network, interfaces = forecaster.profile.network, forecaster.framework.shard_interfaces
+    if network is None or not interfaces:
+        return forecaster
+    group = axis_groups(plan, network.ranks_per_node)[axis]
+    inter = network.links(forecaster.network_variant)[1]
+    if group.n_nodes == 1 or inter is None:
+        return forecaster
+    sharing = max(group.nic_sharing, inter.nics_per_node // interfaces)
+    return forecaster.placed({axis: replace(group, nic_sharing=sharing)})
+
+
 def _data_parallel(
     forecaster: Forecaster, plan: Plan, units: list[Unit]
 ) -> tuple[list[float], list[float], list[float]]:
@@ -192,6 +218,7 @@ def _data_parallel(
         return reduce_s, gather_s, copies_s
     if plan.zero_stage == 3:
         axis = "dp_shard" if plan.dp_shard else "dp"
+        forecaster = _narrowed(forecaster, plan, axis)
         # measured over the two gathers and the reduction of a step; each takes a third
         per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
         measured = "fsdp_copy_s_per_byte" in forecaster.profile.host
@@ -222,10 +249,14 @@ def _data_parallel(
         bucket_bytes=max(framework.bucket_bytes, smallest),
         first_bucket_bytes=max(framework.first_bucket_bytes, smallest),
     ):
+        size = bucket.size_bytes
+        shard = "dp_shard" if plan.zero_stage and plan.dp_shard and pipelines == 1 else "dp"
         if plan.zero_stage:
-            updated = bucket.size_bytes * framework.parameter_comm_bytes / framework.gradient_comm_bytes
-            gather_s[bucket.ready_unit] += collective("all_gather", updated, "dp")
-        reduce_s[bucket.ready_unit] += collective(op, bucket.size_bytes, "copies" if pipelines > 1 else "dp")
+            updated = size * framework.parameter_comm_bytes / framework.gradient_comm_bytes
+            gather_s[bucket.ready_unit] += collective("all_gather", updated, shard)
+        reduce_s[bucket.ready_unit] += collective(op, size, "copies" if pipelines > 1 else shard)
+        if shard == "dp_shard" and plan.dp_shard < plan.dp:
+            reduce_s[bucket.ready_unit] += collective("all_reduce", size / plan.dp_shard, "dp_replicate")
         # launching takes the rank's own thread: on a CPU its computation waits for it
         (copies_s if synchronous else reduce_s)[bucket.ready_unit] += per_bucket_s
     if not framework.gradient_as_bucket_view:

@@ -12,6 +12,7 @@ from costmodel.schedules.actions import (
     register_schedule,
     schedule,
 )
+from costmodel.schedules.receives import posted_after
 
 __all__ = [
     "SCHEDULES",
@@ -21,6 +22,7 @@ __all__ = [
     "format_csv",
     "in_flight",
     "parse_csv",
+    "posted_after",
     "register_schedule",
     "schedule",
 ]

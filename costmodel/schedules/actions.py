@@ -82,6 +82,8 @@ class Schedule:
     """Whether gradients are reduced beside the backward; None = as the framework does."""
     overlap_p2p: bool | None = None
     """Whether transfers run beside the receiver's computation; None = as the framework does."""
+    splits_backward: bool = False
+    """Whether weight gradients are actions of their own."""
     swaps: bool = False
     """Whether stages live on the host and are copied in for as long as they compute."""
 
@@ -108,6 +110,7 @@ def register_schedule(
     update_every: str = "step",
     overlap_dp: bool | None = None,
     overlap_p2p: bool | None = None,
+    splits_backward: bool = False,
     swaps: bool = False,
 ) -> Callable[[Builder], Builder]:
     """File a builder (n_ranks, chunks per rank, num_microbatches) -> Order under its names."""
@@ -120,6 +123,7 @@ def register_schedule(
                 update_every=update_every,
                 overlap_dp=overlap_dp,
                 overlap_p2p=overlap_p2p,
+                splits_backward=splits_backward,
                 swaps=swaps,
             )
         )

@@ -63,7 +63,7 @@ def interleaved(n_ranks: int, n_chunks: int, num_microbatches: int) -> Order:
     return order
 
 
-@register_schedule("zb-h1", "zbh1", "zb", "interleaved-zb")
+@register_schedule("zb-h1", "zbh1", "zb", "interleaved-zb", splits_backward=True)
 def zero_bubble(n_ranks: int, n_chunks: int, num_microbatches: int) -> Order:
     """ZB-H1 (arXiv 2401.10241, section 2.3.1, figure 3), and the same over several chunks per rank.
 

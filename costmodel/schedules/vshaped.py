@@ -50,7 +50,7 @@ def _two_chunks(name: str, n_chunks: int) -> None:
         raise PlanError(f"schedule {name} needs exactly 2 stages per rank (vpp2), got vpp={n_chunks}")
 
 
-@register_schedule("zb-v", "zbv")
+@register_schedule("zb-v", "zbv", splits_backward=True)
 def zb_v(n_ranks: int, n_chunks: int, num_microbatches: int) -> Order:
     """ZB-V (arXiv 2401.10241, section 6 and figure 8): no bubble where F, I and W take equal times.
 
@@ -93,7 +93,7 @@ def zb_v(n_ranks: int, n_chunks: int, num_microbatches: int) -> Order:
     return order
 
 
-@register_schedule("dualpipe-v", "dualpipev")
+@register_schedule("dualpipe-v", "dualpipev", splits_backward=True)
 def dualpipe_v(n_ranks: int, n_chunks: int, num_microbatches: int) -> Order:
     """DualPipe-V, the V-shaped half of DualPipe (arXiv 2412.19437, section 3.2.1).
 

@@ -153,6 +153,16 @@ def _element_bytes(op: Operator, tensors: dict[int, TensorInfo]) -> int:
     return max(1, info.size_bytes // max(prod(info.shape), 1))
 
 
+def _copies(segment: Segment, tensors: dict[int, TensorInfo]) -> int:
+    """Experts that a token goes to: the width of the router's last choice (groups of experts come first)."""
+    widths = [
+        tensors[op.outputs[0]].shape[-1]
+        for op in segment.phase(Phase.FORWARD)
+        if op.target.startswith("aten.topk")
+    ]
+    return widths[-1] if widths else 1
+
+
 def _exchanges(segment: Segment, ops: list[Operator], ep: int, routing: Routing) -> list[CollectiveCall]:
     tensors = {t.index: t for t in segment.tensors}
     calls: list[CollectiveCall] = []
@@ -180,6 +190,7 @@ def _exchanges(segment: Segment, ops: list[Operator], ep: int, routing: Routing)
                     phase=phase,
                     after_operator=at,
                     module=op.module,
+                    copies=op.dims.get("topk") or _copies(segment, tensors),
                 )
             )
     return calls

@@ -32,6 +32,8 @@ class CollectiveCall:
     what: str = "activation"
     overlapped: bool = False
     """Runs beside computation by construction (ring exchange of keys and values)."""
+    copies: int = 1
+    """Rows of the same token among those it sends, to different experts."""
     tensor: int = -1
     """Tensor of the segment that it moves, where there is one."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from costmodel.engine import Action
 from costmodel.errors import PlanError
-from costmodel.schedules import Order, Step
+from costmodel.schedules import Order, Step, posted_after
 from costmodel.stage_costs import CostParts, StageCosts, UnitCosts
 from costmodel.step.builder import ActionBuilder, with_host
 from costmodel.step.finish import end_step, update_stage
@@ -27,7 +27,8 @@ def build_actions(order: Order, stages: Sequence[StageCosts], options: Options) 
 
     Transfers: after a stage's forward its output goes to the next stage, after its backward the gradient to
     the one before. Without `p2p_overlap` a transfer also waits until the receiver has nothing else to run
-    before the action that needs it (it posts the receive then).
+    before the action that needs it (it posts the receive then); with `receives_listed` until the receiver has
+    reached the receive in its list.
 
     Raises PlanError where the order deadlocks, naming who waits for what.
     """
@@ -91,6 +92,9 @@ class _Issuer:
         self._copies: dict[tuple[int, int], dict[int, int]] = {}
         """Per stage and unit: ranks whose gradients are whole but not reduced so far."""
         self._saved = [sum(u.saved_bytes for u in stage.units) for stage in stages]
+        self._posted = posted_after(order) if options.p2p_overlap and options.receives_listed else {}
+        """Where receives are listed: the receiver's last step before each."""
+        self._ended: dict[tuple[int, Step | None], int] = {}
         self._swaps = Swaps(self.builder, self._final, self._where) if options.swaps else None
 
     def stages_of(self, n_ranks: int) -> list[list[StageCosts]]:
@@ -138,6 +142,7 @@ class _Issuer:
             parts = with_host(cost, options.action_s)
             held = self._held(step, self._saved[step.stage])
             final = self.builder.compute(rank, str(step), step.kind, parts, after, holds_bytes=held)
+        self._ended[rank, step] = final
         if step.kind != "W":
             self.done[step.stage, "F" if step.kind == "F" else "G", step.micro_batch] = final
         if backward:
@@ -158,7 +163,7 @@ class _Issuer:
         if key not in self._costs:
             total: dict[str, float] = {}
             for unit in self.stages[step.stage].units:
-                for part, seconds in _cost(unit, step.kind, again).parts_s.items():
+                for part, seconds in _cost(unit, step, again).parts_s.items():
                     total[part] = total.get(part, 0.0) + seconds
             self._costs[key] = CostParts(parts_s=total)
         return self._costs[key]
@@ -193,7 +198,7 @@ class _Issuer:
             if gathers and unit.gather_s:
                 name = f"nccl:all_gather {unit.name}"
                 wait.append(builder.data(rank, name, "gather", unit.gather_s, ready))
-            parts = with_host(_cost(unit, step.kind, again), 0.0 if position else options.action_s)
+            parts = with_host(_cost(unit, step, again), 0.0 if position else options.action_s)
             held = self._held(step, unit.saved_bytes)
             name = f"{step} {unit.name}"
             final = builder.compute(rank, name, step.kind, parts, wait, holds_bytes=held)
@@ -220,7 +225,8 @@ class _Issuer:
     def _stream_in(self, rank: int, unit: UnitCosts, ready: Sequence[int]) -> int:
         offload = self.options.offload
         assert offload is not None
-        share = unit.parameter_bytes / self.options.shard
+        # under ZeRO-3 each rank streams its part, which the gather completes; else all of the unit
+        share = unit.parameter_bytes / (self.options.shard if self.options.zero_stage == 3 else 1)
         return self.builder.copy(rank, "h2d", share, offload.h2d_bytes_per_s, f"copy in {unit.name}", ready)
 
     def _gradient_out(self, rank: int, unit: UnitCosts, made: int) -> None:
@@ -249,6 +255,8 @@ class _Issuer:
             after = [made]
             if not self.options.p2p_overlap and rank in self.builder.last_compute:
                 after.append(self.builder.last_compute[rank])
+            elif self._posted.get(key) is not None:
+                after.append(self._ended[rank, self._posted[key]])
             direction = "forward" if key[1] == "F" else "backward"
             name = f"nccl:send {_say(key)} to rank {rank}"
             self.sent[key] = self.builder.transfer(sender, rank, direction, duration_s, name, after)
@@ -272,16 +280,19 @@ def _final_backwards(order: Order, window: int) -> set[tuple[int, str, int]]:
     return final
 
 
-def _cost(unit: UnitCosts, kind: str, again: bool) -> CostParts:
+def _cost(unit: UnitCosts, step: Step, again: bool) -> CostParts:
     """Cost of one kind of action; `again`: its weight gradients are added to those of earlier ones."""
-    if kind == "F":
+    if step.kind == "F":
         return unit.forward
-    if kind == "I":
+    if step.kind == "I":
         return unit.backward_input
     weight = unit.backward_weight
     if again and unit.accumulate_s:
         weight = weight + CostParts(parts_s={"compute": unit.accumulate_s})
-    return weight if kind == "W" else unit.backward_input + weight
+    if step.kind == "B":
+        return unit.backward_input + weight
+    # the first stage's inputs have no gradient to take the weights' apart from
+    return weight + CostParts(parts_s={"host": unit.split_s}) if step.stage and unit.split_s else weight
 
 
 def _hidden(cost: CostParts, partner: CostParts) -> CostParts:

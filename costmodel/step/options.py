@@ -58,6 +58,9 @@ class Options:
     dp: int = 1
     overlap_dp: bool = True
     p2p_overlap: bool = False
+    receives_listed: bool = False
+    """With `p2p_overlap`: receives stand in the list of actions, where torch puts them; else a transfer
+    waits for nothing at the receiver."""
     prefetch_forward: int = 1
     prefetch_backward: int = 1
     """Units whose parameters are gathered ahead of the one that computes (ZeRO-3)."""

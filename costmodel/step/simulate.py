@@ -29,6 +29,8 @@ class StepResult:
     step_time_s: float
     breakdown_s: Mapping[str, float]
     bubble_fraction: float
+    """Share of the step in which a pipeline's ranks run no stage and no update: they wait, or the schedule
+    itself is at work."""
     """Idle time of the pipeline / (ranks x step): waits for other stages and for their transfers."""
     peak_activation_bytes: tuple[int, ...]
     """Per rank: the most activation bytes held between forwards and backwards."""
@@ -58,6 +60,7 @@ def simulate_step(
     dp: int = 1,
     overlap_dp: bool = True,
     p2p_overlap: bool = False,
+    receives_listed: bool = False,
     prefetch_forward: int = 1,
     prefetch_backward: int = 1,
     overlap_reduce: bool = True,
@@ -89,6 +92,7 @@ def simulate_step(
         dp=dp,
         overlap_dp=overlap_dp if how.overlap_dp is None else how.overlap_dp,
         p2p_overlap=p2p_overlap if how.overlap_p2p is None else how.overlap_p2p,
+        receives_listed=receives_listed and how.overlap_p2p is None,
         prefetch_forward=prefetch_forward,
         prefetch_backward=prefetch_backward,
         overlap_reduce=overlap_reduce,
@@ -134,7 +138,10 @@ def simulate_order(
         window_s = (_backward_end(timeline, window[0]), _backward_end(timeline, window[1]))
     step_time_s = window_s[1] - window_s[0]
     parts, busy = breakdown(timeline, n_ranks, window_s)
-    idle = (parts["bubble"] + parts["pp_comm"]) if n_ranks > 1 else 0.0
+    idle = 0.0
+    if n_ranks > 1 and step_time_s:
+        scheduling_s = options.action_s * sum(map(len, order)) / n_ranks * step_time_s / timeline.makespan_s
+        idle = parts["bubble"] + parts["pp_comm"] + scheduling_s
     held = _stages_of(order)
     return StepResult(
         timeline=timeline,

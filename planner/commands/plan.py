@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from planner.commands.options import (
     split_numbers,
     split_words,
 )
+
+if TYPE_CHECKING:
+    from planner.search import SearchResult
 
 __all__ = ["command"]
 
@@ -46,6 +49,9 @@ def command(
     tp: Annotated[str | None, typer.Option("--tp", help="Tensor-parallel degrees to try.")] = None,
     cp: Annotated[str | None, typer.Option("--cp", help="Context-parallel degrees to try.")] = None,
     ep: Annotated[str | None, typer.Option("--ep", help="Expert-parallel degrees to try.")] = None,
+    offload: Annotated[
+        str, typer.Option("--offload", help="What the host may take over where a plan does not fit without.")
+    ] = "none,zero-offload,zero-infinity",
     max_micro_batch: Annotated[
         int, typer.Option("--max-micro-batch", min=1, help="Largest micro-batch to try.")
     ] = 64,
@@ -67,7 +73,6 @@ def command(
     """
     from planner.planning import plan
     from planner.prices import parse_prices
-    from planner.render import bytes_text, duration, percent, print_json, print_table
     from planner.search import SearchOptions
 
     options = SearchOptions(
@@ -78,6 +83,7 @@ def command(
         tp=split_numbers("--tp", tp) if tp else None,
         cp=split_numbers("--cp", cp) if cp else None,
         ep=split_numbers("--ep", ep) if ep else None,
+        offload=split_words("--offload", offload),
         max_micro_batch_size=max_micro_batch,
     )
 
@@ -99,8 +105,17 @@ def command(
         prices=parse_prices(price),
     )
     if json:
+        from planner.render import print_json
+
         print_json(search.to_dict(top=None))
         return
+    _show(search, top)
+
+
+def _show(search: SearchResult, top: int) -> None:
+    """The first plans, what would tell them apart, and what was asked of the search."""
+    from planner.render import bytes_text, duration, percent, print_table
+
     print_table(
         ["plan", "step", "90 % interval", "memory", "bubble", "P(best)", "why it loses"],
         [

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.commands import validate_trace
+from planner.commands import validate_report, validate_trace
 from planner.commands.options import HostsFile, Json
 
 if TYPE_CHECKING:
     from planner.validation.scoring import Report
 
-__all__ = ["CrossValidate", "Plot", "Table", "app", "collectives", "operators", "published", "run"]
+__all__ = ["CrossValidate", "Plot", "Table", "app", "collectives", "operators", "published", "run", "serving"]
 
 app = typer.Typer(help="Hold predictions against what was measured.", no_args_is_help=True)
 app.command("trace")(validate_trace.command)
+app.command("report")(validate_report.command)
 Table = Annotated[Path, typer.Argument(help="A CSV file, plain or gzipped.")]
 CrossValidate = Annotated[
     bool,
@@ -62,10 +63,26 @@ def published(
     plot: Plot = None,
     json: Json = False,
 ) -> None:
-    """Compare with published or own measured whole runs; rows that cannot be modelled say why."""
+    """Compare with published or own measured whole runs; rows that cannot be modelled say why. A table of LLM
+    servers (columns isl, osl, backend) is taken as `validate serving` takes it."""
     from planner.validation.published.score import validate_published
+    from planner.validation.serving.score import is_serving_table, validate_serving
 
-    _finish(validate_published(table, limit=limit), plot, json)
+    validate = validate_serving if is_serving_table(table) else validate_published
+    _finish(validate(table, limit=limit), plot, json)
+
+
+@app.command("serving")
+def serving(
+    table: Table,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")] = None,
+    plot: Plot = None,
+    json: Json = False,
+) -> None:
+    """Compare with measured LLM servers: time to first token and per token under clients."""
+    from planner.validation.serving.score import validate_serving
+
+    _finish(validate_serving(table, limit=limit), plot, json)
 
 
 @app.command("run")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calibrate.runner import ALONE, TOGETHER
 from costmodel.errors import PlanError, UsageError
 from costmodel.plan import Plan
 from costmodel.registry import Registry
@@ -39,6 +40,8 @@ class ExportJob:
     """The run that the validation harness would start."""
     as_run: Prediction
     """Forecast of that run: layers split by the styles it names."""
+    yardstick_s: float
+    """Seconds that the yardstick took as the profile was measured (`calibrate.yardstick`); 0: not known."""
 
     @property
     def nodes(self) -> int:
@@ -79,6 +82,7 @@ def export_job(forecaster: Forecaster, plan: Plan, *, model: str, spec: RunSpec)
         as_run=(forecaster.styled(lambda _: spec.tp_styles) if spec.tp_styles else forecaster)
         .forecast(plan)
         .prediction,
+        yardstick_s=forecaster.profile.yardstick_s.get(TOGETHER if plan.world_size > 1 else ALONE, 0.0),
     )
 
 

@@ -26,6 +26,8 @@ import torch
 import torch.distributed as dist
 
 from calibrate.ranks import keep_freed_memory, pin_rank
+from calibrate.timing import clipped_mean
+from calibrate.yardstick import Yardstick
 from planner.validation.run_spec import RunSpec
 from planner.validation.strategies.compose import build_mesh, build_runner
 
@@ -33,7 +35,7 @@ SPEC = RunSpec.from_dict(json.loads(r"""
 {spec}
 """))
 FORECAST = json.loads(r"""{forecast}""")
-STEPS, WARM_UP = 10, 3
+STEPS, WARM_UP = 20, 3
 
 
 def main() -> None:
@@ -47,9 +49,14 @@ def main() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     runner = build_runner(SPEC, build_mesh(SPEC, device.type), device)
-    times = []
-    for _ in range(WARM_UP + STEPS):
+    # a GPU's kernels do not follow the speed of its host
+    yardstick = None if cuda or not FORECAST["yardstick_s"] else Yardstick(device)
+    times, gauged = [], []
+    for step in range(WARM_UP + STEPS):
         dist.barrier()
+        if yardstick is not None and step >= WARM_UP:
+            gauged.append(yardstick())
+            dist.barrier()
         start = time.perf_counter()
         runner.step()
         if cuda:
@@ -57,13 +64,28 @@ def main() -> None:
         times.append(time.perf_counter() - start)
     longest = torch.tensor(sorted(times[WARM_UP:])[STEPS // 2], device=device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
+    slowdown = torch.tensor(clipped_mean(gauged, 1, "").time_s / FORECAST["yardstick_s"] if gauged else 1.0)
+    dist.all_reduce(slowdown)
     if dist.get_rank() == 0:
-        print(json.dumps({{**FORECAST, "step_time_s": float(longest)}}), flush=True)
+        print(json.dumps(report(float(longest), float(slowdown) / dist.get_world_size())), flush=True)
     # leave together: a rank whose partner is gone while its backend still works is aborted
     del runner
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def report(step_time_s: float, slowdown: float) -> dict[str, object]:
+    """The measured step beside its forecast, which is restated for the machine's speed of this minute."""
+    predicted = ("predicted_s", "predicted_low_s", "predicted_high_s")
+    return {{
+        "plan": FORECAST["plan"],
+        "hardware": FORECAST["hardware"],
+        "step_time_s": step_time_s,
+        **{{name: FORECAST[name] * slowdown for name in predicted}},
+        "machine_slowdown": slowdown,
+        "as_calibrated_s": FORECAST["predicted_s"],
+    }}
 
 
 if __name__ == "__main__":
@@ -98,4 +120,5 @@ def _forecast(job: ExportJob) -> dict[str, object]:
         "predicted_s": p.step_time_s,
         "predicted_low_s": p.step_time_low_s,
         "predicted_high_s": p.step_time_high_s,
+        "yardstick_s": job.yardstick_s,
     }

@@ -159,7 +159,7 @@ def _row(profile: HardwareProfile, row: Any, cache: dict[str, Forecaster]) -> Le
             return model
         key, arguments = row_arguments(row, model)
         if key not in cache:
-            cache[key] = Forecaster(**{**arguments, "profile": profile})
+            cache[key] = Forecaster(**{**arguments(), "profile": profile})
         cache[key].forecast(plan)  # what cannot be forecast says so here
         one_second = metric_of_step(row, plan, model, cache[key], metric)(1.0)
     except ForeshardError as error:

@@ -76,6 +76,8 @@ def _other_recompute(forecaster: Forecaster, n: int, batch: int, options: Search
 
 def _offloaded(forecaster: Forecaster, space: Evaluated, row: int) -> str | None:
     for word in _OFFLOAD:
+        if word in space.choices.offload:
+            continue  # was searched
         plan = space.plan(row)
         try:
             prediction = forecaster.forecast(plan.with_(flags=(*plan.flags, word))).prediction

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from costmodel.closed_form import Choices
+from costmodel.closed_form import NO_OFFLOAD, Choices
 from costmodel.errors import PlanError, UsageError
 from costmodel.plan import Plan
 from costmodel.recompute import Recompute
@@ -32,6 +32,8 @@ class SearchOptions:
     tp: Sequence[int] | None = None
     cp: Sequence[int] | None = None
     ep: Sequence[int] | None = None
+    offload: Sequence[str] = (NO_OFFLOAD, "zero-offload", "zero-infinity")
+    """What the host may take over where a plan does not fit without; nothing on a machine without devices."""
     max_micro_batch_size: int = 64
     exhaustive_below: int = 128
     """With so many feasible plans or fewer, the event engine prices all of them."""
@@ -70,8 +72,15 @@ def choices_of(
         shard=(0, per_node) if several_nodes else (0,),
         recompute=tuple(options.recompute),
         inside=(False, True) if several_nodes else (False,),
+        offload=_offload(forecaster, options),
         max_micro_batch_size=options.max_micro_batch_size,
     )
+
+
+def _offload(forecaster: Forecaster, options: SearchOptions) -> tuple[str, ...]:
+    device = forecaster.profile.device
+    words = [w for w in options.offload if w != NO_OFFLOAD]
+    return (NO_OFFLOAD, *(words if device.kind != "cpu" and device.host_bytes_per_s else ()))
 
 
 def _splits(forecaster: Forecaster, plan: Plan) -> bool:

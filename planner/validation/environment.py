@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["environment"]
+__all__ = ["environment", "software"]
 
 _PACKAGES = ("torch", "transformers", "numpy", "foreshard")
 
@@ -23,8 +23,18 @@ def environment(device: str, *, threads: int, pinned: bool) -> dict[str, Any]:
         "threads_per_rank": threads,
         "pinned": pinned,
         "load_average_1min": load[0],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": _now(),
     }
+
+
+def software() -> dict[str, Any]:
+    """Versions, processor and time of what is computed, not measured, here."""
+    kept = ("processor", "cores", "system", "python", "versions")
+    return {**{name: _fixed("cpu")[name] for name in kept}, "time": _now()}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @lru_cache(maxsize=4)

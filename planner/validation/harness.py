@@ -13,7 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ from calibrate.runner import ALONE, TOGETHER
 from costmodel.errors import ForeshardError, InputFileError, UsageError
 from planner.validation.files import write_text_atomic
 from planner.validation.launch import run_job
+from planner.validation.reliability import PLAN
 from planner.validation.run_spec import Job, RunResult, RunSpec
-from planner.validation.scoring import Report, ScoredRow, summarise
+from planner.validation.scoring import Report, ScoredRow, shares_of, summarise
 
 __all__ = [
     "Forecasted",
@@ -194,8 +195,11 @@ def score_runs(
     *,
     loss_tolerance: float = 1e-3,
     yardstick_s: Mapping[str, float] | None = None,
+    no_skill_s: Sequence[float] | None = None,
 ) -> Report:
     """Compare runs with their predictions (a string: the reason why there is none).
+
+    `no_skill_s`: what the forecast without skill says of each (planner.validation.baseline).
 
     Groups are the plans of one model at one world-size limit and global batch. A run whose losses differ
     from the single-device ones by more than `loss_tolerance` is not scored: it computed something else.
@@ -214,6 +218,8 @@ def score_runs(
         }
         for result, slowdown, prediction in zip(results, slowdowns, predictions, strict=True)
     ]
+    if no_skill_s is not None:
+        rows = [replace(row, baseline_value=s) for row, s in zip(rows, no_skill_s, strict=True)]
     return Report.of(
         rows,
         by=("model", "strategy"),
@@ -259,7 +265,13 @@ def _rows(
                 low=known.step_time_low_s * slowdown if known and not skipped else None,
                 high=known.step_time_high_s * slowdown if known and not skipped else None,
                 skipped=skipped,
-                labels={"model": spec.model.label, "strategy": strategy_of(spec)},
+                labels={
+                    "model": spec.model.label,
+                    "strategy": strategy_of(spec),
+                    "n_gpus": str(spec.plan.world_size),
+                    PLAN: str(spec.plan),
+                },
+                breakdown=shares_of(getattr(known, "breakdown_s", {})),
             )
         )
     return rows

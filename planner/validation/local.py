@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import MeasurementError, UsageError
 from costmodel.plan import Plan
+from planner.validation.baseline import no_skill_step_s
 from planner.validation.harness import RunSettings, save_results, score_runs
 from planner.validation.harness import run_specs as run_all
 from planner.validation.run_spec import ModelSpec, RunSpec
@@ -172,6 +173,7 @@ def validate_local(
         )
     specs: list[RunSpec] = []
     predictions: list[Prediction] = []
+    no_skill_s: list[float] = []
     for entry in chosen:
         local = LocalForecaster(entry.model, profile)
         wanted = [Plan.parse(text) for text in plans] if plans else standard_plans(entry.global_batch_size)
@@ -179,6 +181,8 @@ def validate_local(
             spec, prediction = local.spec(plan)
             specs.append(spec)
             predictions.append(prediction)
+            dtype = local.forecaster.framework.compute_dtype
+            no_skill_s.append(no_skill_step_s(local.forecaster, plan, dtype=dtype))
     settings = RunSettings(
         rounds=repeats,
         steps=steps,
@@ -191,7 +195,7 @@ def validate_local(
         save_results(results, out)
     if trace_dir is not None and progress is not None:
         progress(f"traces, a folder for each run, are in {trace_dir}; `foreshard validate trace` reads them")
-    return score_runs(results, predictions, yardstick_s=profile.yardstick_s)
+    return score_runs(results, predictions, yardstick_s=profile.yardstick_s, no_skill_s=no_skill_s)
 
 
 def _threads(profile: HardwareProfile) -> int:

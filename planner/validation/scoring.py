@@ -2,7 +2,8 @@
 
 A row's error is (predicted - measured) / measured. Ranking figures are taken inside the groups that the
 rows name (`group`, say one model at one GPU count and batch): Kendall's tau-b and the regret of picking
-the predicted best are means over the groups with at least `min_group` rows of one metric.
+the predicted best are means over the groups with at least `min_group` rows of one metric. Predictions that
+are equal but for rounding are ties: the pick is then any of them, at the mean of their regrets.
 
 >>> rows = [
 ...     ScoredRow(id="1", source="s", group="g", metric="step_time_s", measured=1.0, predicted=1.1),
@@ -28,7 +29,15 @@ import numpy as np
 from costmodel.errors import InputFileError
 from planner.validation.files import write_text_atomic
 
-__all__ = ["HIGHER_IS_BETTER", "Report", "ScoredRow", "SummaryRow", "is_higher_better", "summarise"]
+__all__ = [
+    "HIGHER_IS_BETTER",
+    "Report",
+    "ScoredRow",
+    "SummaryRow",
+    "is_higher_better",
+    "shares_of",
+    "summarise",
+]
 
 HIGHER_IS_BETTER = (
     "tokens_per_s",
@@ -41,6 +50,8 @@ HIGHER_IS_BETTER = (
     "throughput",
 )
 """Beginnings of the metrics where more is better; every other metric is a time or a size."""
+_TIE = 1e-9
+"""Relative difference below which two predictions are one: sums of the same terms in another order."""
 
 
 def is_higher_better(metric: str) -> bool:
@@ -48,13 +59,21 @@ def is_higher_better(metric: str) -> bool:
     return metric.startswith(HIGHER_IS_BETTER)
 
 
+def shares_of(parts: Mapping[str, float]) -> dict[str, float]:
+    """Share of each part in their sum; parts that take nothing are left out."""
+    total = sum(parts.values())
+    return {name: value / total for name, value in parts.items() if value}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRow:
     """One measured figure beside its prediction, both in the row's own metric and unit.
 
     Either `predicted` is given or `skipped` says why it is not. `low`, `high`: the 90 % interval.
-    `labels` are further things to summarise by (gpu, kind, model, strategy), `loadings` the prediction's
-    errors by factor over its time (see costmodel.predict.uncertainty); both stay out of the JSON rows.
+    `labels` are further things to summarise by (gpu, kind, model, strategy), `baseline_value` what the
+    forecast without skill says in the same metric (see planner.validation.baseline), `breakdown` the shares
+    of the forecast's parts: in the JSON rows where there are any. `loadings`, the prediction's errors by
+    factor over its time (see costmodel.predict.uncertainty), stay out of them.
     """
 
     id: str
@@ -67,6 +86,8 @@ class ScoredRow:
     high: float | None = None
     skipped: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    baseline_value: float | None = None
+    breakdown: Mapping[str, float] = field(default_factory=dict)
     loadings: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,7 +119,9 @@ class ScoredRow:
     def to_dict(self) -> dict[str, Any]:
         """The row as `validate --json` prints it."""
         keys = ("id", "source", "group", "metric", "measured", "predicted", "low", "high", "skipped")
-        return {key: getattr(self, key) for key in keys}
+        further = ("baseline_value", "labels", "breakdown")
+        found = {key: getattr(self, key) for key in keys}
+        return found | {key: value for key in further if (value := getattr(self, key))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,15 +195,15 @@ def _mean(values: Any) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _ranking(scored: Sequence[ScoredRow], min_group: int) -> tuple[list[float], list[float], list[bool]]:
-    """Tau, regret and hit of each group of one metric with at least `min_group` rows."""
+def _ranking(scored: Sequence[ScoredRow], min_group: int) -> tuple[list[float], list[float], list[float]]:
+    """Tau, regret and share of hits of each group of one metric with at least `min_group` rows."""
     groups: dict[tuple[str, str], list[ScoredRow]] = defaultdict(list)
     for row in scored:
         if row.group:
             groups[row.group, row.metric].append(row)
     taus: list[float] = []
     regrets: list[float] = []
-    picked: list[bool] = []
+    picked: list[float] = []
     for (_, metric), members in groups.items():
         if len(members) < max(2, min_group):
             continue
@@ -188,9 +211,9 @@ def _ranking(scored: Sequence[ScoredRow], min_group: int) -> tuple[list[float], 
         predicted = np.array([row.predicted for row in members], dtype=np.float64)
         if is_higher_better(metric):  # costs from here on: less is better
             measured, predicted = 1.0 / measured, 1.0 / np.maximum(predicted, 1e-300)
-        regret = float(measured[int(np.argmin(predicted))] / measured.min() - 1.0)
-        regrets.append(regret)
-        picked.append(regret == 0.0)
+        picks = measured[predicted <= predicted.min() * (1.0 + _TIE)]
+        regrets.append(float(picks.mean() / measured.min() - 1.0))
+        picked.append(float((picks == measured.min()).mean()))
         tau = _tau_b(measured, predicted)
         if tau is not None:
             taus.append(tau)
@@ -201,6 +224,7 @@ def _tau_b(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float | None:
     """Kendall's tau-b; None where the measured values are all equal, 0 where only the predicted ones are."""
     if np.ptp(x) == 0:
         return None
+    y = _tied(y)
     if np.ptp(y) == 0:
         return 0.0
     if len(x) <= 200:
@@ -211,6 +235,16 @@ def _tau_b(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float | None:
     from scipy.stats import kendalltau
 
     return float(kendalltau(x, y).statistic)
+
+
+def _tied(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`y` with values that differ by rounding alone made equal to the least of them."""
+    order = np.argsort(y, kind="stable")
+    steps = np.diff(y[order], prepend=y[order[0]]) > _TIE * np.abs(y[order])
+    first = np.maximum.accumulate(np.where(steps, np.arange(len(y)), 0))
+    result = np.empty_like(y)
+    result[order] = y[order][first]
+    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +303,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a report back (labels are not kept in the file). Raises InputFileError on anything else."""
+        """Read a report back. Raises InputFileError on anything else."""
         try:
             data = json.loads(text)
             rows = tuple(ScoredRow(**row) for row in data.pop("rows"))

@@ -71,6 +71,8 @@ def samples(*, waits: bool = False, wide: bool = True) -> list[Sample]:
         *pieces("ddp", _BLOCK_S + 50e-6 + seen_s, timing),
         *pieces("fsdp", _BLOCK_S + 400e-6 + 3 * seen_s, timing),
         *pieces("pipeline", _BLOCK_S + 2 * 150e-6, timing),
+        *pieces("listed", _BLOCK_S + 2 * 350e-6, timing),
+        *pieces("split", _BLOCK_S + 2 * 40e-6, timing),
     ]
     if wide:
         whole_s = moved_s(WIDE_BYTES)
@@ -91,6 +93,8 @@ _EXPECTED = {
     "ddp_bucket_s": 50e-6,
     "fsdp_unit_s": 400e-6,
     "pipeline_action_s": 150e-6,
+    "pipeline_listed_action_s": 350e-6,
+    "split_parameter_s": 40e-6,
     "step_s": 20e-6,  # 43 us less three products and one node
 }
 

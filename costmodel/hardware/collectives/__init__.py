@@ -17,6 +17,7 @@ from costmodel.hardware.collectives.pricing import (
     SIZE_GRID_BYTES,
     busbw_bytes_per_s,
     collective_times,
+    fastest_collective,
 )
 
-__all__ = ["SIZE_GRID_BYTES", "bus_factor", "busbw_bytes_per_s", "collective_times"]
+__all__ = ["SIZE_GRID_BYTES", "bus_factor", "busbw_bytes_per_s", "collective_times", "fastest_collective"]

@@ -19,7 +19,14 @@ from costmodel.hardware.kinds import COLLECTIVE_KINDS, CollectiveGroup
 from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel, PathFit, SizeCurve
 from costmodel.hardware.topology import link_capacity
 
-__all__ = ["SIZE_GRID_BYTES", "busbw_bytes_per_s", "collective_times", "nic_fraction", "path_times"]
+__all__ = [
+    "SIZE_GRID_BYTES",
+    "busbw_bytes_per_s",
+    "collective_times",
+    "fastest_collective",
+    "nic_fraction",
+    "path_times",
+]
 
 _GRID_PER_OCTAVE = 8
 _GRID = np.arange(0.0, 44.0 * _GRID_PER_OCTAVE + 1.0) / _GRID_PER_OCTAVE
@@ -120,6 +127,34 @@ def collective_times(
     sigma = np.interp(at, _GRID, grid_sigma)
     empty = sizes <= 0
     return TimeEstimate(median_s=np.where(empty, 0.0, times), log_sigma=np.where(empty, 0.0, sigma))
+
+
+def fastest_collective(
+    network: NetworkModel,
+    op: str,
+    size_bytes: FloatArray,
+    group: CollectiveGroup,
+    variant: str | None = None,
+    *,
+    impls: tuple[str, ...] = (),
+) -> TimeEstimate:
+    """As `collective_times`, by the fastest of the default and of those `impls` (a framework's own kernels)
+    that were measured over the link of a group inside a node."""
+    best = collective_times(network, op, size_bytes, group, variant)
+    if group.n_nodes > 1 or group.n_ranks == 1:
+        return best
+    link = network.links(variant)[0].name
+    measured = {fit.impl for fit in network.fits if fit.op == op and fit.link == link}
+    for impl in impls:
+        if impl not in measured:
+            continue
+        other = collective_times(network, op, size_bytes, group, variant, impl=impl)
+        faster = other.median_s < best.median_s
+        best = TimeEstimate(
+            median_s=np.where(faster, other.median_s, best.median_s),
+            log_sigma=np.where(faster, other.log_sigma, best.log_sigma),
+        )
+    return best
 
 
 def _grid_times(

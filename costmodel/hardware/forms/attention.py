@@ -25,12 +25,16 @@ __all__ = ["AttentionForm"]
 _TILE = 128.0
 _SPLIT = 256.0
 """Shortest stretch of keys that is worth a block of its own."""
+_PACKED = 16.0
+"""Most heads of one key head that a decode kernel computes together: rows of one matrix instruction."""
+_LEVEL_S = 2e-6
+"""Shortest kernel of a captured graph: below it the sizes leave no trace."""
 
 
 class AttentionForm(Form):
     """One form for every phase; the variant names it."""
 
-    name = "attention_tiles_1"
+    name = "attention_tiles_2"
     kinds = ("attention",)
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
@@ -56,7 +60,7 @@ class AttentionForm(Form):
         sms = float(device.multiprocessors)
         batch, q, kv, heads, kv_heads = (np.maximum(dims[k], 1.0) for k in _NAMES)
         rate = peak_flop_per_s(device, dtype) * theta["compute_efficiency"]
-        packed = np.where(q <= 16, np.minimum(heads / kv_heads, 16.0), 1.0)
+        packed = np.where(q <= 16, np.minimum(heads / kv_heads, _PACKED), 1.0)
         tiles = batch * heads / packed * np.ceil(q * packed / _TILE)
         split = np.clip(np.floor(sms / tiles), 1.0, np.maximum(kv / _SPLIT, 1.0))
         blocks = tiles * split
@@ -78,24 +82,41 @@ class AttentionForm(Form):
         return np.asarray(both + theta["launch_s"] + extra, dtype=np.float64)
 
     def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
-        """ln of batch, lengths, heads and widths, and what the last wave leaves idle."""
+        """ln of batch, lengths, heads and widths, and what the last wave leaves idle.
+
+        Decode: how many heads share their keys, blocks with and without sharing, and both sides of the
+        roofline, level below the time of a launch (there sizes do not matter).
+        """
         batch, q, kv, heads, kv_heads = (np.maximum(dims[k], 1.0) for k in _NAMES)
-        x = batch * heads * np.ceil(q / _TILE) / float(device.multiprocessors)
-        return np.stack(
-            [
-                np.log(batch),
-                np.log(q),
-                np.log(kv),
-                np.log(heads),
-                np.log(kv_heads),
-                2.0 * np.log(np.maximum(dims["qk_dim"], 1.0)),
-                2.0 * np.log(np.maximum(dims["v_dim"], 1.0)),
-                np.where(dims["window"] > 0, 0.5 * np.log1p(dims["window"]) - 5.0, 0.0),
+        columns = [
+            np.log(batch),
+            np.log(q),
+            np.log(kv),
+            np.log(heads),
+            np.log(kv_heads),
+            2.0 * np.log(np.maximum(dims["qk_dim"], 1.0)),
+            2.0 * np.log(np.maximum(dims["v_dim"], 1.0)),
+            np.where(dims["window"] > 0, 0.5 * np.log1p(dims["window"]) - 5.0, 0.0),
+        ]
+        if variant == "decode":
+            sharing = np.log2(heads / kv_heads)
+            compute_s = self.flop(dims, variant) / peak_flop_per_s(device, dtype)
+            memory_s = self.least_bytes(dims, dtype, variant) / device.memory_bytes_per_s
+            columns += [
+                np.log(heads / kv_heads),
+                2.0 * np.maximum(sharing - np.log2(_PACKED), 0.0),
+                np.log(batch * kv_heads),
+                np.log(batch * heads),
+                np.log(compute_s + _LEVEL_S),
+                np.log(memory_s + _LEVEL_S),
+            ]
+        else:
+            x = batch * heads * np.ceil(q / _TILE) / float(device.multiprocessors)
+            columns += [
                 np.log(batch * heads * q * kv),
                 np.where(x > 1.0, 2.0 * np.log(np.ceil(x) / x), 0.0),
-            ],
-            axis=1,
-        )
+            ]
+        return np.stack(columns, axis=1)
 
     def flop(self, dims: Dims, variant: str) -> FloatArray:
         """2 pairs (d_qk + d_v); backward 2.5 times that."""

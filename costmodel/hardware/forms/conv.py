@@ -6,11 +6,16 @@
     staged Winograd   F(4x4, 3x3): 36 products for every 4 x 4 outputs instead of 144; transforms and products
                       are kernels of their own, so what is transformed goes through memory
     FFT               products of frequencies of images padded to a power of two, in stages as well
+    columns           data gradient (and what is transposed): A[m, c_out] B[c_out, c_in x kernel], its result
+                      goes through memory to be summed; where few channels leave a tile of implicit GEMM idle
+    direct            one channel per group: each multiply-add fetches its operands, as many a clock as a
+                      multiprocessor's first-level cache has banks (two of them for a weight gradient)
 
 Winograd exists for 3 x 3 kernels of stride 1 (arXiv 1509.09308, section 4), FFT for stride 1 (arXiv
 1412.7580, section 2); both for fp32 and not for weight gradients: kernels on matrix units are implicit
-GEMMs. Outputs are covered by whole tiles, tiles and channels by whole blocks, blocks run in whole waves: an
-image of 5 x 5 pays for 8 x 8 in tiles of 4 x 4.
+GEMMs. Groups are convolutions of their own, side by side in one launch. Outputs are covered by whole tiles,
+tiles and channels by whole blocks, blocks run in whole waves: an image of 5 x 5 pays for 8 x 8 in tiles of
+4 x 4.
 
     products   = waves(blocks) * block's FLOP (+ start) / (rate of one multiprocessor * efficiency)
     one kernel = (products^p + memory^p)^(1/p)
@@ -49,6 +54,8 @@ _COMPLEX = 4.0
 _DEPTH_STEP = 8.0
 _SPLIT_DEPTH = 256.0
 """Shortest stretch of a weight gradient's reduction that is worth a block of its own."""
+_BANKS = 32.0
+"""Words that a multiprocessor's shared memory or first-level cache delivers in a clock."""
 
 
 class ConvForm(Form):
@@ -102,23 +109,29 @@ class ConvForm(Form):
         m, n, k, groups = gemm_sizes(dims, variant)
         bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
         memory_s = self.least_bytes(dims, dtype, variant) / bandwidth
-        implicit = np.full(m.shape, np.inf)
-        for rows, cols in _IMPLICIT_TILES:
-            split = np.ones_like(m)
-            if variant == "wgrad":
-                blocks = groups * np.ceil(m / rows) * np.ceil(n / cols)
-                most = np.maximum(np.floor(k / _SPLIT_DEPTH), 1.0)
-                split = np.clip(np.floor(device.multiprocessors / blocks), 1.0, most)
-            rate = theta["gemm_efficiency"] * theta.get(f"gemm_{rows:.0f}x{cols:.0f}", 1.0)
-            blocks = groups * split * np.ceil(m / rows) * np.ceil(n / cols)
-            work = rows * cols * _deep(k / split, theta["gemm_start"])
-            implicit = np.minimum(implicit, _products_s(theta, device, dtype, blocks, work, rate))
-        found = {"implicit_gemm": soft_max(implicit, memory_s)}
+        kernel = np.maximum(dims["kh"] * dims["kw"], 1.0)
+        split_sums = variant == "wgrad"
+        implicit_s = _gemm_s(theta, device, dtype, (m, n, k, groups), split_sums=split_sums)
+        if np.any(groups > 1):  # at worst all groups as one product, most of which is thrown away
+            whole = (m * groups, n * groups, k) if split_sums else (m, n * groups, k * groups)
+            dense_s = _gemm_s(theta, device, dtype, (*whole, np.ones_like(m)), split_sums=split_sums)
+            implicit_s = np.minimum(implicit_s, dense_s)
+        found = {"implicit_gemm": soft_max(implicit_s, memory_s)}
+        scattered = _scatters(dims, variant)
+        if np.any(scattered):
+            columns_s = _gemm_s(theta, device, dtype, (m, n * kernel, k / kernel, groups))
+            moved_s = 2.0 * element_bytes(dtype) * groups * m * n * kernel / bandwidth
+            found["columns"] = np.where(scattered, soft_max(columns_s, memory_s) + moved_s, np.inf)
+        alone = (groups > 1) & (dims["c_in"] <= groups)
+        if np.any(alone):
+            per_s = _BANKS * device.multiprocessors * device.boost_hz * theta["gemm_efficiency"]
+            fetched = groups * m * n * k * (2.0 if variant == "wgrad" else 1.0)
+            found["direct"] = np.where(alone, soft_max(fetched / per_s, memory_s), np.inf)
         if not _has_transforms(dtype, variant):
             return found
         plain, three = _exists(dims)
-        c_in = k / np.maximum(dims["kh"] * dims["kw"], 1.0)
-        filters_s = c_in * n * theta["filter_s"]
+        c_in = k / kernel
+        filters_s = groups * c_in * n * theta["filter_s"]
         fused_s = _fused_s(theta, device, dims, dtype, c_in, n)
         found["fused_winograd"] = np.where(three, soft_max(fused_s, memory_s) + filters_s, np.inf)
         for name, (stages_s, transforms_s) in {
@@ -179,8 +192,44 @@ def _has_transforms(dtype: str, variant: str) -> bool:
 
 def _exists(dims: Dims) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether there is an FFT, and whether a Winograd kernel, each [n]."""
-    plain = (dims["stride"] <= 1) & (np.maximum(dims["groups"], 1.0) == 1) & (np.asarray(dims["kh"]) > 1)
+    plain = (dims["stride"] <= 1) & (np.asarray(dims["kh"]) > 1)
     return plain, plain & (dims["kh"] == 3) & (dims["kw"] == 3)
+
+
+def _scatters(dims: Dims, variant: str) -> NDArray[np.bool_]:
+    """Whether results are summed where they overlap: data gradients, transposed forwards [n]."""
+    transposed = np.asarray(dims.get("transposed", np.zeros_like(dims["stride"]))) > 0
+    if variant == "wgrad":
+        return np.zeros_like(transposed)
+    return transposed if variant == "fwd" else ~transposed
+
+
+def _gemm_s(
+    theta: Mapping[str, float],
+    device: DeviceSpec,
+    dtype: str,
+    sizes: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
+    *,
+    split_sums: bool = False,
+) -> FloatArray:
+    """Seconds [n] of one product of (m, n, k) per group in the quickest tile.
+
+    `split_sums`: both sides of the result are channels, so a tile may lie either way, and idle
+    multiprocessors take parts of the sum.
+    """
+    m, n, k, groups = sizes
+    best = np.full(m.shape, np.inf)
+    for tile in _IMPLICIT_TILES:
+        for rows, cols in {tile, tile[::-1]} if split_sums else {tile}:
+            blocks = groups * np.ceil(m / rows) * np.ceil(n / cols)
+            split = np.ones_like(m)
+            if split_sums:
+                most = np.maximum(np.floor(k / _SPLIT_DEPTH), 1.0)
+                split = np.clip(np.floor(device.multiprocessors / blocks), 1.0, most)
+            rate = theta["gemm_efficiency"] * theta.get(f"gemm_{tile[0]:.0f}x{tile[1]:.0f}", 1.0)
+            work = rows * cols * _deep(k / split, theta["gemm_start"])
+            best = np.minimum(best, _products_s(theta, device, dtype, blocks * split, work, rate))
+    return best
 
 
 def _deep(k: FloatArray, start: float) -> FloatArray:
@@ -209,6 +258,10 @@ def _tiles(dims: Dims, side: float) -> FloatArray:
     return np.asarray(np.maximum(dims["batch"], 1.0) * np.ceil(h / side) * np.ceil(w / side))
 
 
+def _groups(dims: Dims) -> FloatArray:
+    return np.maximum(dims["groups"], 1.0)
+
+
 def _fused_s(
     theta: Mapping[str, float],
     device: DeviceSpec,
@@ -218,7 +271,7 @@ def _fused_s(
     c_out: FloatArray,
 ) -> FloatArray:
     rows, cols = _FUSED_TILE
-    blocks = np.ceil(_tiles(dims, 2.0) / rows) * np.ceil(c_out / cols)
+    blocks = _groups(dims) * np.ceil(_tiles(dims, 2.0) / rows) * np.ceil(c_out / cols)
     work = 16.0 * rows * cols * _deep(c_in, theta["fused_start"])
     return _products_s(theta, device, dtype, blocks, work, theta["fused_efficiency"])
 
@@ -234,11 +287,11 @@ def _staged_s(
     """(products, transforms) of F(4x4, 3x3): 36 products of tiles x c_in by c_in x c_out."""
     tiles, best = _tiles(dims, 4.0), np.full(c_in.shape, np.inf)
     for rows, cols in _STAGED_TILES:
-        blocks = 36.0 * np.ceil(tiles / rows) * np.ceil(c_out / cols)
+        blocks = 36.0 * _groups(dims) * np.ceil(tiles / rows) * np.ceil(c_out / cols)
         rate = theta["staged_efficiency"] * theta.get(f"staged_{rows:.0f}x{cols:.0f}", 1.0)
         work = rows * cols * _deep(c_in, theta["staged_start"])
         best = np.minimum(best, _products_s(theta, device, dtype, blocks, work, rate))
-    moved = 36.0 * element_bytes(dtype) * (tiles * (c_in + c_out) + c_in * c_out)
+    moved = 36.0 * element_bytes(dtype) * _groups(dims) * (tiles * (c_in + c_out) + c_in * c_out)
     transforms_s = moved / (device.memory_bytes_per_s * theta["transform_efficiency"])
     return best, np.asarray(transforms_s + 2.0 * theta["stage_s"])
 
@@ -260,10 +313,11 @@ def _fft_s(
     frequencies = side * (side / 2.0 + 1.0)
     best = np.full(c_in.shape, np.inf)
     for rows, cols in _FFT_TILES:
-        blocks = frequencies * np.ceil(images / rows) * np.ceil(c_out / cols)
+        blocks = frequencies * _groups(dims) * np.ceil(images / rows) * np.ceil(c_out / cols)
         work = _COMPLEX * rows * cols * _deep(c_in, theta["staged_start"])
         best = np.minimum(best, _products_s(theta, device, dtype, blocks, work, theta["fft_efficiency"]))
     moved = 2.0 * element_bytes(dtype) * frequencies * (images * (c_in + c_out) + c_in * c_out)
+    moved = moved * _groups(dims)
     transforms_s = moved / (device.memory_bytes_per_s * theta["transform_efficiency"])
     return best, np.asarray(transforms_s + 3.0 * theta["stage_s"])
 

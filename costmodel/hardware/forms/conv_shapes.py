@@ -27,15 +27,16 @@ def soft_min(times_s: Sequence[FloatArray]) -> FloatArray:
 
 
 def output_sides(dims: Dims) -> tuple[FloatArray, FloatArray]:
-    """(height, width) of the output, each [n]."""
+    """(height, width) of the output, each [n]. A side along which the kernel is 1 long is not padded."""
     stride = np.maximum(dims["stride"], 1.0)
     transposed = np.asarray(dims.get("transposed", np.zeros_like(stride)))
     one_dimensional = (dims["h"] == 1) & (dims["kh"] == 1)
-    pad_h = np.where(one_dimensional, 0.0, dims["padding"])
+    pad_h = np.where((dims["kh"] == 1) & (one_dimensional | (dims["kw"] > 1)), 0.0, dims["padding"])
+    pad_w = np.where((dims["kw"] == 1) & (dims["kh"] > 1), 0.0, dims["padding"])
     down_h = np.floor((dims["h"] + 2 * pad_h - dims["kh"]) / np.where(one_dimensional, 1.0, stride)) + 1
-    down_w = np.floor((dims["w"] + 2 * dims["padding"] - dims["kw"]) / stride) + 1
+    down_w = np.floor((dims["w"] + 2 * pad_w - dims["kw"]) / stride) + 1
     up_h = (dims["h"] - 1) * np.where(one_dimensional, 1.0, stride) - 2 * pad_h + dims["kh"]
-    up_w = (dims["w"] - 1) * stride - 2 * dims["padding"] + dims["kw"]
+    up_w = (dims["w"] - 1) * stride - 2 * pad_w + dims["kw"]
     h = np.where(transposed > 0, up_h, down_h)
     w = np.where(transposed > 0, up_w, down_w)
     return np.maximum(h, 1.0), np.maximum(w, 1.0)

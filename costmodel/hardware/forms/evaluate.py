@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -63,16 +64,24 @@ def timed_s(
     return (kernel_s**_BLEND + floor_s**_BLEND) ** (1.0 / _BLEND), kernel_s
 
 
-def adjustment_for(adjustments: Sequence[Adjustment], framework: str | None) -> Adjustment | None:
+def adjustment_for(
+    adjustments: Sequence[Adjustment], framework: str | Sequence[str] | None
+) -> Adjustment | None:
     """The adjustment of a framework: as named, else of another version of it, else None.
 
-    Names are `library-version`, with `:kernel` behind where the library has several.
+    Names are `library-version`, with `:kernel` behind where the library has several. `framework` may be
+    several names, the first one that was measured counts; one without a kernel stands for the kernel that was
+    measured most, and a kernel may be a pattern (`vllm:*trtllm*`).
     """
-    if not framework:
-        return None
-    exact = [a for a in adjustments if a.framework == framework]
-    same = [a for a in adjustments if _without_version(a.framework) == _without_version(framework)]
-    return next(iter((*exact, *same)), None)
+    for name in (framework,) if isinstance(framework, str) else framework or ():
+        exact = [a for a in adjustments if a.framework == name]
+        wanted = _without_version(name)
+        pattern = wanted + "*" if wanted.endswith(":") else wanted
+        same = [a for a in adjustments if fnmatchcase(_without_version(a.framework), pattern)]
+        same.sort(key=lambda a: -len(a.correction.weights))  # centres are taken in proportion to the samples
+        if found := (*exact, *same):
+            return found[0]
+    return None
 
 
 def _without_version(framework: str) -> str:
@@ -85,7 +94,7 @@ def evaluate_fit(
     device: DeviceSpec,
     dims: Dims,
     *,
-    framework: str | None = None,
+    framework: str | Sequence[str] | None = None,
     device_only: bool = False,
 ) -> TimeEstimate:
     """Time of operators under a fit, as its timing would show it, or of the kernel (`device_only`).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ import costmodel
 from costmodel.estimate import Z90
 from costmodel.predict import Prediction
 from planner.validation.published.rows import PublishedRow
-from planner.validation.scoring import ScoredRow
 
-__all__ = ["METRIC", "memory_row"]
+__all__ = ["METRIC", "MemoryReading", "memory_row"]
 
 METRIC = "peak_mem_gb"
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "conventions.json"
@@ -27,8 +27,18 @@ def _readings() -> list[dict[str, Any]]:
     return readings
 
 
-def memory_row(row: PublishedRow, prediction: Prediction, score: ScoredRow) -> ScoredRow | None:
-    """The row's score of peak memory, labelled as `score`; None where the source gives no memory."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReading:
+    """A peak memory and its forecast with the 90 % interval, in the source's unit."""
+
+    measured: float
+    predicted: float
+    low: float
+    high: float
+
+
+def memory_row(row: PublishedRow, prediction: Prediction) -> MemoryReading | None:
+    """The row's peak memory beside its forecast; None where the source gives none."""
     measured = row.number(METRIC)
     if measured is None or measured <= 0:
         return None
@@ -37,14 +47,6 @@ def memory_row(row: PublishedRow, prediction: Prediction, score: ScoredRow) -> S
     peaks = [m.peak_memory_bytes - (0 if reading["device"] else m.framework) for m in stages]
     predicted = max(peaks) / reading["unit_bytes"]
     spread = math.exp(Z90 * reading["log_sigma"])
-    return ScoredRow(
-        id=score.id,
-        source=score.source,
-        group=score.group,
-        metric=METRIC,
-        measured=measured,
-        predicted=predicted,
-        low=predicted / spread,
-        high=predicted * spread,
-        labels=score.labels,
+    return MemoryReading(
+        measured=measured, predicted=predicted, low=predicted / spread, high=predicted * spread
     )

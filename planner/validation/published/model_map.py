@@ -12,7 +12,7 @@ from typing import Any
 
 import costmodel
 from costmodel.models import shipped_config
-from planner.validation.published.rows import PublishedRow
+from planner.validation.published.rows import PublishedRow, says
 
 __all__ = ["RowModel", "row_model"]
 
@@ -26,6 +26,11 @@ class RowModel:
     config: Mapping[str, Any]
     seq_len: int
     vocab: int
+    head: str = ""
+    """Module that sees only `predicted_share` of the positions; "": every module sees all."""
+    predicted_share: float = 1.0
+    target_len: int = 0
+    """Tokens of an encoder-decoder's targets; 0: as many as its inputs."""
 
 
 @lru_cache(maxsize=1)
@@ -34,23 +39,38 @@ def _families() -> dict[str, dict[str, Any]]:
     return families
 
 
-@lru_cache(maxsize=1)
-def _models() -> list[dict[str, Any]]:
-    models: list[dict[str, Any]] = json.loads(_DATA.read_text())["models"]
-    return models
+@lru_cache(maxsize=2)
+def _table(name: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(_DATA.read_text())[name]
+    return entries
 
 
 def _named(row: PublishedRow) -> dict[str, Any] | None:
     """The entry of a model whose published configuration says more than the table's columns can."""
-    wanted = row.text("model_name")
-    for model in _models():
-        if re.search(model["match"], wanted):
+    for model in _table("models"):
+        if says(row, {"model_name": model["match"], **model.get("where", {})}):
+            if "family" in model:
+                family = _families()[model["family"]]
+                return {**family, **model, "config": {**family["config"], **model.get("config", {})}}
             shipped = shipped_config(model["shipped"]) if "shipped" in model else {}
-            columns = {"vocab": "vocab_size", "seq_len": "max_position_embeddings"}
+            columns = {
+                "vocab": "vocab_size",
+                "seq_len": "max_position_embeddings",
+                **model.get("columns", {}),
+            }
             config = {**shipped, **model.get("config", {})}
             if "pattern" in model:
                 config["layers_block_type"] = [model["layer_types"][letter] for letter in model["pattern"]]
-            return {"config": config, "columns": columns, "defaults": {}, "needs": ["seq_len"]}
+            return {
+                "config": config,
+                "columns": columns,
+                "defaults": {
+                    **model.get("defaults", {}),
+                    **{k: model[k] for k in ("seq_len",) if k in model},
+                },
+                "needs": model.get("needs", ["seq_len"]),
+                "notes": model.get("notes", []),
+            }
     return None
 
 
@@ -60,6 +80,7 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     entry = _named(row) or _families().get(family)
     if entry is None:
         return f"family {family!r} is not in the table of families"
+    entry = _variant(row, entry)
     values: dict[str, int] = {}
     for column in {*entry["columns"], *entry["needs"]}:
         number = row.number(column)
@@ -77,8 +98,49 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     for column, name in entry["columns"].items():
         if column in values:
             config[name] = round(values[column] * entry.get("factors", {}).get(column, 1))
+    for name, (above, below) in entry.get("ratios", {}).items():
+        config[name] = values[above] // values[below]
+    if "layer_pattern" in entry:
+        config["layers_block_type"] = entry["layer_pattern"] * values["layers"]
+    said = _said(row, entry.get("notes", []))
+    target_len = int(said.pop("target_len", 0))
+    config.update(said)
     seq_len = row.integer("seq_len", int(entry["defaults"].get("seq_len", 0)))
-    return RowModel(config=config, seq_len=seq_len, vocab=values.get("vocab", 0))
+    predicts = entry.get("predicts", {"module": "", "share": 1.0})
+    return RowModel(
+        config=config,
+        seq_len=_without_padding(row, seq_len),
+        vocab=values.get("vocab", 0),
+        head=predicts["module"],
+        predicted_share=predicts["share"],
+        target_len=target_len,
+    )
+
+
+def _without_padding(row: PublishedRow, seq_len: int) -> int:
+    """The mean length that sequences are padded to, where their loader sorts them by length."""
+    for loader in _table("padding"):
+        if says(row, loader["where"]):
+            mean = float(loader["real_tokens"]) * seq_len + 0.5 * float(loader["bin_tokens"])
+            return min(seq_len, round(mean))
+    return seq_len
+
+
+def _variant(row: PublishedRow, entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with what the first of its variants that the row's notes mean replaces."""
+    for variant in entry.get("variants", []):
+        if re.search(variant["match"], row.text("notes")):
+            return {**entry, **variant}
+    return entry
+
+
+def _said(row: PublishedRow, readings: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a row's notes say of the model: a number in the wording, or the reading's own value."""
+    found: dict[str, Any] = {}
+    for reading in readings:
+        if match := re.search(reading["match"], row.text("notes")):
+            found[reading["field"]] = reading["value"] if "value" in reading else int(match[1])
+    return found
 
 
 def _default(default: Any, values: Mapping[str, int], row: PublishedRow) -> float | None:

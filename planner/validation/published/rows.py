@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from costmodel.errors import InputFileError
 
-__all__ = ["METRICS", "PublishedRow", "read_rows"]
+__all__ = ["METRICS", "PublishedRow", "read_rows", "says"]
 
 METRICS = (
     "iter_time_s",
@@ -20,6 +21,9 @@ METRICS = (
     "mfu_reported",
 )
 """A row's metric is the first of these that it gives."""
+
+
+_OF_RUNS = frozenset({"gpu", "task", "model_family"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +65,15 @@ class PublishedRow:
         return None
 
 
-def read_rows(path: Path, *, limit: int | None = None) -> Iterator[PublishedRow]:
-    """Read the table. Raises InputFileError where it is missing, unreadable or lacks needed columns."""
-    needed = {"gpu", "task", "model_family"}
+def says(row: PublishedRow, where: Mapping[str, str]) -> bool:
+    """Whether each named column of the row holds its pattern (regular expression, case ignored)."""
+    return all(re.search(pattern, row.text(column), re.IGNORECASE) for column, pattern in where.items())
+
+
+def read_rows(
+    path: Path, *, limit: int | None = None, needed: frozenset[str] = _OF_RUNS
+) -> Iterator[PublishedRow]:
+    """Read the table. Raises InputFileError where it is missing, unreadable or lacks `needed` columns."""
     try:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", newline="", encoding="utf-8") as file:

@@ -6,29 +6,40 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from costmodel.errors import ForeshardError, InputFileError
+from costmodel.graph import GraphStore
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
+from costmodel.predict.inference import InferenceForecaster
+from planner.validation.baseline import no_skill_step_s
+from planner.validation.environment import software
 from planner.validation.published.conventions import Sizes, from_step_time
-from planner.validation.published.inference import InferenceCache, predict_inference
+from planner.validation.published.inference import predict_inference
+from planner.validation.published.labels import MODEL_COLUMNS, plan_labels, row_labels
 from planner.validation.published.memory import METRIC, memory_row
 from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, read_rows
-from planner.validation.published.setting import INFERENCE_TASKS, row_arguments, row_framework, row_plan
-from planner.validation.reliability import PLAN, PROBLEM, reliability
-from planner.validation.scoring import Report, ScoredRow, summarise
+from planner.validation.published.setting import (
+    INFERENCE_TASKS,
+    row_arguments,
+    row_framework,
+    row_hardware,
+    row_plan,
+)
+from planner.validation.reliability import reliability
+from planner.validation.scoring import Report, ScoredRow, shares_of, summarise
 
 __all__ = ["metric_of_step", "validate_published"]
 
 _MIN_GROUP = 4
-_MODEL_COLUMNS = ("model_family", "layers", "hidden", "ffn_hidden", "seq_len", "framework", "gpu", "dtype")
-_PROBLEM_COLUMNS = (*_MODEL_COLUMNS, "model_name", "heads", "vocab", "framework_version", "flash_attention")
+_TRACE_COLUMNS = ("task", "dtype", "flash_attention", "framework", "gpu")
 _ROWS_WORTH_WORKERS = 40
-_SHARES_PER_WORKER = 2
-"""Shares are taken as workers get free; more of them would trace a model's siblings more often."""
+_TRACE_ROWS = 10
+"""Tracing a model in one type takes about as long as pricing so many rows."""
 
 
 def validate_published(path: Path, *, limit: int | None = None) -> Report:
@@ -47,7 +58,11 @@ def validate_published(path: Path, *, limit: int | None = None) -> Report:
     return Report(
         rows=(*memory, *times),
         summary=(*report.summary, *(summary if memory else ())),
-        details={"reliability": reliability(times)},
+        details={
+            "reliability": reliability(times),
+            "table": {"name": path.name, "rows": len(times)},
+            "environment": software(),
+        },
     )
 
 
@@ -55,19 +70,32 @@ def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
     """Every row's score, in order. Rows of one model go to one process: they share its traces."""
     models: dict[tuple[str, ...], list[int]] = {}
     for number, row in enumerate(rows):
-        models.setdefault(tuple(row.text(column) for column in _MODEL_COLUMNS), []).append(number)
-    workers = min(os.cpu_count() or 1, len(models))
+        models.setdefault(tuple(row.text(column) for column in MODEL_COLUMNS), []).append(number)
+    shares = [sorted(numbers, key=lambda n: _traced_as(rows[n])) for numbers in models.values()]
+    # the longest first: what is left for the end is short, so that processes end together
+    shares.sort(key=lambda share: _work([rows[n] for n in share]), reverse=True)
+    workers = min(os.cpu_count() or 1, len(shares))
+    parts = [[rows[n] for n in share] for share in shares]
     if workers < 2 or len(rows) < _ROWS_WORTH_WORKERS:
-        return [scored for found_ in _score_all(rows) for scored in found_]
-    shares: list[list[int]] = [[] for _ in range(workers * _SHARES_PER_WORKER)]
-    for numbers in sorted(models.values(), key=len, reverse=True):
-        min(shares, key=len).extend(numbers)
-    found: dict[int, list[ScoredRow]] = {}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        scored = pool.map(_score_all, [[rows[n] for n in share] for share in shares])
-        for share, results in zip(shares, scored, strict=True):
-            found.update(zip(share, results, strict=True))
+        scored = [_score_all(part) for part in parts]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            scored = list(pool.map(_score_all, parts))
+    found = {
+        n: row for share, part in zip(shares, scored, strict=True) for n, row in zip(share, part, strict=True)
+    }
     return [scored for number in range(len(rows)) for scored in found[number]]
+
+
+def _traced_as(row: PublishedRow) -> tuple[str, ...]:
+    """Neighbours in this order share what was traced last."""
+    return tuple(row.text(column) for column in _TRACE_COLUMNS)
+
+
+def _work(rows: Sequence[PublishedRow]) -> int:
+    """About how long the rows of one model take, in rows of a model already traced."""
+    traces = {(row.text("task"), row.text("dtype"), row.text("flash_attention")) for row in rows}
+    return len(rows) + _TRACE_ROWS * len(traces)
 
 
 def _score_all(rows: Sequence[PublishedRow]) -> list[list[ScoredRow]]:
@@ -76,31 +104,30 @@ def _score_all(rows: Sequence[PublishedRow]) -> list[list[ScoredRow]]:
 
 
 class _Cache:
-    """Forecasters by what makes them differ."""
+    """Forecasters by what makes them differ, and the traces they share."""
 
     def __init__(self) -> None:
+        self.graphs = GraphStore()
         self.training: dict[str, Forecaster] = {}
-        self.inference: InferenceCache = {}
+        self.inference: dict[str, InferenceForecaster] = {}
 
 
 def _score(row: PublishedRow, cache: _Cache) -> list[ScoredRow]:
     """The score of the row's metric, and of its memory where it gives that."""
-    labels = {"gpu": row.text("gpu"), "family": row.text("model_family"), "task": row.text("task")}
+    labels = row_labels(row)
     group = "/".join(row.text(k) for k in ("source", "model_name", "n_gpus", "global_batch", "seq_len"))
     source = row.id.rpartition("-")[0] or row.text("source")
     metric = row.metric
 
-    def skipped(reason: str) -> list[ScoredRow]:
-        name = metric[0] if metric else "none"
-        value = metric[1] if metric else None
-        scored = ScoredRow(
-            id=row.id, source=source, group=group, metric=name, measured=value, skipped=reason, labels=labels
-        )
-        return [scored]
+    name, measured = metric or ("none", None)
+    scored_as = partial(ScoredRow, id=row.id, source=source, group=group)
 
-    if metric is None:
-        return skipped("the row gives no metric")
+    def skipped(reason: str) -> list[ScoredRow]:
+        return [scored_as(metric=name, measured=measured, skipped=reason, labels=labels)]
+
     task = row.text("task")
+    if metric is None and (row.number(METRIC) is None or task != "train"):
+        return skipped("the row gives no metric")
     if task not in ("train", *INFERENCE_TASKS):
         return skipped(f"task {task!r} is none of train, {', '.join(INFERENCE_TASKS)}")
     plan = row_plan(row)
@@ -112,54 +139,67 @@ def _score(row: PublishedRow, cache: _Cache) -> list[ScoredRow]:
         if isinstance(model, str):
             return skipped(model)
         if task != "train":
-            answer = predict_inference(row, plan, model, metric[0], cache.inference)
+            answer = predict_inference(row, plan, model, name, cache=cache.inference, graphs=cache.graphs)
             if isinstance(answer, str):
                 return skipped(answer)
-            low, value, high = answer
-            scored = ScoredRow(
-                id=row.id,
-                source=source,
-                group=group,
-                metric=metric[0],
-                measured=metric[1],
-                predicted=value,
-                low=low,
-                high=high,
-                labels=labels,
-            )
-            return [scored]
-        prediction, forecaster = _predict(row, plan, model, cache.training)
+            return [
+                scored_as(
+                    metric=name,
+                    measured=measured,
+                    predicted=answer.value,
+                    low=answer.low,
+                    high=answer.high,
+                    labels=labels | plan_labels(row, plan, row_hardware(row)),
+                    baseline_value=answer.baseline_value,
+                    breakdown=answer.breakdown,
+                )
+            ]
+        prediction, forecaster = _predict(row, plan, model, cache)
     except ForeshardError as error:
         return skipped(str(error))
-    name, measured = metric
+    labels = labels | plan_labels(row, plan, forecaster.profile)
+    memory = memory_row(row, prediction)
+    found = (
+        []
+        if memory is None
+        else [
+            scored_as(
+                metric=METRIC,
+                measured=memory.measured,
+                predicted=memory.predicted,
+                low=memory.low,
+                high=memory.high,
+                labels=labels,
+            )
+        ]
+    )
+    if metric is None:
+        return found or skipped("the row gives no metric")
     convert = metric_of_step(row, plan, model, forecaster, name)
     values = [convert(s) for s in (prediction.step_time_low_s, prediction.step_time_high_s)]
-    scored = ScoredRow(
-        id=row.id,
-        source=source,
-        group=group,
+    scored = scored_as(
         metric=name,
         measured=measured,
         predicted=convert(prediction.step_time_s),
         low=min(values),
         high=max(values),
-        labels={**labels, PLAN: str(plan), PROBLEM: "/".join(row.text(k) for k in _PROBLEM_COLUMNS)},
+        labels=labels,
+        baseline_value=convert(no_skill_step_s(forecaster, plan, dtype=row.text("dtype", "fp16"))),
+        breakdown=shares_of(prediction.breakdown_s),
         loadings={
             key: seconds / prediction.step_time_s
             for key, seconds in zip(prediction.errors.keys, prediction.errors.seconds, strict=True)
         },
     )
-    memory = memory_row(row, prediction, scored)
-    return [scored] if memory is None else [scored, memory]
+    return [scored, *found]
 
 
-def _predict(
-    row: PublishedRow, plan: Plan, model: RowModel, cache: dict[str, Forecaster]
-) -> tuple[Prediction, Forecaster]:
+def _predict(row: PublishedRow, plan: Plan, model: RowModel, cache: _Cache) -> tuple[Prediction, Forecaster]:
     key, arguments = row_arguments(row, model)
-    if key not in cache:
-        cache[key] = Forecaster(**arguments)
-    return cache[key].forecast(plan).prediction, cache[key]
+    if key not in cache.training:
+        cache.training[key] = Forecaster(**arguments(), graphs=cache.graphs)
+    forecaster = cache.training[key]
+    return forecaster.forecast(plan).prediction, forecaster
 
 
 def metric_of_step(
@@ -172,8 +212,8 @@ def metric_of_step(
         layers=row.integer("layers", 1),
         hidden=row.integer("hidden", 1),
         vocab=model.vocab,
-        n_parameters=forecaster.graph(1).n_parameters,
-        model_flop=forecaster.model_flop() * plan.global_batch_size,
+        n_parameters=forecaster.graph(plan.micro_batch_size).n_parameters,
+        model_flop=forecaster.model_flop(plan.micro_batch_size) * plan.global_batch_size,
         recompute=plan.recompute,
     )
     peaks = forecaster.profile.device.peak_flop_per_s

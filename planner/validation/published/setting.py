@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import costmodel
 from costmodel.errors import PlanError
 from costmodel.framework import FrameworkProfile, load_framework
 from costmodel.hardware.device import weight_bytes
+from costmodel.hardware.node_links import inter_link
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.hardware.store import load_profile
-from costmodel.models import resolve_config
+from costmodel.models import resolve_config, with_fewer_predictions
 from costmodel.plan import Plan
 from costmodel.recompute import Recompute
 from planner.validation.published.model_map import RowModel
-from planner.validation.published.rows import PublishedRow
+from planner.validation.published.rows import PublishedRow, says
 
 __all__ = ["INFERENCE_TASKS", "row_arguments", "row_framework", "row_hardware", "row_plan", "row_variant"]
 
@@ -54,12 +56,21 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
     for entry in _settings()["cache"]:
         if re.search(entry["match"], row.text("notes"), re.I):
             changes["cache_dtype"] = entry["cache_dtype"]
+    for entry in _settings()["state"]:
+        if re.search(entry["match"], wording, re.I) and dtype == entry["dtype"] and row.integer("zero_stage"):
+            changes |= entry["changes"]
+    for entry in _settings()["loss"]:
+        if re.search(entry["match"], row.text("notes"), re.I):
+            changes["loss_copy_bytes"] = entry["loss_copy_bytes"]
     flash = row.flag("flash_attention")
     if flash is not None:
         changes["attention"] = "flash" if flash else "unfused"
     said = (e for e in _settings()["attention"] if re.search(e["match"], row.text("notes"), re.I))
     if flash is None and (entry := next(said, None)):
         changes["attention"] = entry["attention"]
+    for entry in _settings()["changes"]:
+        if says(row, entry["where"]):
+            changes |= entry.get("framework", {})
     return base.model_copy(update=changes)
 
 
@@ -69,36 +80,80 @@ def _profile(name: str) -> HardwareProfile:
 
 
 def row_hardware(row: PublishedRow) -> HardwareProfile:
-    """The shipped profile of the row's GPU. Raises ProfileError where there is none."""
+    """The shipped profile of the row's GPU, with the row's link. Raises ProfileError where there is none."""
+    return _linked(_gpu(row), row_variant(row))
+
+
+def _gpu(row: PublishedRow) -> str:
     name = row.text("gpu")
-    return _profile(_settings()["unknown_gpu"]["gpu"] if name in ("", "unknown") else name)
+    return str(_settings()["unknown_gpu"]["gpu"]) if name in ("", "unknown") else name
 
 
-def row_variant(row: PublishedRow, profile: HardwareProfile) -> str | None:
-    """The profile's inter-node link that the row's wording means, None for its default."""
+def row_variant(row: PublishedRow) -> str | None:
+    """The inter-node link that the row's wording means, None for its profile's default.
+
+    Wordings speak of nodes of 8 or 16 GPUs; racks that are one node keep their own links.
+    """
+    network = _profile(_gpu(row)).network
+    if network is None or network.ranks_per_node > _settings()["largest_node"]:
+        return None
     wording = row.text("inter_node_link")
     for entry in _settings()["inter_links"]:
         if re.search(entry["match"], wording, re.I):
-            known = () if profile.network is None else profile.network.variants()
-            return entry["link"] if entry["link"] in known else None
+            return str(entry["link"])
     return None
 
 
-def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, dict[str, Any]]:
-    """What a forecaster of the row is made with, and a key that is equal where all of it is.
+@lru_cache(maxsize=64)
+def _linked(name: str, variant: str | None) -> HardwareProfile:
+    """The profile of a GPU, with a link that its usual nodes do not have (nominal where unmeasured)."""
+    profile = _profile(name)
+    network = profile.network
+    if variant is None or network is None or variant in network.variants():
+        return profile
+    joined = network.model_copy(update={"inter": (*network.inter, inter_link(variant))})
+    return profile.model_copy(update={"network": joined})
 
-    Raises what the model and the profile raise.
+
+def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[], dict[str, Any]]]:
+    """A key that is equal where all of a forecaster is, and a function of what it is made with.
+
+    Raises what the profile raises; the function raises what the model raises.
     """
     profile, framework = row_hardware(row), row_framework(row)
-    variant = row_variant(row, profile)
-    key = json.dumps([dict(model.config), model.seq_len, profile.name, framework.model_dump(), variant])
-    source = resolve_config(model.config, name=row.text("model_name"), seq_len=model.seq_len or None)
-    return key, {
+    variant = row_variant(row)
+    shape = [dict(model.config), model.seq_len, model.target_len, model.head, model.predicted_share]
+    key = json.dumps([*shape, profile.name, framework.model_dump(), variant])
+    return key, partial(_arguments, row.text("model_name"), model, profile, framework, variant)
+
+
+def _arguments(
+    name: str, model: RowModel, profile: HardwareProfile, framework: FrameworkProfile, variant: str | None
+) -> dict[str, Any]:
+    source = resolve_config(
+        model.config, name=name, seq_len=model.seq_len or None, target_len=model.target_len
+    )
+    if model.head:
+        source = with_fewer_predictions(source, model.head, model.predicted_share)
+    return {
         "source": source,
         "profile": profile,
         "framework": framework,
         "network_variant": variant,
     }
+
+
+def _said_batch(row: PublishedRow) -> int:
+    """The batch of each GPU that the source's notes name, 0 where they name none."""
+    found = (re.search(e["match"], row.text("notes"), re.I) for e in _settings()["batch_per_gpu"])
+    return next((int(match[1]) for match in found if match), 0)
+
+
+def _said_shard(row: PublishedRow, dp: int) -> int:
+    """Replicas that divide the optimizer's state, where the notes say that copies of it are kept; else 0."""
+    found = (re.search(e["match"], row.text("notes"), re.I) for e in _settings()["optimizer_copies"])
+    copies = next((int(match[1]) for match in found if match), 1)
+    return dp // copies if copies > 1 and dp % copies == 0 and row.integer("zero_stage") else 0
 
 
 def row_plan(row: PublishedRow) -> Plan | str:
@@ -107,12 +162,21 @@ def row_plan(row: PublishedRow) -> Plan | str:
     tp, pp, cp = (row.integer(name, 1) for name in ("tp", "pp", "cp"))
     dp = row.integer("dp") or max(1, n // max(1, tp * pp * cp))
     mbs = row.integer("micro_batch")
-    gbs = row.integer("global_batch") or mbs * dp
+    if not mbs and not row.integer("global_batch"):
+        mbs = _said_batch(row)
+    filled = _settings()["unknown_batch"]["micro_batches_per_stage"] * pp if pp > 1 else 1
+    gbs = row.integer("global_batch") or mbs * dp * filled
     if not gbs:
         return "the source does not say the batch"
     if not mbs:
         mbs = max(1, gbs // dp) if pp == 1 and gbs // dp <= 8 else 1
     recompute = row.text("recompute", "none")
+    unsaid: dict[str, Any] = {"sequence_parallel": bool(row.flag("sequence_parallel"))}
+    for entry in _settings()["changes"]:
+        if says(row, entry["where"]):
+            unsaid |= entry.get("plan", {})
+    group = re.search(_settings()["shard_group"]["match"], row.text("notes"))
+    shard = int(group.group(1)) if group and dp % int(group.group(1)) == 0 else 0
     vpp = row.integer("vpp", 1) or 1
     schedule = "gpipe" if row.text("pipeline_schedule") == "gpipe" else "interleaved" if vpp > 1 else "1f1b"
     try:
@@ -127,7 +191,8 @@ def row_plan(row: PublishedRow) -> Plan | str:
             global_batch_size=gbs,
             schedule=schedule if pp > 1 else "1f1b",
             zero_stage=row.integer("zero_stage"),
-            sequence_parallel=bool(row.flag("sequence_parallel")) and tp > 1,
+            dp_shard=(shard if row.integer("zero_stage") else 0) or _said_shard(row, dp),
+            sequence_parallel=unsaid["sequence_parallel"] and tp > 1,
             recompute=recompute if Recompute.is_one(recompute) else "none",
         )
     except PlanError as error:

@@ -56,3 +56,17 @@ def test_far_from_samples_nothing_is_said() -> None:
 def test_centres_are_at_most_what_there_is() -> None:
     x = np.array([[0.0], [0.0], [1.0]])
     assert len(choose_centres(x, 10)) == 2
+
+
+def test_a_few_steps_from_a_known_shape_stay_near_it() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.uniform(0, 10, (300, 3))
+    y = 0.3 * np.sin(x[:, 0]) + 0.01 * rng.normal(size=300)
+    whole = tune_shape(x, y)
+    # other rows, of which a few are outliers: their likelihood pulls far, three steps of it must not
+    some = rng.permutation(300)[:120]
+    disturbed = y[some] + np.where(np.arange(120) % 20 == 0, 3.0, 0.0)
+    warm = tune_shape(x[some], disturbed, start=whole)
+    assert np.abs(np.log(warm.length / whole.length)).max() <= 0.51
+    assert abs(np.log(warm.signal / whole.signal)) <= 0.51
+    assert tune_shape(x[some], disturbed).noise > 2.0 * warm.noise

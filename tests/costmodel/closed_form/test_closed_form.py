@@ -77,6 +77,45 @@ def test_no_step_is_shorter_than_its_bound_and_memory_is_the_same(case: str) -> 
         assert found.memory_bytes[row] == pytest.approx(prediction.peak_memory_bytes, rel=1e-6), plan
 
 
+def test_memory_is_the_same_where_experts_and_copies_count() -> None:
+    """Experts over several ranks, context-parallel shares, kept outputs and copies for the update."""
+    sizes = {
+        "num_hidden_layers": 4,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 512,
+        "num_local_experts": 4,
+    }
+    framework = load_framework("megatron-core").model_copy(
+        update={"keeps_stage_outputs": True, "update_copy_bytes": 6.0, "loss_copy_bytes": 4.0}
+    )
+    made = Forecaster(
+        source=resolve("mixtral-8x7b", overrides=sizes, seq_len=64),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=framework,
+    )
+    found = evaluate(
+        made,
+        Choices(
+            n_devices=8,
+            global_batch_size=16,
+            n_units=made.n_units(),
+            cp=(1, 2),
+            ep=(1, 2, 4),
+            schedules=("1f1b",),
+            zero=(0, 1, 3),
+        ),
+    )
+    rows = [int(row) for row in np.flatnonzero(np.isfinite(found.memory_bytes))]
+    plans = {row: found.plan(row) for row in random.Random(0).sample(rows, 40)}
+    assert any(plan.ep > 1 and plan.zero_stage == 1 and plan.cp > 1 for plan in plans.values())
+    for row, plan in plans.items():
+        memory = made.forecast(plan).prediction.peak_memory_bytes
+        assert found.memory_bytes[row] == pytest.approx(memory, rel=1e-6), plan
+
+
 @pytest.mark.parametrize(
     "plan",
     [

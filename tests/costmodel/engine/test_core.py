@@ -66,6 +66,11 @@ def test_slowdown_stretches_the_overlapped_part_only() -> None:
     assert run(actions, compute_slowdown=2.0).makespan_s == pytest.approx(2.5)
 
 
+def test_transfers_between_two_ranks_slow_nothing() -> None:
+    actions = [Action(0, "compute", 2.0, "work"), Action(0, "pipeline forward 1", 1.0, "send")]
+    assert run(actions, compute_slowdown=2.0, comm_slowdown=3.0).end_s == [2.0, 1.0]
+
+
 def test_unequal_ranks() -> None:
     actions = [Action(0, "compute", 2.0), Action(1, "compute", 2.0)]
     assert run(actions, speed={1: 0.5}).end_s == [2.0, 4.0]

@@ -12,7 +12,7 @@ from costmodel.errors import TraceError
 from costmodel.graph import trace, trace_module
 from costmodel.graph.model_graph import Phase
 from costmodel.graph.tracing import default_loss
-from costmodel.models import resolve, shipped_names
+from costmodel.models import resolve, resolve_config, shipped_names
 from tests.costmodel.graph.oracles import real_step
 
 # Reduced sizes at which the real module runs on a CPU in a moment. Depths keep repeated blocks repeated.
@@ -167,3 +167,33 @@ def test_backward_operators_know_their_forward() -> None:
         linked = [op for op in backward if op.forward_index is not None]
         assert all(op.forward_index is not None for op in backward if op.flop)
         assert all(op.forward_index in known for op in linked)
+
+
+def test_attention_with_sinks_trains_in_one_kernel_where_frameworks_have_it() -> None:
+    config = {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "num_hidden_layers": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "head_dim": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+        "sliding_window": 16,
+    }
+    source = resolve_config(config, name="sinks", micro_batch_size=2, seq_len=64)
+    fused = [
+        op
+        for segment in trace(source, attention="flash").segments
+        for op in segment.operators
+        if op.kind == "attention"
+    ]
+    # one layer slides over 16 keys, the next sees all 64; forward and backward each
+    assert sorted((op.dims["kv_len"], op.phase.value) for op in fused) == [
+        (16, "backward"), (16, "forward"), (64, "backward"), (64, "forward"),
+    ]  # fmt: skip
+    written_out = trace(source, attention="unfused")
+    assert not any(op.kind == "attention" for s in written_out.segments for op in s.operators)

@@ -29,3 +29,16 @@ def test_figure_1(zero_stage: int, expected_gb: float) -> None:
 def test_hsdp_shards_over_its_own_group() -> None:
     state = model_state(1000, framework=MIXED, optimizer_bytes=12, zero_stage=3, dp=8, dp_shard=4)
     assert state.total == 16 * 250
+
+
+def test_context_parallel_ranks_divide_what_they_all_hold() -> None:
+    state = model_state(1000, framework=MIXED, optimizer_bytes=12, zero_stage=1, dp=2, cp=2)
+    assert (state.parameters, state.gradients, state.optimizer) == (2000, 2000, 12 * 250)
+
+
+@pytest.mark.parametrize(("ep", "copies"), [(1, 8), (2, 4), (8, 1), (16, 1)])
+def test_experts_are_divided_over_their_own_copies(ep: int, copies: int) -> None:
+    state = model_state(
+        1600, framework=MIXED, optimizer_bytes=12, zero_stage=1, dp=8, n_expert_parameters=800, ep=ep
+    )
+    assert state.optimizer == 12 * (800 / 8 + 800 / copies)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,3 +165,35 @@ def test_transfers_to_different_ranks_do_not_wait_for_each_other() -> None:
     stages = [stage(i, forward_s=1.0, backward_s=2.0) for i in range(8)]
     result = simulate_step(stages, schedule="zb-v", num_microbatches=8, vpp=2)
     assert result.step_time_s == pytest.approx(51.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([("interleaved", 2), ("looped-bfs", 2), ("zb-h1", 1), ("zb-h1", 2), ("zb-v", 2)]),
+    st.lists(st.floats(0.5, 2.0), min_size=4, max_size=4),
+    st.floats(0.0, 0.5),
+)
+def test_listed_receives_lie_between_blocking_and_free_ones(
+    named: tuple[str, int], work_s: list[float], send_s: float
+) -> None:
+    """A receive in the list waits for less than one that is posted last, and for more than none."""
+    name, v = named
+    stages = [stage(i, forward_s=work_s[i], backward_s=2 * work_s[i], send_s=send_s) for i in range(2 * v)]
+
+    def step_s(**how: bool) -> float:
+        return simulate_step(stages, schedule=name, num_microbatches=4, vpp=v, **how).step_time_s
+
+    listed_s = step_s(p2p_overlap=True, receives_listed=True)
+    assert step_s(p2p_overlap=True) - 1e-9 <= listed_s <= step_s() + 1e-9
+
+
+def test_gradients_taken_apart_cost_the_later_stages_host_time() -> None:
+    """One micro-batch through two stages: the last one's W is longer by `split_s`, the first one's is not."""
+    plain = [stage(i) for i in range(2)]
+    split = [replace(s, units=tuple(replace(u, split_s=0.5) for u in s.units)) for s in plain]
+    step = lambda stages, name: simulate_step(stages, schedule=name, num_microbatches=1).timeline  # noqa: E731
+    lengths = {
+        action.name: action.duration_s for action in step(split, "zb-h1").actions if action.kind == "W"
+    }
+    assert lengths == {"0W0": pytest.approx(1.0), "1W0": pytest.approx(1.5)}
+    assert step(split, "1f1b").makespan_s == step(plain, "1f1b").makespan_s

@@ -62,18 +62,20 @@ def problem(number: int) -> tuple[Forecaster, int, int, SearchOptions]:
 
 
 def exhaustive(made: Forecaster, options: SearchOptions, n: int, batch: int) -> list[float]:
-    """Step times of all plans that fit, by the event engine alone."""
+    """Step times of all plans that fit, by the event engine alone; offloaded ones where they must be."""
     from costmodel.closed_form.space import enumerate_plans
     from planner.search.space import choices_of
 
     space = enumerate_plans(choices_of(made, n, batch, options))
     times = []
     for row in range(len(space)):
+        plan = space.plan(row)
         try:
-            prediction = made.forecast(space.plan(row)).prediction
+            prediction = made.forecast(plan).prediction
+            idle = space.columns["offload"][row] and made.forecast(plan.with_(flags=())).prediction.fits
         except PlanError:
             continue
-        if prediction.fits:
+        if prediction.fits and not idle:
             times.append(prediction.step_time_s)
     return sorted(times)
 
@@ -140,7 +142,7 @@ def test_standing_of_a_plan_that_does_not_fit() -> None:
     found = search(tight, n_devices=2, global_batch_size=32)
     space = found.space
     assert space is not None
-    row = next(i for i in range(len(space)) if space.memory_bytes[i] > 12e6)
+    row = next(i for i in range(len(space)) if 12e6 < space.memory_bytes[i] < float("inf"))
     large = tight.forecast(space.plan(row)).prediction
     standing = found.with_standing(large).standing
     assert standing is not None
@@ -155,8 +157,19 @@ def test_nothing_fits_says_what_would() -> None:
             tight,
             n_devices=2,
             global_batch_size=64,
-            options=SearchOptions(recompute=("none",), tp=(1,), max_micro_batch_size=64),
+            options=SearchOptions(recompute=("none",), tp=(1,), offload=("none",), max_micro_batch_size=64),
         )
+
+
+def test_the_host_takes_over_what_does_not_fit() -> None:
+    found = search(
+        forecaster("pytorch", 7e6),
+        n_devices=2,
+        global_batch_size=64,
+        options=SearchOptions(recompute=("none",), tp=(1,)),
+    )
+    assert all("zero-" in str(r.prediction.plan) for r in found.ranked)
+    assert found.ranked[0].prediction.peak_memory_bytes <= 7e6
 
 
 def test_impossible_degrees_are_named() -> None:

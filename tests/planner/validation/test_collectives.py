@@ -56,7 +56,7 @@ def test_rows_keep_the_table_s_order_and_reasons(table: Path) -> None:
 def test_json_has_the_common_shape(table: Path) -> None:
     data = json.loads(validate_collectives(table, cross_validate=True).to_json())
     assert set(data["rows"][0]) == {
-        "id", "source", "group", "metric", "measured", "predicted", "low", "high", "skipped",
+        "id", "source", "group", "metric", "measured", "predicted", "low", "high", "skipped", "labels",
     }  # fmt: skip
     assert {s["by"] for s in data["summary"]} >= {"overall", "source", "gpu", "kind", "ranks"}
     row = data["rows"][0]

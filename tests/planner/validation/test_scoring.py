@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from costmodel.errors import InputFileError
-from planner.validation.scoring import Report, ScoredRow, summarise
+from planner.validation.scoring import Report, ScoredRow, shares_of, summarise
 
 
 def row(
@@ -155,6 +156,19 @@ def test_report_round_trips_and_has_the_agreed_keys(tmp_path: object) -> None:
     agreed |= {"top1_regret", "interval_coverage"}
     assert agreed <= set(data["summary"][0])
     assert Report.from_json(report.to_json()).to_dict() == report.to_dict()
+
+
+def test_what_a_row_knows_beside_its_score_is_kept_where_there_is_any() -> None:
+    plain = row(1, 1.0, 1.1)
+    known = replace(plain, id="2", labels={"gpu": "a"}, baseline_value=2.0, breakdown={"compute": 1.0})
+    back = Report.from_json(Report.of([plain, known]).to_json()).rows
+    assert back == (plain, known)
+    assert set(known.to_dict()) - set(plain.to_dict()) == {"labels", "baseline_value", "breakdown"}
+
+
+def test_shares_add_up_to_one() -> None:
+    assert shares_of({"a": 3.0, "b": 1.0, "c": 0.0}) == {"a": 0.75, "b": 0.25}
+    assert shares_of({}) == {}
 
 
 def test_reading_something_else_says_so() -> None:

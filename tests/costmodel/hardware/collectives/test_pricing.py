@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.errors import UsageError
-from costmodel.hardware.collectives import busbw_bytes_per_s, collective_times
+from costmodel.hardware.collectives import busbw_bytes_per_s, collective_times, fastest_collective
 from costmodel.hardware.collectives.algorithms import path_shape
 from costmodel.hardware.collectives.pricing import nic_fraction, path_times
 from costmodel.hardware.kinds import COLLECTIVE_KINDS, CollectiveGroup
 from costmodel.hardware.network_schema import CollectiveFit, NetworkModel, PathFit, SizeCurve
 from costmodel.hardware.node_links import device_network, inter_link
+from costmodel.hardware.store import load_profile
 
 SIZES = np.exp2(np.linspace(3, 36, 600))
 
@@ -215,3 +216,18 @@ def test_holding_the_library_to_one_algorithm() -> None:
 
 def test_bus_bandwidth() -> None:
     assert busbw_bytes_per_s("all_reduce", np.array([8e9]), np.array([0.04]), 8)[0] == pytest.approx(3.5e11)
+
+
+def test_a_frameworks_own_all_reduce_is_taken_where_it_is_faster() -> None:
+    network = load_profile("H100-SXM5-80GB").network
+    assert network is not None
+    sizes = np.array([2.0**12, 2.0**16, 2.0**30])
+    inside, across = CollectiveGroup(n_ranks=8), CollectiveGroup(n_ranks=16, n_nodes=2)
+    impls = ("custom:nobody:None", "custom:trtllm:TRTLLM")
+    nccl = collective_times(network, "all_reduce", sizes, inside).median_s
+    own = collective_times(network, "all_reduce", sizes, inside, impl=impls[1]).median_s
+    best = fastest_collective(network, "all_reduce", sizes, inside, impls=impls).median_s
+    assert list(best) == list(np.minimum(nccl, own))
+    assert best[0] < nccl[0]
+    far = fastest_collective(network, "all_reduce", sizes, across, impls=impls).median_s
+    assert list(far) == list(collective_times(network, "all_reduce", sizes, across).median_s)

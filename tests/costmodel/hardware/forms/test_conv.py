@@ -14,7 +14,7 @@ GPU = device("A100-PCIe-80GB")
 
 
 def _dims(
-    batch: int, c_in: int, c_out: int, side: int, kernel: int = 3, stride: int = 1
+    batch: int, c_in: int, c_out: int, side: int, kernel: int = 3, stride: int = 1, groups: int = 1
 ) -> dict[str, np.ndarray]:
     sizes = {
         "batch": batch,
@@ -26,7 +26,7 @@ def _dims(
         "kw": kernel,
         "stride": stride,
         "padding": kernel // 2,
-        "groups": 1,
+        "groups": groups,
         "transposed": 0,
     }
     return {name: np.array([float(value)]) for name, value in sizes.items()}
@@ -119,3 +119,48 @@ def test_what_no_algorithm_avoids_is_less_than_the_direct_work() -> None:
     assert float(FORM.least_flop(dims, "bf16", "fwd")[0]) == flop
     strided = _dims(8, 64, 64, 56, stride=2)
     assert FORM.least_flop(strided, "fp32", "fwd")[0] == FORM.flop(strided, "fwd")[0]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["fwd", "dgrad", "wgrad"])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_groups_are_never_slower_than_the_dense_layer(dtype: str, variant: str, kernel: int) -> None:
+    theta = {p.name: p.start for p in FORM.parameters(GPU, dtype, variant)}
+    times_s = [
+        float(FORM.physical(theta, GPU, _dims(32, 256, 256, 28, kernel, groups=g), dtype, variant)[0])
+        for g in (1, 2, 4, 32, 256)
+    ]
+    assert max(times_s[1:]) <= 1.05 * times_s[0]  # a last wave of smaller blocks may idle more
+    assert times_s[-1] < (0.5 if kernel > 1 else 1.0) * times_s[0]
+
+
+def test_one_channel_per_group_streams_or_fetches() -> None:
+    theta = _ideal() | {"memory_efficiency": 1.0}
+    dims = _dims(64, 512, 512, 56, groups=512)
+    elements = 2 * 64 * 512 * 56 * 56 + 512 * 9
+    assert float(FORM.algorithms_s(theta, GPU, dims, "fp32", "fwd")["direct"][0]) == pytest.approx(
+        4 * elements / GPU.memory_bytes_per_s, rel=0.15
+    )
+    # a kernel of 31 x 31: 32 operands a clock on each multiprocessor, twice as many for the weights' gradient
+    dims = _dims(64, 512, 512, 56, 31, groups=512)
+    products = float(FORM.flop(dims, "fwd")[0]) / 2
+    fetched_s = products / (32 * GPU.multiprocessors * GPU.boost_hz)
+    for variant, operands in (("fwd", 1), ("dgrad", 1), ("wgrad", 2)):
+        found = FORM.algorithms_s(theta, GPU, dims, "fp32", variant)["direct"]
+        assert float(found[0]) == pytest.approx(operands * fetched_s, rel=0.01)
+    assert "direct" not in _algorithms_s(_dims(64, 512, 512, 56, groups=256))
+
+
+def test_a_gradient_of_few_channels_goes_by_columns() -> None:
+    # patches of an image: its data gradient has 3 channels, its columns 3 x 16 x 16
+    theta = {p.name: p.start for p in FORM.parameters(GPU, "fp32", "dgrad")}
+    dims = _dims(32, 3, 768, 224, 16, stride=16) | {"padding": np.array([0.0])}
+    forward_s, gradient_s = (float(FORM.physical(theta, GPU, dims, "fp32", v)[0]) for v in ("fwd", "dgrad"))
+    assert gradient_s < 1.5 * forward_s
+    found = FORM.algorithms_s(theta, GPU, dims, "fp32", "dgrad")
+    assert found["columns"] < 0.2 * found["implicit_gemm"]
+    assert "columns" not in FORM.algorithms_s(theta, GPU, dims, "fp32", "fwd")
+    # the same product runs forward where the layer is transposed
+    up = {**dims, "transposed": np.array([1.0]), "h": np.array([14.0]), "w": np.array([14.0])}
+    up |= {"c_in": dims["c_out"], "c_out": dims["c_in"]}
+    assert float(FORM.physical(theta, GPU, up, "fp32", "fwd")[0]) == pytest.approx(gradient_s, rel=0.05)

@@ -57,3 +57,12 @@ def test_framework_names() -> None:
     assert adjustment_for(known, "trtllm-1.3.0rc20:flow") is known[0]
     assert adjustment_for(known, "vllm-0.24.0:fa2") is None
     assert adjustment_for(known, None) is None
+
+
+def test_names_are_tried_in_order_and_may_leave_the_kernel_open() -> None:
+    known = (_adjustment("trtllm-1.3.0rc20:flow", 0.1), _adjustment("vllm-0.14.0:fa3", 0.1))
+    assert adjustment_for(known, "vllm") is known[1]
+    assert adjustment_for(known, ("sglang", "trtllm")) is known[0]
+    assert adjustment_for(known, ("trtllm:*mla*", "vllm:fa*")) is known[1]
+    assert adjustment_for(known, ("sglang",)) is None
+    assert adjustment_for(known, ()) is None

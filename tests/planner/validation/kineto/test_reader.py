@@ -63,7 +63,7 @@ def test_events_without_times_are_counted(tmp_path: Path) -> None:
     [
         (b"", "not whole JSON"),
         (b'{"traceEvents": [{"ph": "X"', "not whole JSON"),
-        (gzip.compress(b'{"traceEvents": []}' * 40)[:-12], "cannot be read"),
+        (gzip.compress(b'{"traceEvents": []}' * 40, mtime=0)[:-12], "cannot be read"),
         (b"\x1f\x8bnothing", "cannot be read"),
         (b'{"events": []}', "no list 'traceEvents'"),
         (b"3", "no list 'traceEvents'"),

@@ -1,0 +1,336 @@
+"""Forward passes of a server: any mix of prompts' tokens and of running requests' next tokens.
+
+Everything but attention costs the same for n tokens wherever they come from. It is priced on a grid of n and
+read between in logarithms; attention is priced call by call (a prompt's chunk over what came before it,
+running requests over their contexts), and what follows the last block for one token of every request:
+
+    pass = blocks(n) + head(requests) + attention + overhead + requests * overhead of one
+
+A server's kernels differ from a training step's (the framework profile says whether they do):
+
+    products of one input   are one product (query, key and value; gate and up)
+    routed experts          are one call of the grouped kernel, routing included
+    gathered projections    stay whole on every rank where that takes less than gathering their result
+    loss                    there is none
+
+Attention replicas (`dp` of the plan) keep requests apart and share the experts: every pass gathers their
+tokens before the experts of each layer and scatters the sums behind them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from costmodel.errors import PlanError
+from costmodel.estimate import FloatArray
+from costmodel.graph.fusion import fuse
+from costmodel.graph.model_graph import Operator, Phase, Segment
+from costmodel.hardware.device import cache_bytes, weight_bytes
+from costmodel.plan import Plan
+from costmodel.predict.attending import attention_call, latent_dims
+from costmodel.predict.pricing import host_cost_s, price_operators
+from costmodel.predict.served_kernels import (
+    one_kernel_each,
+    one_product_each,
+    residual_with_norm,
+    state_bytes,
+    state_update,
+    without_recurrence,
+)
+from costmodel.sharding.expert import expert_tensors
+
+if TYPE_CHECKING:
+    from costmodel.predict.forecaster import Forecaster
+    from costmodel.predict.inference import InferenceForecaster
+    from costmodel.sharding import ShardedSegment
+
+__all__ = ["Attending", "Experts", "PassCosts"]
+
+_TOKENS: FloatArray = np.exp2(np.arange(0.0, 17.5, 0.5)).round()
+_TYPICAL = 8
+"""Place on the grid (16 tokens) where the spread of a pass is taken."""
+_PROBES = ((32, 64), (64, 128), (16, 32), (128, 256), (8, 16))
+"""Batches that the graph is split at; sizes between and beyond are on the line through them. Pairs are tried
+in order: how tensors are divided may turn on the batch, and must not differ between the two."""
+
+
+_CHUNK = 64
+"""Tokens of a prompt that a recurrence takes in at once (Gated DeltaNet, arXiv 2412.06464, section 3.3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """How routed experts lie over a server's ranks: each split `tp` ways, all of them over `ep` groups."""
+
+    tp: int = 1
+    ep: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attending:
+    """`requests` attention calls of `tokens` queries each over `context` keys (its own tokens among them)."""
+
+    requests: int
+    tokens: int
+    context: int
+
+
+class PassCosts:
+    """Forward passes of one model under one plan. Raises PlanError where the plan cannot split the model."""
+
+    def __init__(self, inference: InferenceForecaster, plan: Plan, *, experts: Experts | None = None) -> None:
+        """`experts`: how they are divided; by default as the plan's tensor parallelism divides them."""
+        self._inference = inference
+        self._plan = plan.with_(micro_batch_size=1, global_batch_size=plan.dp)
+        self._experts = experts or Experts(tp=plan.tp)
+        self._forecaster: Forecaster = inference.one_token()
+        self._probes, low, high = self._split()
+        self._segments = low
+        self._any = next(op for s in low for op in s.local.operators if op.kind != "host")
+        last = max((i for i, s in enumerate(low) if s.local.is_block), default=len(low) - 1)
+        whole = self._forecaster.graph(self._probes[0])
+        self._whole = {
+            op.index: op for s in whole.segments for op in s.operators if op.kind == "grouped_gemm"
+        }
+        self._recurrent: list[tuple[float, int]] = []
+        self._attention: list[tuple[Segment, Operator, int]] = []
+        self._sigma: list[tuple[float, float]] = []
+        blocks = [
+            self._segment(a, b, head=False) for a, b in zip(low[: last + 1], high[: last + 1], strict=True)
+        ]
+        head = [
+            self._segment(a, b, head=True) for a, b in zip(low[last + 1 :], high[last + 1 :], strict=True)
+        ]
+        self._blocks_s = np.log(np.sum([np.full(len(_TOKENS), 1e-9), *blocks], axis=0))
+        self._head_s = np.log(np.sum([np.full(len(_TOKENS), 1e-9), *head], axis=0))
+        self._attending_s = lru_cache(maxsize=None)(self._attention_priced)
+
+    def seconds(self, attending: Sequence[Attending]) -> float:
+        """One pass over these requests of a replica; 0 where there is no token."""
+        tokens = sum(a.requests * a.tokens for a in attending)
+        requests = sum(a.requests for a in attending)
+        if not tokens:
+            return 0.0
+        framework = self._inference.framework
+        at, heads = np.log(tokens), np.log(requests)
+        total = float(np.exp(np.interp(at, np.log(_TOKENS), self._blocks_s)))
+        total += float(np.exp(np.interp(heads, np.log(_TOKENS), self._head_s)))
+        total += sum(self._attending_s(a) for a in attending)
+        total += framework.forward_overhead_s + requests * framework.request_overhead_s
+        return total + host_cost_s(self._inference.profile, "step_s")
+
+    @property
+    def parameter_bytes(self) -> float:
+        """Weights of one rank: products of the blocks in the type they are computed in, the rest as kept."""
+        framework = self._inference.framework
+        narrow, routed = framework.half_products, framework.expert_products
+        routed = narrow if routed == "as the others" else routed
+        width = framework.parameter_bytes
+        of_blocks = width if narrow == "same" else weight_bytes(narrow)
+        of_experts = width if routed == "same" else weight_bytes(routed)
+        total = 0.0
+        for segment in self._segments:
+            experts = expert_tensors(segment.local)
+            for parameter in segment.parameters:
+                if parameter.tied:
+                    continue
+                elements = prod(parameter.local_shape) * segment.count
+                if parameter.tensor in experts:
+                    share = self._plan.tp / (self._experts.tp * self._experts.ep)
+                    total += elements * share * of_experts
+                else:
+                    total += elements * (of_blocks if segment.local.is_block else width)
+        return total
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """What a rank keeps of every token of a request."""
+        cache, compute = self._inference.framework.cache_dtype, self._inference.framework.compute_dtype
+        width = cache_bytes(compute if cache == "same" else f"{compute}+{cache}kv")
+        total = 0.0
+        for segment, op, count in self._attention:
+            latent = latent_dims(segment, op)
+            whole = op.dims["kv_heads"] * (op.dims["qk_dim"] + op.dims["v_dim"])
+            total += width * count * (latent[0] if latent else whole)
+        return total
+
+    @property
+    def log_sigma(self) -> float:
+        """Spread of ln(time): the mean of the fits' by their time, and what the framework leaves."""
+        seconds = sum(s for s, _ in self._sigma)
+        fits = sum(s * sigma for s, sigma in self._sigma) / seconds if seconds else 0.0
+        return math.hypot(fits, self._inference.framework.residual_log_sigma)
+
+    def _split(self) -> tuple[tuple[int, int], tuple[ShardedSegment, ...], tuple[ShardedSegment, ...]]:
+        """Two batches, and the graph split for each in the same way."""
+
+        def sharded(n: int) -> tuple[ShardedSegment, ...]:
+            shaped = self._plan.with_(micro_batch_size=n, global_batch_size=n * self._plan.dp)
+            return tuple(self._forecaster.sharded(shaped).segments)
+
+        for pair in _PROBES:
+            low, high = (sharded(n) for n in pair)
+            if [_division(s) for s in low] == [_division(s) for s in high]:
+                return pair, low, high
+        raise PlanError(
+            f"{self._plan}: tensors are divided otherwise for every batch; its passes have no price"
+        )
+
+    def _segment(self, low: ShardedSegment, high: ShardedSegment, *, head: bool) -> FloatArray:
+        """Seconds [n] of all instances of a segment without its attention."""
+        merged = self._inference.framework.merges_projections
+        kernels = [
+            self._served(s.local, fuse(s.local, self._forecaster.fusion).operators, head, merged)
+            for s in (low, high)
+        ]
+        if [op.kind for op in kernels[0]] != [op.kind for op in kernels[1]]:
+            raise PlanError(
+                f"segment {low.name!r} has other kernels for another batch; its passes have no price"
+            )
+        self._recurrent += [(size, low.count) for size in state_bytes(low.local, self._probes[0])]
+        for op in low.local.operators:
+            if op.kind == "attention":
+                self._attention.append((low.local, op, low.count))
+        total = np.zeros(len(_TOKENS))
+        gathered = {
+            c.module: c.size_bytes
+            for c in low.collectives
+            if c.op == "all_gather" and c.phase is Phase.FORWARD and not head
+        }
+        for a, b in zip(*kernels, strict=True):
+            seconds = self._operator_s(a, b, head=head)
+            size = gathered.pop(a.module, None) if a.kind == "gemm" else None
+            if size is not None:
+                seconds = self._gathered_s(a, b, seconds, size)
+            total += seconds
+        for a, b in zip(low.collectives, high.collectives, strict=True):
+            if not head and a.phase is Phase.FORWARD and a.module and a.op != "all_gather":
+                total += self._collective_s(self._plan, a.op, a.size_bytes, b.size_bytes, a.axis)
+        if any(op.kind == "moe" for op in kernels[0]) and self._plan.dp > 1:
+            hidden = next(op.dims["hidden"] for op in kernels[0] if op.kind == "moe")
+            ranks = Plan(tp=self._plan.dp * self._plan.tp)
+            low_size, high_size = (2 * n * self._plan.dp * hidden for n in self._probes)
+            for kind in ("all_gather", "reduce_scatter"):
+                total += self._collective_s(ranks, kind, low_size, high_size, "tp")
+        return total * low.count
+
+    def _served(
+        self, segment: Segment, kernels: Iterable[Operator], head: bool, merged: bool
+    ) -> list[Operator]:
+        """The kernels of a segment as a server runs them, without attention."""
+        compute = self._inference.framework.compute_dtype
+        found = [op for op in kernels if op.kind not in ("host", "attention")]
+        if merged:  # a router's product takes the activations as they are
+            found = [replace(op, dtype=compute) if op.kind == "gemm" else op for op in found]
+        if head:  # nothing is scored: the last product ends the pass
+            products = [place for place, op in enumerate(found) if op.kind == "gemm"]
+            found = found[: products[-1] + 1] if products else found
+        if not merged:
+            return found
+        found = one_product_each(segment, self._one_call_of_experts(found))
+        found = without_recurrence(segment, found)
+        homes = {op.module for op in segment.operators if op.kind == "attention"}
+        found = one_kernel_each(found, homes, ("elementwise",), "rope")
+        routers = {op.module for op in segment.operators if "topk" in op.target}
+        found = one_kernel_each(found, routers, ("elementwise", "reduction", "softmax"), None)
+        return residual_with_norm(found) if segment.is_block else found
+
+    def _one_call_of_experts(self, kernels: list[Operator]) -> list[Operator]:
+        """Grouped products and what the module that makes them does around them, as one call."""
+        modules = {op.module for op in kernels if op.kind == "grouped_gemm"}
+        result: list[Operator] = []
+        done: set[str] = set()
+        for op in kernels:
+            home = next((m for m in modules if op.module == m or op.module.startswith(m + ".")), None)
+            if home is None:
+                result.append(op)
+            elif home not in done:
+                done.add(home)
+                own = [o for o in kernels if o.kind == "grouped_gemm" and o.module == home]
+                result.append(self._experts_call(own))
+        return result
+
+    def _experts_call(self, products: list[Operator]) -> Operator:
+        """The first product takes the hidden width, the last one makes it again from the experts' own."""
+        first, last = (self._whole[op.index] for op in (products[0], products[-1]))
+        dims = {
+            "num_tokens": self._probes[0],
+            "hidden": first.dims["k"],
+            "inter": last.dims["k"],
+            "topk": max(1, first.dims["m"] // self._probes[0]),
+            "num_experts": first.dims["groups"],
+            "moe_tp": 1,
+            "moe_ep": 1,
+        }
+        return replace(products[0], kind="moe", variant="balanced", dims=dims)
+
+    def _line(self, low: float, high: float, n: float) -> float:
+        first, second = self._probes
+        return low + (high - low) * (n - first) / (second - first)
+
+    def _operator_s(self, low: Operator, high: Operator, *, head: bool = False) -> FloatArray:
+        """Seconds [n] of one kernel; the head's weights keep the type of the activations."""
+        framework = self._inference.framework
+        if head:
+            framework = framework.model_copy(update={"half_products": "same"})
+        ops = [replace(low, dims=self._dims(low, high, n)) for n in _TOKENS]
+        priced = price_operators(ops, self._inference.profile, framework)
+        self._sigma.append((float(priced.device_s[_TYPICAL]), float(priced.log_sigma[_TYPICAL])))
+        return priced.device_s + priced.host_s
+
+    def _dims(self, low: Operator, high: Operator, n: float) -> dict[str, int]:
+        dims = {key: max(0, round(self._line(v, high.dims[key], n))) for key, v in low.dims.items()}
+        if low.kind != "moe":
+            return dims
+        experts = {"moe_tp": self._experts.tp, "moe_ep": self._experts.ep}
+        return {**low.dims, **experts, "num_tokens": round(n) * self._plan.dp}
+
+    def _collective_s(self, plan: Plan, op: str, low: int, high: int, axis: str) -> FloatArray:
+        """Seconds [n] of one collective whose size follows the tokens."""
+        sizes = [self._line(low, high, n) for n in _TOKENS]
+        times = [self._forecaster.collective(plan, op, max(1.0, size), axis).median_s[0] for size in sizes]
+        return np.array(times, dtype=np.float64)
+
+    def _gathered_s(self, low: Operator, high: Operator, split_s: FloatArray, size: int) -> FloatArray:
+        """A projection whose result every rank needs: split and gathered, or whole on each."""
+        gather_s = self._collective_s(
+            self._plan, "all_gather", size, size * self._probes[1] // self._probes[0], "tp"
+        )
+        whole = [replace(op, dims={**op.dims, "n": op.dims["n"] * self._plan.tp}) for op in (low, high)]
+        return np.minimum(split_s + gather_s, self._operator_s(*whole))
+
+    def _attention_priced(self, attending: Attending) -> float:
+        inference = self._inference
+        calls = [
+            attention_call(
+                segment,
+                op,
+                requests=attending.requests,
+                tokens=attending.tokens,
+                context=attending.context,
+                cache=inference.cache_type(),
+            )
+            for segment, op, _ in self._attention
+        ]
+        counts = [count for _, _, count in self._attention]
+        steps = attending.requests * math.ceil(attending.tokens / _CHUNK)
+        for size, count in self._recurrent:
+            calls.append(state_update(calls[0] if calls else self._any, 2.0 * size * steps))
+            counts.append(count)
+        if not calls:
+            return 0.0
+        priced = price_operators(calls, inference.profile, inference.framework)
+        return float(sum(s * count for s, count in zip(priced.device_s, counts, strict=True)))
+
+
+def _division(segment: ShardedSegment) -> object:
+    """What two batches' splits of a segment must have in common."""
+    calls = [(c.op, c.axis, c.module) for c in segment.collectives]
+    return calls, [(op.target, op.kind) for op in segment.local.operators]

@@ -1,0 +1,96 @@
+"""Kernels of a server where a training step has several: what its libraries run as one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from costmodel.graph.model_graph import Operator, Segment
+
+__all__ = [
+    "one_kernel_each",
+    "one_product_each",
+    "residual_with_norm",
+    "state_bytes",
+    "state_update",
+    "without_recurrence",
+]
+
+
+def one_product_each(segment: Segment, kernels: list[Operator]) -> list[Operator]:
+    """Products that read one tensor, side by side in one kernel (the first one's place and name)."""
+    base = {t.index: t.index if t.view_of is None else t.view_of for t in segment.tensors}
+    parameters = {t.index for t in segment.parameters}
+    first: dict[tuple[int, int, str], int] = {}
+    result: list[Operator] = []
+    for op in kernels:
+        inputs = [base.get(i, i) for i in op.inputs if base.get(i, i) not in parameters]
+        key = (inputs[0], op.dims["k"], op.dtype) if op.kind == "gemm" and inputs else None
+        if key is not None and key in first:
+            into = result[first[key]]
+            result[first[key]] = replace(into, dims={**into.dims, "n": into.dims["n"] + op.dims["n"]})
+            continue
+        if key is not None:
+            first[key] = len(result)
+        result.append(op)
+    return result
+
+
+def one_kernel_each(
+    kernels: list[Operator], homes: set[str], kinds: tuple[str, ...], variant: str | None
+) -> list[Operator]:
+    """What streams in each of the modules `homes` as one kernel over as many bytes, in the first one's place.
+
+    Rotary embedding with the write to the cache; a router's choice of experts.
+    """
+    result: list[Operator] = []
+    place: dict[str, int] = {}
+    for op in kernels:
+        if op.kind not in kinds or op.module not in homes:
+            result.append(op)
+        elif op.module not in place:
+            place[op.module] = len(result)
+            result.append(op if variant is None else replace(op, variant=variant))
+        else:
+            into = result[place[op.module]]
+            dims = {key: into.dims[key] + op.dims[key] for key in ("rows", "bytes")}
+            result[place[op.module]] = replace(into, dims={**into.dims, **dims})
+    return result
+
+
+def residual_with_norm(kernels: list[Operator]) -> list[Operator]:
+    """A block's last sum belongs to the next block's first normalisation: one kernel over both's bytes."""
+    if len(kernels) < 2 or kernels[-1].kind != "elementwise" or "bytes" not in kernels[0].dims:
+        return kernels
+    first, last = kernels[0], kernels[-1]
+    dims = {**first.dims, "bytes": first.dims["bytes"] + last.dims["bytes"]}
+    return [replace(first, dims=dims), *kernels[1:-1]]
+
+
+def _recurrences(segment: Segment) -> set[str]:
+    """Modules that keep a state instead of keys: they multiply batches of matrices without any attention."""
+    attending = {op.module for op in segment.operators if op.kind == "attention"}
+    return {op.module for op in segment.operators if op.kind == "bmm"} - attending - {""}
+
+
+def state_bytes(segment: Segment, batch: int) -> list[float]:
+    """Bytes of each recurrence's state of one request: the largest matrix of a head, in fp32."""
+    sizes = []
+    for home in sorted(_recurrences(segment)):
+        own = [op.dims for op in segment.operators if op.kind == "bmm" and op.module == home]
+        sizes.append(4.0 * max(d["batch"] * d["n"] * d["k"] for d in own) / batch)
+    return sizes
+
+
+def without_recurrence(segment: Segment, kernels: list[Operator]) -> list[Operator]:
+    """Kernels but those of recurrences, which servers run as one kernel that moves the state."""
+    homes = _recurrences(segment)
+    return [
+        op
+        for op in kernels
+        if op.kind == "gemm" or not any(op.module == m or op.module.startswith(m + ".") for m in homes)
+    ]
+
+
+def state_update(like: Operator, size: float) -> Operator:
+    dims = {"rows": max(1, round(size / 8.0 / 4096)), "cols": 4096, "bytes": max(1, round(size))}
+    return replace(like, kind="elementwise", variant="copy", dtype="fp32", dims=dims)

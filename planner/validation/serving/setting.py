@@ -1,0 +1,125 @@
+"""From a serving row's wording to model, profiles, plan and load."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import costmodel
+from costmodel.framework import FrameworkProfile, load_framework
+from costmodel.models import shipped_config
+from costmodel.plan import Plan
+from costmodel.predict.clients import Load
+from costmodel.predict.passes import Experts
+from planner.validation.published.rows import PublishedRow
+
+__all__ = ["Ranks", "served_config", "serving_framework", "serving_load", "serving_ranks"]
+
+_FOLDER = Path(costmodel.__path__[0]) / "data" / "published"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """Ranks of a server: attention of `plan.dp` replicas over `plan.tp` each, experts over all of them."""
+
+    plan: Plan
+    experts: Experts
+
+
+@lru_cache(maxsize=1)
+def _settings() -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((_FOLDER / "serving.json").read_text())
+    return settings
+
+
+@lru_cache(maxsize=1)
+def _models() -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = json.loads((_FOLDER / "served_models.json").read_text())["models"]
+    return models
+
+
+def served_config(row: PublishedRow) -> dict[str, Any] | None:
+    """The row's model as a transformers configuration; None where the table of models has none."""
+    model = _model(row)
+    if not model:
+        return None
+    shipped = shipped_config(model["shipped"]) if "shipped" in model else {}
+    return {**shipped, **model.get("config", {})}
+
+
+def _model(row: PublishedRow) -> dict[str, Any]:
+    """The row's entry in the table of models; empty where it has none."""
+    return next((m for m in _models() if re.search(m["match"], row.text("model"), re.I)), {})
+
+
+def serving_framework(row: PublishedRow) -> FrameworkProfile | None:
+    """The backend's framework profile with the row's products and cache; None for an unknown backend."""
+    settings, backend = _settings(), row.text("backend")
+    entry = next((b for b in settings["backends"] if re.search(b["match"], backend, re.I)), None)
+    if entry is None:
+        return None
+    precision = row.text("precision")
+    own = _model(row).get("products", {})
+    dense = _products(row.text("gemm_quant_mode", precision))
+    routed = _products(row.text("moe_quant_mode", row.text("gemm_quant_mode", precision)))
+    changes: dict[str, Any] = {
+        "half_products": own.get(dense, dense),
+        "expert_products": own.get(routed, routed),
+    }
+    for cache in settings["caches"]:
+        said = (("backend", backend), ("precision", precision), ("gpu", row.text("gpu")))
+        if all(re.search(cache[name], wording, re.I) for name, wording in said):
+            changes["cache_dtype"] = cache["cache_dtype"]
+            break
+    return load_framework(entry["framework"]).model_copy(update=changes)
+
+
+def _products(wording: str) -> str:
+    entry = next(p for p in _settings()["products"] if re.search(p["match"], wording, re.I))
+    return str(entry["products"])
+
+
+def serving_ranks(row: PublishedRow, *, ranks_per_node: int) -> Ranks:
+    """The row's ranks. Raises PlanError where its sizes make no plan.
+
+    Tables that were derived from launch flags count a rank once for each flag that names it: replicas of
+    attention that repeat the tensor-parallel size, or experts' sizes that repeat each other beyond a node,
+    are of one set of ranks.
+    """
+    tp, replicas = row.integer("tp_size", 1), row.integer("attention_dp_size", 1) or 1
+    split, groups = row.integer("moe_tp_size", 1) or 1, row.integer("moe_ep_size", 1) or 1
+    world = tp * replicas * row.integer("pp_size", 1)
+    if replicas > 1 and tp == replicas:
+        tp = 1
+        split, groups = 1, replicas
+    elif world > ranks_per_node and isqrt(world) ** 2 == world and split == groups == isqrt(world):
+        tp, replicas = (1, isqrt(world)) if replicas > 1 else (isqrt(world), 1)
+        split, groups = 1, isqrt(world)
+    elif split * groups != tp * replicas:
+        split, groups = tp * replicas, 1
+    pp = row.integer("pp_size", 1)
+    plan = Plan(dp=replicas, tp=tp, pp=pp, micro_batch_size=1, global_batch_size=replicas)
+    return Ranks(plan=plan, experts=Experts(tp=split, ep=groups))
+
+
+def serving_load(row: PublishedRow, replicas: int) -> Load | str:
+    """What one replica of attention gets, or why that is not known. Raises PlanError on sizes of no load."""
+    clients = row.integer("concurrency") or row.integer("batch_size") * replicas
+    isl, osl = row.integer("isl"), row.integer("osl")
+    if not clients:
+        return "the row gives neither concurrency nor batch_size"
+    version = row.text("backend_version")
+    made = next(m for m in _settings()["loads"] if re.search(m["backend_version"], version))
+    mean = made["mean_length_fraction"]
+    return Load(
+        clients=max(1, round(clients / replicas)),
+        prompt_len=round(isl * mean),
+        output_len=round(osl * mean),
+        length_deviation=made["length_deviation"],
+        requests_each=made["requests_each"],
+    )

@@ -1,0 +1,101 @@
+"""Clients of a server: closed forms, on passes whose seconds are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+
+from costmodel.errors import PlanError
+from costmodel.framework import FrameworkProfile
+from costmodel.predict.clients import ClientsPrediction, Load, serve_clients
+from costmodel.predict.passes import Attending, PassCosts
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A pass takes `fixed_s` and `token_s` for each token."""
+
+    fixed_s: float
+    token_s: float
+    log_sigma: float = 0.1
+
+    def seconds(self, attending: Sequence[Attending]) -> float:
+        tokens = sum(a.requests * a.tokens for a in attending)
+        return self.fixed_s + tokens * self.token_s if tokens else 0.0
+
+
+def _serve(
+    load: Load, *, most: int = 10**6, fixed_s: float = 1e-2, token_s: float = 1e-5, **profile: Any
+) -> ClientsPrediction:
+    framework = FrameworkProfile(name="server", source="test", **profile)
+    costs = cast(PassCosts, _Given(fixed_s, token_s))
+    return serve_clients(costs, framework, load, most_running=most)
+
+
+def test_one_client_waits_for_nobody() -> None:
+    found = _serve(Load(clients=1, prompt_len=1000, output_len=101))
+    assert found.time_per_output_token_s == pytest.approx(1e-2 + 1e-5, rel=0.02)
+    assert 1e-2 + 1000e-5 < found.time_to_first_token_s < 2 * (1e-2 + 1000e-5)
+
+
+def test_a_mixed_prompt_adds_its_tokens_and_one_of_its_own_passes_a_whole_pass() -> None:
+    load = Load(clients=10, prompt_len=1000, output_len=1001)
+    mixed = _serve(load, mixes_prompts=True).time_per_output_token_s
+    apart = _serve(load, mixes_prompts=False).time_per_output_token_s
+    assert mixed == pytest.approx(1e-2 + 10e-5 + 10 / 1000 * 1000e-5, rel=1e-3)
+    assert apart == pytest.approx(1e-2 + 10e-5 + 10 / 1000 * (1e-2 + 1000e-5), rel=1e-3)
+
+
+def test_a_long_prompt_comes_in_chunks() -> None:
+    load = Load(clients=1, prompt_len=8000, output_len=1001)
+    whole = _serve(load, pass_tokens=10000).time_to_first_token_s
+    chunks = _serve(load, pass_tokens=2001).time_to_first_token_s
+    assert chunks - whole == pytest.approx(3 * 1e-2, rel=0.1)
+
+
+def test_all_clients_start_at_once_and_wait_for_half_of_each_other() -> None:
+    steady = Load(clients=64, prompt_len=1000, output_len=4001)
+    with_start = Load(clients=64, prompt_len=1000, output_len=4001, requests_each=2)
+    quiet, waved = _serve(steady), _serve(with_start)
+    work_s = 64 * (1e-2 / 8 + 1000e-5)  # eight prompts share a pass
+    more_s = waved.time_to_first_token_s - quiet.time_to_first_token_s
+    assert more_s == pytest.approx(0.5 * work_s / 2, rel=0.05)
+
+
+def test_answers_of_different_lengths_meet_and_queue() -> None:
+    alike = Load(clients=256, prompt_len=4000, output_len=201, requests_each=10)
+    varied = Load(clients=256, prompt_len=4000, output_len=201, requests_each=10, length_deviation=0.06)
+    assert _serve(varied).time_to_first_token_s > _serve(alike).time_to_first_token_s
+
+
+def test_clients_beyond_the_memory_wait_for_a_slot() -> None:
+    load = Load(clients=20, prompt_len=100, output_len=1001)
+    enough, half = _serve(load), _serve(load, most=10)
+    cycle_s = half.time_to_first_token_s / 2 + 1000 * half.time_per_output_token_s
+    assert half.running <= 10
+    # ten wait, one slot ends every cycle / 10
+    assert half.time_to_first_token_s == pytest.approx(cycle_s, rel=0.5)
+    assert half.time_to_first_token_s > 100 * enough.time_to_first_token_s
+
+
+def test_overheads_of_arrival_and_of_streams_count_once() -> None:
+    load = Load(clients=8, prompt_len=100, output_len=1001)
+    plain = _serve(load)
+    late = _serve(load, arrival_overhead_s=0.5, client_overhead_s=0.25)
+    assert late.time_to_first_token_s - plain.time_to_first_token_s == pytest.approx(2.5, rel=0.01)
+    assert late.time_per_output_token_s == pytest.approx(plain.time_per_output_token_s, rel=0.02)
+
+
+@pytest.mark.parametrize("sizes", [(0, 8, 8), (1, 0, 8), (1, 8, 1)])
+def test_no_load_at_all_is_refused(sizes: tuple[int, int, int]) -> None:
+    clients, prompt, output = sizes
+    with pytest.raises(PlanError, match="at least"):
+        Load(clients=clients, prompt_len=prompt, output_len=output)
+
+
+def test_a_server_that_nothing_fits_is_refused() -> None:
+    with pytest.raises(PlanError, match="fits"):
+        _serve(Load(clients=1, prompt_len=8, output_len=8), most=0)

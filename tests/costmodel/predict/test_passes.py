@@ -1,0 +1,130 @@
+"""Passes of a server: against the forecast of plain inference, and what sizes do to them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+
+from costmodel.framework import load_framework
+from costmodel.hardware.store import load_profile
+from costmodel.models import resolve_config
+from costmodel.plan import Plan
+from costmodel.predict.attending import latent_dims
+from costmodel.predict.inference import InferenceForecaster
+from costmodel.predict.passes import Attending, Experts, PassCosts
+
+_LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 2048,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "intermediate_size": 5632,
+    "vocab_size": 32000,
+}
+_LATENT: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "hidden_size": 1024,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "intermediate_size": 2048,
+    "moe_intermediate_size": 512,
+    "vocab_size": 32000,
+    "n_routed_experts": 32,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 384,
+    "kv_lora_rank": 256,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
+
+@lru_cache(maxsize=4)
+def _forecaster(name: str) -> InferenceForecaster:
+    config = {"llama": _LLAMA, "latent": _LATENT}[name]
+    return InferenceForecaster(
+        source=resolve_config(config, name=name, seq_len=1),
+        profile=load_profile("H100-SXM5-80GB"),
+        framework=load_framework("vllm"),
+    )
+
+
+@lru_cache(maxsize=8)
+def _costs(name: str, tp: int = 1, experts: Experts | None = None) -> PassCosts:
+    return PassCosts(_forecaster(name), Plan(tp=tp), experts=experts)
+
+
+def _decode(requests: int, context: int = 1024) -> Attending:
+    return Attending(requests=requests, tokens=1, context=context)
+
+
+def test_a_pass_of_running_requests_is_near_a_decode_of_the_batch() -> None:
+    found = _costs("llama").seconds([_decode(16)])
+    alone = _forecaster("llama").generate(Plan(), batch_size=16, prompt_len=768, output_len=512)
+    # the server merges projections and leaves the loss out
+    assert 0.5 * alone.time_per_output_token_s < found < alone.time_per_output_token_s
+
+
+def test_a_pass_never_gets_shorter_with_tokens_requests_or_context() -> None:
+    costs = _costs("llama")
+    by_tokens = [costs.seconds([Attending(requests=1, tokens=n, context=n)]) for n in (64, 512, 4096)]
+    by_requests = [costs.seconds([_decode(n)]) for n in (1, 16, 256, 1024)]
+    by_context = [costs.seconds([_decode(64, n)]) for n in (1024, 8192, 65536)]
+    for series in (by_tokens, by_requests, by_context):
+        assert series == sorted(series)
+    assert costs.seconds([]) == 0.0
+
+
+def test_prompt_and_running_requests_together_take_less_than_apart() -> None:
+    costs = _costs("llama")
+    prompt = Attending(requests=1, tokens=512, context=512)
+    both = costs.seconds([prompt, _decode(32)])
+    assert both < costs.seconds([prompt]) + costs.seconds([_decode(32)])
+    assert both > max(costs.seconds([prompt]), costs.seconds([_decode(32)]))
+
+
+def test_tensor_parallelism_divides_weights_and_cache() -> None:
+    one, four = _costs("llama"), _costs("llama", 4)
+    assert four.parameter_bytes == pytest.approx(one.parameter_bytes / 4, rel=0.02)
+    assert four.cache_bytes_per_token == pytest.approx(one.cache_bytes_per_token / 4)
+    assert one.cache_bytes_per_token == 4 * 2 * 2 * 8 * 128
+    config = _LLAMA
+    blocks = 2048 * (2048 * 2 + 2 * 1024) + 3 * 2048 * config["intermediate_size"]
+    assert one.parameter_bytes == pytest.approx(2 * (4 * blocks + 2 * 32000 * 2048), rel=0.01)
+    long_prompt = Attending(requests=1, tokens=8192, context=8192)
+    assert four.seconds([long_prompt]) < one.seconds([long_prompt])
+
+
+def test_latent_attention_keeps_its_row_and_decodes_in_it() -> None:
+    segment = next(
+        s
+        for s in _forecaster("latent").one_token().graph(2).segments
+        if any(op.kind == "attention" for op in s.operators)
+    )
+    op = next(op for op in segment.operators if op.kind == "attention")
+    assert latent_dims(segment, op) == (256 + 64, 256)
+    costs = _costs("latent")
+    assert costs.cache_bytes_per_token == 3 * 2 * (256 + 64)
+    llama = _forecaster("llama").one_token().graph(2).segments
+    whole = [(s, o) for s in llama for o in s.operators if o.kind == "attention"]
+    assert whole
+    assert all(latent_dims(s, o) is None for s, o in whole)
+
+
+def test_few_tokens_read_few_experts_and_groups_read_fewer_each() -> None:
+    one = _costs("latent")
+    shared = _costs("latent", 2, Experts(tp=1, ep=2))
+    split = _costs("latent", 2, Experts(tp=2, ep=1))
+    assert one.seconds([_decode(1)]) < one.seconds([_decode(64)])
+    assert shared.parameter_bytes == pytest.approx(split.parameter_bytes, rel=1e-6)
+    assert shared.parameter_bytes < one.parameter_bytes

@@ -1,0 +1,98 @@
+"""What a row's wording changes: links, kernels, data, heads, plans; no forecast is made here."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.validation.published.model_map import RowModel, row_model
+from planner.validation.published.rows import PublishedRow, says
+from planner.validation.published.setting import row_framework, row_hardware, row_plan, row_variant
+
+BERT = {"model_family": "bert", "layers": "24", "hidden": "1024", "heads": "16", "task": "train"}
+
+
+def published(**cells: str) -> PublishedRow:
+    return PublishedRow(id="x-1", cells={"framework": "Megatron-DeepSpeed", "dtype": "fp16", **cells})
+
+
+def model_of(**cells: str) -> RowModel:
+    found = row_model(published(**{**BERT, **cells}))
+    assert isinstance(found, RowModel)
+    return found
+
+
+def test_a_rows_link_is_there_though_its_gpus_usual_nodes_have_others() -> None:
+    row = published(gpu="V100-SXM2-16GB", inter_node_link="1x InfiniBand EDR 100 Gb/s per node")
+    network = row_hardware(row).network
+    assert network is not None
+    inter = network.links(row_variant(row))[1]
+    assert inter is not None
+    assert (inter.bytes_per_s, inter.nics_per_node) == (12.5e9, 1)
+    usual = row_hardware(published(gpu="V100-SXM2-16GB")).network
+    assert usual is not None
+    assert row_variant(published(gpu="V100-SXM2-16GB")) is None
+    assert usual.links()[1] != inter
+    rack = published(gpu="GB200", inter_node_link="InfiniBand 400 Gb/s")  # 72 GPUs are one node there
+    assert row_variant(rack) is None
+
+
+def test_what_a_note_says_of_the_launches_is_done() -> None:
+    assert row_framework(published(notes="CUDA_LAUNCH_BLOCKING=1 was used")).launch_blocking
+    assert not row_framework(published()).launch_blocking
+
+
+def test_question_answering_has_its_own_head_optimizer_and_gradients() -> None:
+    said = {"framework": "NVIDIA DeepLearningExamples (PyTorch)", "model_name": "BERT-large SQuAD"}
+    assert model_of(**said, seq_len="384").config["architectures"] == ["BertForQuestionAnswering"]
+    full, half = (row_framework(published(**BERT, **said, dtype=d)) for d in ("tf32", "fp16"))
+    assert full.update_kernels > 0
+    assert full.gradient_comm_bytes == 4.0
+    assert half.update_kernels == 0
+    assert half.gradient_comm_bytes == 2.0
+
+
+@pytest.mark.parametrize(("seq", "mean"), [("512", 512 // 2 + 32), ("128", 128)])
+def test_sequences_sorted_by_length_are_padded_less(seq: str, mean: int) -> None:
+    sorted_ = {"framework": "PyTorch DDP + apex (NGC pytorch 21.11)", "notes": "pre-training, LAMB"}
+    assert model_of(**sorted_, seq_len=seq).seq_len == mean
+    assert model_of(framework="NGC PyTorch", seq_len=seq).seq_len == int(seq)
+
+
+def test_masked_positions_are_gathered_where_the_code_does() -> None:
+    assert model_of(framework="OneFlow", model_name="BERT-base").predicted_share == 20 / 128
+    assert model_of(framework="LiBai", model_name="BERT-base").predicted_share == 1.0
+    assert model_of(framework="NGC PyTorch", model_name="BERT-base").head == ""
+
+
+@pytest.mark.parametrize(
+    ("cells", "split"),
+    [({"tp": "2"}, True), ({"tp": "1"}, False), ({"tp": "2", "sequence_parallel": "false"}, False)],
+)
+def test_recipes_split_the_sequence_with_the_tensors_unless_the_row_says_otherwise(
+    cells: dict[str, str], split: bool
+) -> None:
+    row = published(framework="Megatron-Bridge", n_gpus="8", global_batch="64", micro_batch="1", **cells)
+    plan = row_plan(row)
+    assert not isinstance(plan, str)
+    assert plan.sequence_parallel is split
+
+
+def test_a_row_says_what_all_patterns_hold() -> None:
+    row = published(notes="Adam, ZeRO")
+    assert says(row, {"notes": "zero", "dtype": "^fp16$"})
+    assert not says(row, {"notes": "zero", "dtype": "^bf16$"})
+    assert says(row, {"gpu": "^$"})  # what is not said is empty
+
+
+@pytest.mark.parametrize(("note", "shard"), [("zero1=8; micro_num 4", 8), ("zero1=-1 (all)", 0), ("", 0)])
+def test_the_ranks_that_share_optimizer_states_are_read(note: str, shard: int) -> None:
+    cells = {"dp": "16", "n_gpus": "16", "zero_stage": "1", "micro_batch": "1", "global_batch": "64"}
+    plan = row_plan(published(notes=note, **cells))
+    assert not isinstance(plan, str)
+    assert plan.dp_shard == shard
+
+
+def test_a_pipeline_whose_batch_is_not_stated_is_filled() -> None:
+    plan = row_plan(published(tp="1", pp="4", n_gpus="8", micro_batch="2"))
+    assert not isinstance(plan, str)
+    assert plan.num_microbatches == 4 * 4

@@ -1,0 +1,145 @@
+"""`validate serving`: rows of servers to forecasts, or reasons."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from costmodel.errors import InputFileError
+from planner.cli import app
+from planner.validation.published.rows import PublishedRow
+from planner.validation.serving.score import is_serving_table, validate_serving
+from planner.validation.serving.setting import (
+    served_config,
+    serving_framework,
+    serving_load,
+    serving_ranks,
+)
+
+_ROW = {
+    "gpu": "H100-SXM5-80GB",
+    "backend": "vllm",
+    "backend_version": "0.18.0",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "precision": "fp8",
+    "isl": "1024",
+    "osl": "1024",
+    "concurrency": "8",
+    "tp_size": "2",
+    "gemm_quant_mode": "fp8",
+    "ttft_ms": "60",
+    "tpot_ms": "6",
+    "source": "lab",
+}
+
+
+def _table(folder: Path, *changes: dict[str, str]) -> Path:
+    path = folder / "servers.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(_ROW))
+        writer.writeheader()
+        writer.writerows({**_ROW, **change} for change in changes)
+    return path
+
+
+def _row(**cells: str) -> PublishedRow:
+    return PublishedRow(id="1", cells={k: v for k, v in {**_ROW, **cells}.items() if v})
+
+
+def test_every_row_is_forecast_or_says_why(tmp_path: Path) -> None:
+    table = _table(
+        tmp_path,
+        {},
+        {"concurrency": "64"},
+        {"model": "nobody/Unheard-1B"},
+        {"backend": "abacus"},
+        {"gpu": "Abacus-9"},
+        {"concurrency": ""},
+        {"tpot_ms": "soon"},
+        {"ttft_ms": "", "tpot_ms": ""},
+    )
+    report = validate_serving(table)
+    by_id = {(r.id, r.metric): r for r in report.rows}
+    one, many = by_id["1", "tpot_ms"], by_id["2", "tpot_ms"]
+    assert one.predicted
+    assert many.predicted
+    assert 1.0 < one.predicted < many.predicted < 60.0
+    assert one.low
+    assert one.high
+    assert one.low < one.predicted < one.high
+    first = by_id["1", "ttft_ms"].predicted
+    assert first
+    assert one.predicted < first < 1000.0
+    reasons = {i: r.skipped or "" for (i, metric), r in by_id.items() if metric != "ttft_ms"}
+    assert "Unheard" in reasons["3"]
+    assert "abacus" in reasons["4"]
+    assert "Abacus-9" in reasons["5"]
+    assert "concurrency" in reasons["6"]
+    assert "soon" in reasons["7"]
+    assert "neither" in reasons["8"]
+    assert by_id["7", "ttft_ms"].skipped is None
+    overall = report.overall
+    assert overall.n + overall.n_skipped == len(report.rows) == 15
+    assert {s.key for s in report.summary if s.by == "metric"} == {"ttft_ms", "tpot_ms", "none"}
+
+
+def test_a_table_of_servers_is_known_by_its_columns(tmp_path: Path) -> None:
+    table = _table(tmp_path, {"model": "nobody/Unheard-1B"})
+    assert is_serving_table(table)
+    outputs = []
+    for command in ("serving", "published"):
+        result = CliRunner().invoke(app, ["validate", command, str(table), "--json"])
+        assert result.exit_code == 0, result.output
+        outputs.append(json.loads(result.stdout))
+    assert outputs[0] == outputs[1]
+    assert set(outputs[0]["rows"][0]) == {
+        *("id", "source", "group", "metric", "measured", "predicted", "low", "high", "skipped", "labels")
+    }
+
+
+def test_a_table_without_the_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("gpu,task,model_family\nT4,train,gpt\n")
+    assert not is_serving_table(path)
+    with pytest.raises(InputFileError, match="isl"):
+        validate_serving(path)
+    path.write_text(",".join(_ROW) + "\n")
+    with pytest.raises(InputFileError, match="no row"):
+        validate_serving(path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "plan", "experts"),
+    [
+        ({"tp_size": "4", "moe_tp_size": "4", "moe_ep_size": "1"}, (1, 4), (4, 1)),
+        ({"tp_size": "8", "moe_tp_size": "2", "moe_ep_size": "4"}, (1, 8), (2, 4)),
+        ({"tp_size": "1", "attention_dp_size": "8", "moe_ep_size": "8"}, (8, 1), (1, 8)),
+        # flags that name the same ranks twice
+        ({"tp_size": "4", "attention_dp_size": "4", "moe_ep_size": "16"}, (4, 1), (1, 4)),
+        ({"tp_size": "64", "moe_tp_size": "8", "moe_ep_size": "8"}, (1, 8), (1, 8)),
+        ({"tp_size": "1", "attention_dp_size": "64", "moe_tp_size": "8", "moe_ep_size": "8"}, (8, 1), (1, 8)),
+    ],
+)
+def test_sizes_of_parallelism_name_ranks(
+    cells: dict[str, str], plan: tuple[int, int], experts: tuple[int, int]
+) -> None:
+    ranks = serving_ranks(_row(**cells), ranks_per_node=8)
+    assert (ranks.plan.dp, ranks.plan.tp) == plan
+    assert (ranks.experts.tp, ranks.experts.ep) == experts
+
+
+def test_load_and_products_follow_the_wording() -> None:
+    load = serving_load(_row(), 2)
+    assert not isinstance(load, str)
+    assert (load.clients, load.prompt_len, load.output_len) == (4, 922, 922)
+    framework = serving_framework(_row(moe_quant_mode="nvfp4"))
+    assert framework is not None
+    assert (framework.half_products, framework.expert_products) == ("fp8", "nvfp4")
+    blocks = serving_framework(_row(model="deepseek-ai/DeepSeek-R1"))
+    assert blocks is not None
+    assert blocks.half_products == "fp8_block"
+    assert served_config(_row(model="moonshotai/Kimi-K2.5"))["n_routed_experts"] == 384  # type: ignore[index]
