@@ -456,9 +456,13 @@ def validate_run(
     trace_dir: Path | None = None,
     executor: str = "torch",
     hosts: Path | None = None,
+    bucket_cap_mb: float | None = None,
+    prompt_len: int | None = None,
+    output_len: int | None = None,
 ) -> Report:
     """Start real runs of the plans here and hold them against their forecast.
 
+    With `prompt_len` and `output_len` the runs are answers: prefill, then decode with kept keys and values.
     `trace_dir`: keep a profiler trace of each run's ranks there, for `validate trace`.
     `executor` onnxruntime: forward passes of the exported models instead of training plans.
     """
@@ -478,5 +482,8 @@ def validate_run(
         trace_dir=trace_dir,
         executor=executor,
         hosts=hosts,
+        bucket_cap_mb=bucket_cap_mb,
+        prompt_len=prompt_len,
+        output_len=output_len,
         progress=progress,
     )

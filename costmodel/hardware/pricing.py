@@ -186,7 +186,8 @@ def _restated(
         extra.append(spread.same_width_dtype_log_sigma if same_width else spread.dtype_log_sigma)
     if len(extra) == 1:
         return fit if fit.variant == variant else fit.model_copy(update={"variant": variant})
-    keeps = (same_dtype or same_width or FORMS[kind].streams) and fit.kind == kind
+    same_features = _n_features(fit.kind, fit.variant, device) == _n_features(kind, variant, device)
+    keeps = (same_dtype or same_width or FORMS[kind].streams) and fit.kind == kind and same_features
     return fit.model_copy(
         update={
             "kind": kind,
@@ -195,8 +196,15 @@ def _restated(
             "extra_log_sigma": float(np.sqrt(np.sum(np.square(extra)))),
             "correction": fit.correction if keeps else None,
             "adjustments": fit.adjustments if keeps else (),
+            "update": fit.update if same_features else None,
         }
     )
+
+
+def _n_features(kind: str, variant: str, device: DeviceSpec) -> int:
+    """How many features a correction of this variant is fitted on: variants of a form can have their own."""
+    one = dict.fromkeys(OPERATOR_KINDS[kind].dims, np.ones(1))
+    return int(FORMS[kind].features(device, one, "fp32", variant).shape[1])
 
 
 def datasheet_fit(device: DeviceSpec, kind: str, variant: str, dtype: str) -> OperatorFit:

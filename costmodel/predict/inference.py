@@ -14,7 +14,7 @@ split). Words of the plan cut it, or stream the weights in (`costmodel.strategie
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -125,8 +125,11 @@ class InferenceForecaster:
         network_variant: str | None = None,
         host: HostMachine | None = None,
         graphs: GraphStore | None = None,
+        styles: Callable[[int], Mapping[str, str]] | None = None,
     ) -> None:
-        """`graphs`: traces shared with other forecasters; default: its own."""
+        """`graphs`: traces shared with other forecasters; default: its own. `styles`: layer styles of a real
+        run by tensor-parallel degree; default: the model's own."""
+        self._styles = styles
         self.source = source
         self._graphs = graphs or GraphStore()
         self.host = host or host_of(profile)
@@ -214,6 +217,7 @@ class InferenceForecaster:
                 profile=self.profile,
                 framework=self.framework,
                 network_variant=self.network_variant,
+                styles=self._styles,
                 training=False,
                 adapt=partial(_attending, context=context, cache=self.cache_type()),
                 graphs=self._graphs,

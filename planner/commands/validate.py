@@ -116,11 +116,20 @@ def run(
         str, typer.Option("--executor", help="torch: training plans; onnxruntime: forward passes.")
     ] = "torch",
     hosts: HostsFile = None,
+    bucket: Annotated[
+        float | None, typer.Option("--bucket-mb", help="DistributedDataParallel's bucket size in MiB.")
+    ] = None,
+    prompt: Annotated[
+        int | None, typer.Option("--prompt", min=1, help="Run answers: tokens of each prompt.")
+    ] = None,
+    output: Annotated[
+        int | None, typer.Option("--output", min=1, help="Run answers: tokens generated for each.")
+    ] = None,
     plot: Plot = None,
     json: Json = False,
 ) -> None:
-    """Start real torch.distributed runs of the plans here and compare them with their forecast; or forward
-    passes of exported models under ONNX Runtime."""
+    """Start real torch.distributed runs of the plans here and compare them with their forecast: training
+    steps, with --prompt and --output answers token by token, or forward passes under ONNX Runtime."""
     from planner import api
 
     report = api.validate_run(
@@ -136,6 +145,9 @@ def run(
         trace_dir=trace,
         executor=executor,
         hosts=hosts,
+        bucket_cap_mb=bucket,
+        prompt_len=prompt,
+        output_len=output,
     )
     _finish(report, plot, json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ from planner.validation.standard import StandardModel, standard_models, standard
 
 if TYPE_CHECKING:
     from calibrate.hosts import Hosts
+    from costmodel.framework import FrameworkProfile
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.predict import Forecaster, Prediction
+    from costmodel.predict.inference import InferenceForecaster
 
 __all__ = ["LocalForecaster", "chosen_models", "run_spec_of", "validate_local"]
 
@@ -27,18 +30,27 @@ __all__ = ["LocalForecaster", "chosen_models", "run_spec_of", "validate_local"]
 class LocalForecaster:
     """Forecasts of one model that a real run can follow: its stages, blocks and tensor-parallel styles."""
 
-    def __init__(self, model: ModelSpec, profile: HardwareProfile, *, optimizer: str = "adamw") -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        profile: HardwareProfile,
+        *,
+        optimizer: str = "adamw",
+        bucket_cap_mb: float | None = None,
+    ) -> None:
+        """`bucket_cap_mb`: DistributedDataParallel's argument of that name; None = its default."""
+        self.bucket_cap_mb = bucket_cap_mb
         self.model = model
         self.profile = profile
         self.optimizer = optimizer
         self._forecaster: Forecaster | None = None
+        self._inference: InferenceForecaster | None = None
         self._styles: dict[int, Mapping[str, str]] = {}
 
     @property
     def forecaster(self) -> Forecaster:
         """The model's forecaster; made on first use."""
         if self._forecaster is None:
-            from costmodel.framework import load_framework
             from costmodel.models import resolve
             from costmodel.predict import Forecaster
 
@@ -47,11 +59,41 @@ class LocalForecaster:
                     self.model.model, seq_len=self.model.seq_len, overrides=dict(self.model.overrides)
                 ),
                 profile=self.profile,
-                framework=load_framework("pytorch"),
+                framework=self._framework(),
                 optimizer=self.optimizer,
                 styles=self.styles,
             )
         return self._forecaster
+
+    @property
+    def inference(self) -> InferenceForecaster:
+        """Forecaster of the model's answers; made on first use."""
+        if self._inference is None:
+            from costmodel.models import resolve
+            from costmodel.predict.inference import InferenceForecaster
+
+            self._inference = InferenceForecaster(
+                source=resolve(
+                    self.model.model,
+                    seq_len=self.model.seq_len,
+                    overrides=dict(self.model.overrides),
+                    task="inference",
+                ),
+                profile=self.profile,
+                framework=self._framework(),
+                styles=self.styles,
+            )
+        return self._inference
+
+    def _framework(self) -> FrameworkProfile:
+        from costmodel.framework import load_framework
+
+        plain = load_framework("pytorch")
+        if self.bucket_cap_mb is None:
+            return plain
+        # a cap that is given holds for the first bucket too
+        size = int(self.bucket_cap_mb * 2**20)
+        return plain.model_copy(update={"bucket_bytes": size, "first_bucket_bytes": size})
 
     def styles(self, tp: int) -> Mapping[str, str]:
         """Module path -> tensor-parallel style that torch can run on the unmodified module."""
@@ -63,7 +105,8 @@ class LocalForecaster:
         """The run of a plan and its forecast. Raises PlanError where the model cannot take it."""
         prediction = self.forecaster.forecast(plan).prediction
         styles = self.styles(plan.tp) if plan.tp > 1 else {}
-        return _spec(self.model, self.forecaster, prediction, self.optimizer, styles), prediction
+        spec = _spec(self.model, self.forecaster, prediction, self.optimizer, styles)
+        return replace(spec, bucket_cap_mb=self.bucket_cap_mb), prediction
 
 
 def _styles(model: ModelSpec, tp: int) -> Mapping[str, str]:
@@ -142,11 +185,15 @@ def validate_local(
     trace_dir: Path | None = None,
     executor: str = "torch",
     hosts: Path | None = None,
+    bucket_cap_mb: float | None = None,
+    prompt_len: int | None = None,
+    output_len: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Predict each plan of each model, run them all for real, and compare.
 
-    `hosts`: a file of hosts to calibrate and run on.
+    `hosts`: a file of hosts to calibrate and run on. `bucket_cap_mb`: of DistributedDataParallel. With
+    `prompt_len` and `output_len` the runs are answers with kept keys and values instead of training steps.
     `trace_dir`: keep a profiler trace of each run's ranks there (what `validate trace` reads). Raises
     UsageError for an executor that is neither torch nor onnxruntime, or plans or traces for the latter.
     """
@@ -158,6 +205,8 @@ def validate_local(
         raise UsageError(f"executor {executor!r}: must be torch, or onnxruntime (forward passes: no plans)")
     if trace_dir is not None and executor != "torch":
         raise UsageError(f"--trace records torch's profiler; executor {executor!r} has none: leave it out")
+    if (prompt_len is None) != (output_len is None) or (prompt_len and (executor != "torch" or trace_dir)):
+        raise UsageError("--prompt and --output go together, under torch and without --trace")
     chosen = chosen_models(models, global_batch_size)
     profile = load_profile(hardware) if hardware else _calibrated(budget_s, where, progress)
     if executor == "onnxruntime":
@@ -171,18 +220,6 @@ def validate_local(
             threads=_threads(profile),
             progress=progress,
         )
-    specs: list[RunSpec] = []
-    predictions: list[Prediction] = []
-    no_skill_s: list[float] = []
-    for entry in chosen:
-        local = LocalForecaster(entry.model, profile)
-        wanted = [Plan.parse(text) for text in plans] if plans else standard_plans(entry.global_batch_size)
-        for plan in wanted:
-            spec, prediction = local.spec(plan)
-            specs.append(spec)
-            predictions.append(prediction)
-            dtype = local.forecaster.framework.compute_dtype
-            no_skill_s.append(no_skill_step_s(local.forecaster, plan, dtype=dtype))
     settings = RunSettings(
         rounds=repeats,
         steps=steps,
@@ -190,6 +227,33 @@ def validate_local(
         threads=_threads(profile),
         trace_dir=None if trace_dir is None else str(trace_dir.resolve()),
     )
+    if prompt_len and output_len:
+        from planner.validation.answers import validate_answers
+
+        return validate_answers(
+            chosen,
+            plans=plans,
+            profile=profile,
+            prompt_len=prompt_len,
+            output_len=output_len,
+            settings=settings,
+            local_of=lambda model: LocalForecaster(model, profile),
+            out=out,
+            hosts=where,
+            progress=progress,
+        )
+    specs: list[RunSpec] = []
+    predictions: list[Prediction] = []
+    no_skill_s: list[float] = []
+    for entry in chosen:
+        local = LocalForecaster(entry.model, profile, bucket_cap_mb=bucket_cap_mb)
+        wanted = [Plan.parse(text) for text in plans] if plans else standard_plans(entry.global_batch_size)
+        for plan in wanted:
+            spec, prediction = local.spec(plan)
+            specs.append(spec)
+            predictions.append(prediction)
+            dtype = local.forecaster.framework.compute_dtype
+            no_skill_s.append(no_skill_step_s(local.forecaster, plan, dtype=dtype))
     results = run_all(specs, settings, hosts=where, progress=progress)
     if out is not None:
         save_results(results, out)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from planner.validation.strategies.answering import Answerer
     from planner.validation.strategies.compose import Runner
 
 __all__ = ["let_records_end", "peak_memory", "profiled_split", "timed_step", "union_s"]
@@ -16,7 +17,9 @@ __all__ = ["let_records_end", "peak_memory", "profiled_split", "timed_step", "un
 _QUIET_S = 0.2
 
 
-def timed_step(runner: Runner, barrier: Callable[[], None], device: torch.device) -> tuple[float, float]:
+def timed_step(
+    runner: Runner | Answerer, barrier: Callable[[], None], device: torch.device
+) -> tuple[float, float]:
     """(wall, processor) seconds of one step on this rank, begun together with the others."""
     import torch
 
@@ -50,7 +53,7 @@ def let_records_end() -> None:
 
 
 def profiled_split(
-    runner: Runner, barrier: Callable[[], None], device: torch.device
+    runner: Runner | Answerer, barrier: Callable[[], None], device: torch.device
 ) -> tuple[float, float, float]:
     """(compute, communication, optimizer) seconds of one step under the profiler.
 
@@ -82,7 +85,7 @@ def profiled_split(
     return union_s(compute), union_s(communication), union_s(optimizer)
 
 
-def peak_memory(runner: Runner, device: torch.device) -> tuple[int | None, dict[str, int]]:
+def peak_memory(runner: Runner | Answerer, device: torch.device) -> tuple[int | None, dict[str, int]]:
     """Peak bytes of one step on this rank, and by kind where it can be told.
 
     CUDA: the allocator's own maximum. CPU: bytes of live tensors (parameters, gradients, optimizer state,
@@ -99,8 +102,11 @@ def peak_memory(runner: Runner, device: torch.device) -> tuple[int | None, dict[
     from planner.validation.memory_watch import MemoryWatch, local_tensors
 
     parameters = [t for m in runner.modules for t in (*m.parameters(), *m.buffers())]
-    state = [t for s in runner.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-    runner.optimizer.zero_grad(set_to_none=True)
+    state = []
+    if runner.optimizer is not None:
+        kept = runner.optimizer.state.values()
+        state = [t for s in kept for t in s.values() if isinstance(t, torch.Tensor)]
+        runner.optimizer.zero_grad(set_to_none=True)
     watch = MemoryWatch([*parameters, *state])
     with watch:
         runner.step()

@@ -125,7 +125,10 @@ def loss_of(output: Any) -> torch.Tensor:
 def has_dropout(module: nn.Module) -> bool:
     """Whether any dropout of the module is active, so that runs cannot agree number by number."""
     return any(
-        isinstance(p := getattr(m, "p", None), float) and p > 0 and "dropout" in type(m).__name__.lower()
+        m.training
+        and isinstance(p := getattr(m, "p", None), float)
+        and p > 0
+        and "dropout" in type(m).__name__.lower()
         for m in module.modules()
     )
 

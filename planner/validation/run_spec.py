@@ -53,8 +53,17 @@ class RunSpec:
     tp_styles: Mapping[str, str] = field(default_factory=dict)
     bucket_cap_mb: float | None = None
     """DDP bucket size in MiB; None = DDP's default."""
+    prompt_len: int = 0
+    output_len: int = 0
+    """Above 0: not a training step but an answer of so many tokens to prompts of `prompt_len`."""
 
     def __post_init__(self) -> None:
+        if min(self.prompt_len, self.output_len) < 0 or (self.prompt_len > 0) != (self.output_len > 0):
+            raise UsageError(
+                f"prompt_len({self.prompt_len}) and output_len({self.output_len}): both 0, or both positive"
+            )
+        if self.bucket_cap_mb is not None and self.bucket_cap_mb <= 0:
+            raise UsageError(f"bucket_cap_mb={self.bucket_cap_mb}: must be positive")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"optimizer {self.optimizer!r}: there are {', '.join(OPTIMIZERS)}")
         if self.stage_modules and len(self.stage_modules) != self.plan.pp * self.plan.vpp:
@@ -151,6 +160,8 @@ class RankResult:
     rank: int
     median_s: float
     """Median of the rank's own step durations."""
+    first_token_s: float | None = None
+    """Of an answer: median time until its first token."""
     busy_s: float | None = None
     """Median time of a step in which a pipeline rank computed; the rest of it is bubble and transfers."""
     yardstick_s: float | None = None

@@ -22,6 +22,7 @@ from planner.validation.launch import FAILED
 from planner.validation.run_spec import Job, RankResult, RunResult, RunSpec
 
 if TYPE_CHECKING:
+    from planner.validation.strategies.answering import Answerer
     from planner.validation.strategies.compose import Runner
 
 __all__ = ["Heartbeat", "main"]
@@ -82,13 +83,14 @@ class _Slot:
 
     number: int
     spec: RunSpec
-    runner: Runner | None
+    runner: Runner | Answerer | None
     build_s: float = 0.0
     first_step_s: float = 0.0
     losses: list[float] = field(default_factory=list)
     rounds: list[list[float]] = field(default_factory=list)
     yardstick: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
+    first_token: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     steps: int = 0
     failed: str | None = None
@@ -223,6 +225,8 @@ class _Worker:
                 slot.cpu.append(cpu)
                 if slot.runner.busy_s is not None:
                     slot.busy.append(slot.runner.busy_s)
+                if slot.runner.first_token_s is not None:
+                    slot.first_token.append(slot.runner.first_token_s)
             self._gauge(slot)
         slot.rounds.append(times)
         self.dist.barrier()
@@ -291,6 +295,7 @@ class _Worker:
             rank=self.rank,
             median_s=float(np.median(times)),
             busy_s=float(np.median(slot.busy)) if slot.busy else None,
+            first_token_s=float(np.median(slot.first_token)) if slot.first_token else None,
             yardstick_s=float(np.median(slot.yardstick)),
             cpu_s=float(np.median(slot.cpu)),
         )
@@ -331,7 +336,9 @@ class _Worker:
         plan = spec.plan.with_(
             dp=1, tp=1, pp=1, vpp=1, schedule="1f1b", zero_stage=0, dp_shard=0, recompute="none", flags=()
         ).with_(sequence_parallel=False)
-        key = (repr(spec.model), str(plan), spec.optimizer, spec.learning_rate, spec.seed)
+        plan = plan.with_(micro_batch_size=plan.global_batch_size) if spec.output_len else plan
+        answer = (spec.prompt_len, spec.output_len)
+        key = (repr(spec.model), str(plan), spec.optimizer, spec.learning_rate, spec.seed, answer)
         if key not in self.references:
             self.heartbeat.beat(f"reference losses of {spec.id}")
             runner = build_runner(replace(spec, plan=plan, stage_modules=(), tp_styles={}), None, self.device)

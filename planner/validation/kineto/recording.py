@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from planner.validation.strategies.answering import Answerer
     from planner.validation.strategies.compose import Runner
 
 __all__ = ["METADATA_KEY", "MODULE_RANGE", "STEP_RANGE", "named_ranges", "record_trace", "trace_folder"]
@@ -83,7 +84,7 @@ def trace_folder(root: Path, run_id: str) -> Path:
 
 
 def record_trace(
-    runner: Runner,
+    runner: Runner | Answerer,
     barrier: Callable[[], None],
     device: torch.device,
     *,

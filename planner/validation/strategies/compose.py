@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import PlanError, UsageError
 from planner.validation.model_source import load_model, loss_of, split_batch, unused_parameters
+from planner.validation.strategies.answering import Answerer, build_answerer
 from planner.validation.strategies.blocks import (
     checkpoint_blocks,
     default_blocks,
@@ -51,6 +52,7 @@ class Runner:
     busy: Busy | None = None
     busy_s: float | None = None
     """Of the last step of a pipeline on a CPU: time in which the rank computed."""
+    first_token_s: None = None
 
     def step(self) -> torch.Tensor | None:
         """One training step: gradients cleared, all micro-batches, gradients reduced, optimizer."""
@@ -104,16 +106,14 @@ def _axis_rank(mesh: DeviceMesh | None, *names: str) -> int:
     return rank
 
 
-def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -> Runner:
+def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -> Runner | Answerer:
     """Build this rank's part of the plan. Called on the ranks of the mesh only."""
     plan = spec.plan
+    replica = _axis_rank(mesh, "dp", "dp_replicate", "dp_shard")
+    if spec.output_len:
+        return build_answerer(spec, mesh, device, replica=replica)
     loaded = load_model(spec.model, batch=plan.global_batch_size, device=device.type, seed=spec.seed)
-    inputs = split_batch(
-        loaded.inputs,
-        batch=loaded.batch,
-        parts=plan.dp,
-        index=_axis_rank(mesh, "dp", "dp_replicate", "dp_shard"),
-    )
+    inputs = split_batch(loaded.inputs, batch=loaded.batch, parts=plan.dp, index=replica)
     blocks = spec.blocks or default_blocks(loaded.module)
     batch = loaded.batch // plan.dp
     if plan.dp > 1 and plan.zero_stage < 2:

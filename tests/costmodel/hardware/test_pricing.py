@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from costmodel.errors import UsageError
 from costmodel.hardware.device import peak_flop_per_s
 from costmodel.hardware.fallback import fallback_spread
+from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.pricing import choose_fit, operator_times
+from costmodel.hardware.schema import Correction
 from tests.costmodel.hardware.devices import device, plain_fit, profile
 
 SQUARE = {"m": [4096.0], "n": [4096.0], "k": [4096.0]}
@@ -114,3 +116,30 @@ def test_wrong_requests_are_named() -> None:
 
 def _dims(m: int, n: int, k: int) -> dict[str, list[float]]:
     return {"m": [float(m)], "n": [float(n)], "k": [float(k)]}
+
+
+def test_a_correction_of_other_features_is_left_out() -> None:
+    sizes = {"batch": 4.0, "q_len": 1.0, "kv_len": 64.0, "heads": 4.0, "kv_heads": 4.0, "qk_dim": 32.0}
+    sizes |= {"v_dim": 32.0, "window": 0.0, "causal": 0.0}
+    fit = plain_fit("attention", "fwd", "bf16")
+    forward = {name: np.array([value]) for name, value in sizes.items()}
+    width = form_of("attention").features(device(), forward, "bf16", "fwd").shape[1]
+    rough = fit.model_copy(
+        update={
+            "correction": Correction(
+                length=(1.0,) * width,
+                centres=((0.0,) * width,),
+                weights=(0.1,),
+                sigmas=(0.1,),
+                far_sigma=0.2,
+                limit=1.0,
+            )
+        }
+    )
+    decoded = operator_times(profile(rough), "attention", "decode", "bf16", sizes)
+    assert (
+        decoded.median_s[0] == operator_times(profile(fit), "attention", "decode", "bf16", sizes).median_s[0]
+    )
+    prefill = choose_fit(profile(rough), "attention", "prefill", "bf16")
+    assert prefill is not None
+    assert prefill.correction is not None
