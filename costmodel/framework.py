@@ -38,6 +38,8 @@ class FrameworkProfile(BaseModel):
     )
     """The same for routed experts."""
     cache_dtype: Literal["same", "fp8"] = "same"
+    cache_concatenated: bool = False
+    """Each new token's keys and values are joined to the kept ones in new memory; else written in place."""
     """Type of keys and values kept in inference; same: the activations'."""
     memory_bound_efficiency: float = Field(1.0, gt=0)
     """Bandwidth of the framework's element-wise, softmax and normalisation kernels over that of torch's."""

@@ -1,4 +1,4 @@
-"""Fused attention, forward and backward, by the kernel that torch's own dispatch takes."""
+"""Fused attention, forward, backward and decode, by the kernel that torch's own dispatch takes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import math
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["attention_case", "attention_cases"]
+__all__ = ["attention_case", "attention_cases", "decode_case"]
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SIZES = {"batch": (1, 32), "length": (16, 4096), "heads": (1, 32)}
 _HEAD_WIDTHS = (64, 32, 64, 128, 64, 80)
+_DECODE_SIZES = {"batch": (1, 64), "length": (32, 8192), "kv_heads": (1, 32)}
+_SHARING = (1, 1, 4, 8)
+"""Heads that share their keys and values."""
 
 
 @register_benchmark("attention")
@@ -44,7 +47,62 @@ def attention_cases(bench: Bench) -> list[Case]:
             found += 1
             if found == wanted:
                 break
+        cases += _decode_cases(bench, dtype)
     return cases
+
+
+def _decode_cases(bench: Bench, dtype: str) -> list[Case]:
+    """One query a sequence over the keys and values that were kept."""
+    cases: list[Case] = []
+    wanted = bench.points(9)
+    picks = {"width": len(_HEAD_WIDTHS), "sharing": len(_SHARING)}
+    for size in log_points(20 * wanted, _DECODE_SIZES, picks=picks):
+        width, kv_heads = _HEAD_WIDTHS[size["width"]], size["kv_heads"]
+        kept = size["batch"] * size["length"] * kv_heads * width
+        kept_bytes = kept * _ITEM_BYTES[dtype]
+        heads = kv_heads * _SHARING[size["sharing"]]
+        if kept_bytes > bench.largest_tensor_bytes // 4:
+            continue
+        if not bench.fits(flop=4.0 * kept * heads / kv_heads, moved_bytes=2.0 * kept_bytes):
+            continue
+        dims = {
+            "batch": size["batch"],
+            "q_len": 1,
+            "kv_len": size["length"],
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "qk_dim": width,
+            "v_dim": width,
+            "window": 0,
+            "causal": 0,
+        }
+        cases.append(decode_case(dtype, dims))
+        if len(cases) == wanted:
+            break
+    return cases
+
+
+def decode_case(dtype: str, dims: dict[str, int]) -> Case:
+    """Attention of one query a sequence; keys and values lie [batch, kv_heads, length, width]."""
+    queries = (dims["batch"], dims["heads"], 1, dims["qk_dim"])
+    kept = (dims["batch"], dims["kv_heads"], dims["kv_len"], dims["qk_dim"])
+
+    def prepare(bench: Bench) -> Call:
+        import torch.nn.functional as F
+
+        q = bench.rotate(queries, dtype, cold=False)
+        k, v = (bench.rotate(kept, dtype) for _ in range(2))
+        shared = dims["heads"] != dims["kv_heads"]
+        return lambda: F.scaled_dot_product_attention(q(), k(), v(), enable_gqa=shared)
+
+    return Case(
+        kind="attention",
+        variant="decode",
+        dtype=dtype,
+        dims=dims,
+        prepare=prepare,
+        output_bytes=math.prod(queries) * _ITEM_BYTES[dtype],
+    )
 
 
 def attention_case(variant: str, dtype: str, dims: dict[str, int]) -> Case:

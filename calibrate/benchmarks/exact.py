@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from calibrate.benchmarks.attention import attention_case
+from calibrate.benchmarks.attention import attention_case, decode_case
 from calibrate.benchmarks.base import Bench, Case
 from calibrate.benchmarks.collectives import collective_case
 from calibrate.benchmarks.conv import conv_case
@@ -65,6 +65,8 @@ def _product(variant: str, dtype: str, dims: dict[str, int], images: bool) -> Ca
 
 
 def _attention(variant: str, dtype: str, dims: dict[str, int], images: bool) -> Case | None:
+    if variant == "decode" and not dims["window"] and dims["qk_dim"] == dims["v_dim"]:
+        return decode_case(dtype, dims)
     same = (("q_len", "kv_len"), ("heads", "kv_heads"), ("qk_dim", "v_dim"))
     if variant not in ("fwd", "bwd") or dims["window"] or any(dims[a] != dims[b] for a, b in same):
         return None

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.graph.model_graph import Operator, Segment
+from costmodel.hardware.device import cache_bytes
 
-__all__ = ["attention_call", "latent_dims"]
+__all__ = ["attention_call", "cache_copies", "latent_dims"]
 
 _TRACED = ("fwd", "mla_prefill")
 
@@ -30,6 +31,30 @@ def attention_call(
     if latent:
         dims |= {"kv_heads": 1, "qk_dim": latent[0], "v_dim": latent[1]}
     return replace(op, variant="mla_decode" if latent else "decode", dims=dims, dtype=cache or op.dtype)
+
+
+def cache_copies(op: Operator) -> tuple[Operator, ...]:
+    """The copies that join a token to its kept keys and values, for a decode call of `attention_call`."""
+    rows = op.dims["batch"] * op.dims["kv_heads"]
+    widths = (op.dims["qk_dim"],) if op.variant == "mla_decode" else (op.dims["qk_dim"], op.dims["v_dim"])
+    copies = []
+    for width in widths:
+        size = round(rows * op.dims["kv_len"] * width * cache_bytes(op.dtype))
+        dims = {"rows": rows, "cols": op.dims["kv_len"] * width, "bytes": 2 * size}
+        copies.append(
+            replace(
+                op,
+                target="aten.cat.default",
+                kind="elementwise",
+                variant="copy",
+                dtype=op.dtype.partition("+")[0],
+                dims=dims,
+                flop=0,
+                bytes_read=size,
+                bytes_written=size,
+            )
+        )
+    return tuple(copies)
 
 
 def latent_dims(segment: Segment, op: Operator) -> tuple[int, int] | None:

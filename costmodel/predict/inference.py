@@ -26,11 +26,12 @@ from costmodel.graph.model_graph import ModelGraph, Operator, Segment
 from costmodel.hardware.device import cache_bytes
 from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.plan import Plan
-from costmodel.predict.attending import attention_call, latent_dims
+from costmodel.predict.attending import attention_call, cache_copies, latent_dims
 from costmodel.predict.forecaster import Forecaster
-from costmodel.predict.pricing import host_cost_s
+from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, expand
+from costmodel.stage_costs import CostParts
 from costmodel.strategies.inference import choose_micro_batches, streamed_s, streams_from
 from costmodel.strategies.offload import host_rates
 
@@ -265,8 +266,13 @@ class InferenceForecaster:
         # stages take turns, other ranks do not
         utilisation = 0.0 if plan.dp * plan.tp * plan.cp == 1 else 1.0
         unit_s = []
+        joining: dict[int, CostParts] = {}
         for unit in units:
             cost = unit.costs.parts("forward", utilisation)
+            if self.framework.cache_concatenated:
+                if id(unit.shard) not in joining:
+                    joining[id(unit.shard)] = self._joining(unit)
+                cost = cost + joining[id(unit.shard)]
             total = cost + unit.costs.exposed_host({"forward": cost})
             unit_s.append(total.total_s)
             for name, seconds in total.parts_s.items():
@@ -287,6 +293,13 @@ class InferenceForecaster:
             units, parts, time_s, comm_log_sigma=0.0, framework=self.framework, learnt=self.profile.learnt
         )
         return ForwardCost(time_s=time_s, log_sigma=sigma, breakdown_s=parts)
+
+    def _joining(self, unit: Unit) -> CostParts:
+        """Copies of a unit's kept keys and values, where each token is joined to them in new memory."""
+        calls = [op for op in unit.shard.local.operators if op.kind == "attention" and "decode" in op.variant]
+        copies = [copy for call in calls for copy in cache_copies(call)]
+        priced = price_operators(copies, self.profile, self.framework)
+        return CostParts(parts_s={"compute": float(priced.device_s.sum())} if copies else {})
 
     def _transfers_s(self, forecaster: Forecaster, plan: Plan, units: list[Unit], source: str) -> list[float]:
         """Seconds in which each unit's weights come in: a part over every rank's link, then gathered."""

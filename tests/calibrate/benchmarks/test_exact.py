@@ -47,6 +47,7 @@ def a_bench() -> Bench:
         *(("gemm", v, {"m": 24, "n": 40, "k": 56}) for v in ("nt", "nn", "tn")),
         *(("bmm", v, {"batch": 3, "m": 24, "n": 40, "k": 56}) for v in ("nt", "nn", "tn")),
         *(("attention", v, ATTENTION) for v in ("fwd", "bwd")),
+        ("attention", "decode", {**ATTENTION, "q_len": 1, "kv_heads": 1}),
         *(("conv", v, CONV) for v in ("fwd", "dgrad", "wgrad")),
         *(
             ("elementwise", v, {**ROWS, "bytes": n * 4 * 32 * 64})

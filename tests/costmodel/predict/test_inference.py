@@ -122,3 +122,22 @@ def test_a_narrow_cache_is_half_as_large_and_quicker_to_read() -> None:
     same, narrow = answer("same"), answer("fp8")
     assert narrow.kv_cache_bytes == same.kv_cache_bytes / 2
     assert narrow.time_per_output_token_s < same.time_per_output_token_s
+
+
+def test_a_cache_joined_by_copies_takes_their_time() -> None:
+    def token_s(*, joined: bool, output: int) -> float:
+        framework = load_framework("pytorch-bf16").model_copy(update={"cache_concatenated": joined})
+        inference = InferenceForecaster(
+            source=resolve("gpt2", overrides=GPT, seq_len=512),
+            profile=load_profile("a100-sxm4-80gb"),
+            framework=framework,
+        )
+        answer = inference.generate(Plan(), batch_size=64, prompt_len=512, output_len=output)
+        return answer.time_per_output_token_s
+
+    def extra_s(output: int) -> float:
+        return token_s(joined=True, output=output) - token_s(joined=False, output=output)
+
+    kept_bytes = 2 * LAYERS * 64 * (512 + 256) * WIDTH * 2
+    assert extra_s(512) >= 2 * kept_bytes / 2.04e12, "read and written at no more than the memory's bandwidth"
+    assert extra_s(1024) > extra_s(512)
