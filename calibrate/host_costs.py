@@ -32,6 +32,7 @@ _SOURCE = "own measurement"
 _OPS_PER_BLOCK = 7
 """Aten operators of a block of the training chain, both directions; see `benchmarks.host`."""
 _DIFFERENTIATED_PER_BLOCK = 2
+_FORWARD_PER_BLOCK = 3
 _BOTH_DIRECTIONS = 2
 _OVERLAP_CASES = ("compute_alone", "compute_beside", "comm_alone", "comm_beside")
 _SMALL_BYTES = 64 << 10
@@ -47,6 +48,7 @@ _RAW_HOST: dict[str, tuple[str, ...]] = {
     "dispatch_s": ("op",),
     "host_view_s": ("view",),
     "autograd_s": _TRAINING,
+    "module_s": ("forward_chain", "plain_forward"),
     "kernel_launch_s": ("kernel",),
     "dtensor_dispatch_s": ("dtensor_chain", "training_chain"),
     "dtensor_update_s": ("dtensor_update", "plain_update"),
@@ -92,6 +94,10 @@ def host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
         "dispatch_s": (raw.time_s("op"), "op"),
         "host_view_s": (raw.time_s("view"), "view"),
         "autograd_s": (autograd_s, "training_chain"),
+        "module_s": (
+            (raw.time_s("forward_chain") - raw.time_s("plain_forward")) / (BLOCKS * _FORWARD_PER_BLOCK),
+            "forward_chain",
+        ),
         "kernel_launch_s": (raw.time_s("kernel"), "kernel"),
         "dtensor_dispatch_s": (
             (raw.time_s("dtensor_chain") - raw.time_s("training_chain")) / (BLOCKS * _OPS_PER_BLOCK),

@@ -63,6 +63,8 @@ def host_cases(bench: Bench) -> list[Case]:
         _case("view", _views, calls=2),
         _case("plain_chain", _plain_chain),
         _case("training_chain", _training_chain),
+        _case("plain_forward", _plain_forward),
+        _case("forward_chain", _forward_chain),
         _case("backward_step", _backward_step),
     ]
     if bench.cuda:
@@ -174,6 +176,19 @@ def _plain_chain(bench: Bench) -> Call:
     return call
 
 
+def _plain_forward(bench: Bench) -> Call:
+    """The aten operators of the chain's forward pass, called one by one."""
+    import torch
+
+    x, w, b = (bench.take(s).clone() for s in ((_WIDTH, _WIDTH), (_WIDTH, _WIDTH), (_WIDTH,)))
+
+    def call() -> None:
+        for _ in range(BLOCKS):
+            torch.add(torch.nn.functional.gelu(torch.addmm(b, x, w.t())), x)
+
+    return call
+
+
 def _flush(bench: Bench) -> Callable[[], None]:
     """Writes a buffer that pushes code and data out of the core's own caches; nothing with a device."""
     import torch
@@ -247,6 +262,19 @@ def _train(model: nn.Module, x: torch.Tensor) -> Call:
 
 def _training_chain(bench: Bench) -> Call:
     return _train(_chain(bench), _input(bench).requires_grad_())
+
+
+def _forward_chain(bench: Bench) -> Call:
+    """The chain's forward pass without gradients."""
+    import torch
+
+    model, x = _chain(bench), _input(bench)
+
+    def call() -> None:
+        with torch.no_grad():
+            model(x)
+
+    return call
 
 
 def _backward_step(bench: Bench) -> Call:

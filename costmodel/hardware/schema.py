@@ -42,6 +42,7 @@ HOST_KEYS = (
     "dispatch_s",
     "host_view_s",
     "autograd_s",
+    "module_s",
     "kernel_launch_s",
     "dtensor_dispatch_s",
     "dtensor_module_s",

@@ -56,7 +56,7 @@ def price_operators(
 
     On a device with its own queue (cuda) the host's dispatch runs beside the kernels and is returned as
     `host_s`. On a CPU the measured operator time already holds its dispatch; `host_s` is then what eager
-    autograd adds around it.
+    autograd, or without gradients the modules' own code, adds around it.
     """
     n = len(operators)
     device_s = np.zeros(n)
@@ -136,4 +136,8 @@ def _host_times(
     times = np.array([view if op.kind == "host" else dispatch for op in operators])
     differentiated = {op.forward_index for op in operators if op.phase is Phase.BACKWARD}
     times += np.array([autograd if op.index in differentiated else 0.0 for op in operators])
+    if not differentiated:  # without gradients: what modules do around their operators
+        module = host_cost_s(profile, "module_s")
+        called = [op.phase is Phase.FORWARD and op.kind != "host" for op in operators]
+        times += module * np.array(called, dtype=np.float64)
     return times if asynchronous else times * framework.host_factor

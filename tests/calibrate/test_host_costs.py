@@ -60,6 +60,8 @@ def samples(*, waits: bool = False, wide: bool = True) -> list[Sample]:
         "plain_chain": BLOCKS * 30e-6,
         "training_chain": BLOCKS * _BLOCK_S,
         "backward_step": 43e-6,
+        "plain_forward": BLOCKS * 12e-6,
+        "forward_chain": BLOCKS * (12e-6 + 3 * 8e-6),
         "dtensor_chain": BLOCKS * (_BLOCK_S + 7 * 20e-6),
     }
     found = [
@@ -89,6 +91,7 @@ _EXPECTED = {
     "dispatch_s": 1e-6,
     "host_view_s": 0.5e-6,
     "autograd_s": 20e-6,  # (70 - 30) us over the two differentiated operators of a block
+    "module_s": 8e-6,  # over the three operators of a block's forward pass
     "dtensor_dispatch_s": 20e-6,
     "ddp_bucket_s": 50e-6,
     "fsdp_unit_s": 400e-6,
