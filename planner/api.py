@@ -88,7 +88,7 @@ def parse_plan(text: str) -> Plan:
 def model_source(
     model: str,
     *,
-    micro_batch_size: int = 1,
+    micro_batch_size: int | None = 1,
     seq_len: int | None = None,
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     training: bool = True,
@@ -111,14 +111,17 @@ def model_source(
 def trace(
     model: str,
     *,
-    micro_batch_size: int = 1,
+    micro_batch_size: int | None = None,
     seq_len: int | None = None,
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     training: bool = True,
     attention: str = "as_run",
     trust_remote_code: bool = False,
 ) -> ModelGraph:
-    """The model's graph. Raises ModelArgumentError, TraceError."""
+    """The model's graph; no micro-batch: a callable's example inputs as given, else 1 sample.
+
+    Raises ModelArgumentError, TraceError.
+    """
     from costmodel.graph import trace as trace_graph
 
     source = model_source(

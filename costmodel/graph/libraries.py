@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["as_on_real_tensors", "fused_where_written_out"]
 
 _MASKS = "transformers.masking_utils"
+_LAYERS = "torch.nn.modules.transformer"
 _MODELS = "transformers.modeling_utils"
 _FUSED = "foreshard_fused"
 
@@ -23,23 +24,39 @@ def _one_sequence(position_ids: Any) -> None:
     return
 
 
+def _causal_where_square(
+    mask: torch.Tensor | None, is_causal: bool | None = None, size: int | None = None
+) -> bool:
+    """A mask of queries by keys of one length hides the later ones, as nn.Transformer's own mask does."""
+    if is_causal is not None or mask is None:
+        return is_causal is True
+    length = mask.shape[-2] if size is None else size
+    return tuple(mask.shape) == (length, length)
+
+
 @contextmanager
 def as_on_real_tensors() -> Iterator[None]:
-    """Inside, transformers takes the way it takes in a real run where its rows hold one sequence each.
+    """Inside, libraries take the way that they take in a real run, where tensors have values to look at.
 
-    It reads position ids to find packed sequences; where it cannot, it builds a mask, which keeps attention
-    from the causal kernel and repeats grouped keys and values.
+    transformers reads position ids to find packed sequences; where it cannot, it builds a mask, which keeps
+    attention from the causal kernel and repeats grouped keys and values. Here rows hold one sequence each.
+    torch's nn.Transformer compares a mask that it is given with the causal one; here a square mask is that.
     """
-    masks = sys.modules.get(_MASKS)
-    before = getattr(masks, "find_packed_sequence_indices", None)
-    if before is None:
-        yield
-        return
-    masks.find_packed_sequence_indices = _one_sequence  # type: ignore[union-attr]
+    answers = (
+        (_MASKS, "find_packed_sequence_indices", _one_sequence),
+        (_LAYERS, "_detect_is_causal_mask", _causal_where_square),
+    )
+    before = []
+    for name, function, answer in answers:
+        library = sys.modules.get(name)
+        if hasattr(library, function):
+            before.append((library, function, getattr(library, function)))
+            setattr(library, function, answer)
     try:
         yield
     finally:
-        masks.find_packed_sequence_indices = before  # type: ignore[union-attr]
+        for library, function, own in before:
+            setattr(library, function, own)
 
 
 @contextmanager

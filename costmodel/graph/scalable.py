@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from costmodel.errors import TraceError
 from costmodel.graph.model_graph import ModelGraph, Operator, Segment, TensorInfo
 from costmodel.graph.tracing import fake_mode, trace
 
@@ -47,8 +48,16 @@ class ScalableGraph:
         return self._graphs[size]
 
     def _make(self, size: int) -> ModelGraph:
-        if size in (1, *_POINTS):
+        if size == 1:
+            try:
+                return self._traced(size)
+            except TraceError:  # a module may need two samples to train on (BatchNorm1d)
+                return self._between(size)
+        if size in _POINTS:
             return self._traced(size)
+        return self._between(size)
+
+    def _between(self, size: int) -> ModelGraph:
         low, high = (self._traced(point) for point in _POINTS)
         try:
             return _interpolated(low, high, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,9 @@ from costmodel.graph.capture import Capture, capture_step
 from costmodel.graph.libraries import as_on_real_tensors, fused_where_written_out
 from costmodel.graph.model_graph import ModelGraph, Segment
 from costmodel.graph.nodes import Reader
+from costmodel.graph.quiet import quiet_fake_tensors
 from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segments
+from costmodel.models.source import samples_in
 
 if TYPE_CHECKING:
     from costmodel.models import ModelSource
@@ -34,6 +37,24 @@ _CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
 _REMEDY = {
     f"{_CPU_ATTENTION}{back}.default": " (--attention flash counts them)" for back in ("", "_backward")
 }
+_ADVICE = (
+    (
+        "dynamic|data-dependent",
+        "its result's size depends on data: give the model a variant with static shapes",
+    ),
+    (
+        "DataDependent",
+        "it reads a value out of a tensor (`.item()`, `if tensor:`), and a trace has none: give the model a "
+        "variant that does not",
+    ),
+    (
+        "does not require grad",
+        "nothing that it computes is trained: let parameters require gradients, or ask for inference "
+        "(`trace --inference`, `infer`)",
+    ),
+    ("", "run the module once on real tensors with these inputs: it must pass there first"),
+)
+"""What an error says -> what to do, the first that is found."""
 _DEEPEST = 2
 """How far nested lists are tried as units."""
 ATTENTION = ("as_run", "flash", "unfused")
@@ -124,14 +145,14 @@ def trace(
     Raises TraceError with the operator or line that stops it, ModelArgumentError from building.
     """
     start = time.perf_counter()
-    with mode or fake_mode(), _default_dtype(dtype):
+    with quiet_fake_tensors(), mode or fake_mode(), _default_dtype(dtype):
         built = source.build(device="cpu")
         return trace_module(
             built.module,
             built.args,
             built.kwargs,
             name=source.name,
-            micro_batch_size=source.micro_batch_size,
+            micro_batch_size=source.micro_batch_size or samples_in(built.args, built.kwargs) or 1,
             seq_len=source.seq_len,
             training=training,
             attention=attention,
@@ -185,6 +206,7 @@ def trace_module(
     module.train(training)
     try:
         with (
+            quiet_fake_tensors(),
             mode if real else nullcontext(),
             as_on_real_tensors(),
             fused_where_written_out(module) if training and attention == "flash" else nullcontext(),
@@ -357,11 +379,6 @@ def _explain(error: Exception) -> str:
             where = f"{'/'.join(path.split('/')[-3:])}:{frame.tb_lineno}"
         frame = frame.tb_next
     text = str(error).strip().split("\n")[0] or type(error).__name__
-    advice = (
-        "its result's size depends on data: give the model a variant with static shapes"
-        if "dynamic" in type(error).__name__.lower() or "data-dependent" in text.lower()
-        else "run the module once on real tensors with these inputs: it must pass there first"
-    )
-    return (
-        f"the model cannot be traced: {type(error).__name__}: {text} (at {where or 'unknown line'}); {advice}"
-    )
+    kind = type(error).__name__
+    advice = next(a for words, a in _ADVICE if re.search(words, f"{kind}: {text}", re.IGNORECASE))
+    return f"the model cannot be traced: {kind}: {text} (at {where or 'unknown line'}); {advice}"

@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from costmodel.errors import ModelArgumentError
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
-from costmodel.models.source import BuiltModel, ModelSource
+from costmodel.models.source import BuiltModel, ModelSource, samples_in
 
 __all__ = ["resolve", "resolve_config", "shipped_config", "shipped_names"]
 
 _FOLDER = Path(__file__).parents[1] / "data" / "models"
+_STORED_AS = ("dtype", "torch_dtype")
+_ELSEWHERE = ("image_size", "rope_theta")
+"""Read for example inputs of models without a size of their own; filed under `rope_parameters`."""
 
 
 def shipped_names() -> list[str]:
@@ -33,7 +38,7 @@ def shipped_config(name: str) -> dict[str, Any]:
 def resolve(
     argument: str,
     *,
-    micro_batch_size: int = 1,
+    micro_batch_size: int | None = 1,
     seq_len: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     task: str = "train",
@@ -41,12 +46,16 @@ def resolve(
 ) -> ModelSource:
     """Resolve a shipped name, a config.json (or its folder), or module:callable.
 
+    `micro_batch_size` in samples; None: as many as a callable's example inputs hold, else 1.
     Raises ModelArgumentError that names the argument, what is wrong and what there is.
     """
-    if micro_batch_size < 1 or (seq_len is not None and seq_len < 1):
+    if (micro_batch_size is not None and micro_batch_size < 1) or (seq_len is not None and seq_len < 1):
         raise ModelArgumentError(
             f"micro-batch {micro_batch_size} and sequence {seq_len} must be at least 1; give positive sizes"
         )
+    if ":" in argument and not Path(argument).exists():
+        return _from_callable(argument, micro_batch_size or 0, seq_len, overrides)
+    micro_batch_size = micro_batch_size or 1
     shipped = _FOLDER / f"{argument}.json"
     path = Path(argument)
     if shipped.is_file():
@@ -57,8 +66,6 @@ def resolve(
         spec = {"config": _read(file)}
         folder = str(file.parent) if trust_remote_code else None
         return _from_spec(spec, argument, micro_batch_size, seq_len, overrides, task, folder)
-    if ":" in argument:
-        return _from_callable(argument, micro_batch_size, seq_len, overrides)
     raise ModelArgumentError(
         f"unknown model {argument!r}: give a config.json or its folder, module:callable, or one of "
         f"{', '.join(shipped_names())}"
@@ -108,8 +115,8 @@ def _from_spec(
     if "module" in spec:
         return _from_module(spec, config, name, micro_batch_size)
     if "_class_name" in config:
-        return _from_diffusers(config, name, micro_batch_size)
-    return _from_transformers(spec, config, name, micro_batch_size, seq_len, task, remote_code)
+        return _from_diffusers(spec["config"], overrides or {}, name, micro_batch_size)
+    return _from_transformers(spec, overrides or {}, name, micro_batch_size, seq_len, task, remote_code)
 
 
 def _from_module(spec: Mapping[str, Any], config: dict[str, Any], name: str, batch: int) -> ModelSource:
@@ -128,11 +135,15 @@ def _from_module(spec: Mapping[str, Any], config: dict[str, Any], name: str, bat
     return ModelSource(name=name, micro_batch_size=batch, seq_len=0, builder=builder)
 
 
-def _from_diffusers(config: dict[str, Any], name: str, batch: int) -> ModelSource:
+def _from_diffusers(
+    own: Mapping[str, Any], overrides: Mapping[str, Any], name: str, batch: int
+) -> ModelSource:
     diffusers = _library("diffusers", name)
+    config = {**own, **overrides}
     cls = getattr(diffusers, str(config["_class_name"]), None)
     if cls is None:
         raise ModelArgumentError(f"model {name!r}: diffusers has no class {config['_class_name']!r}")
+    _check_overrides(name, overrides, {*own, *signature(cls.__init__).parameters})
 
     def builder(batch: int, seq_len: int) -> BuiltModel:
         try:
@@ -142,6 +153,22 @@ def _from_diffusers(config: dict[str, Any], name: str, batch: int) -> ModelSourc
         return BuiltModel(module=module, args=(), kwargs=diffusers_inputs(module, module.config, batch))
 
     return ModelSource(name=name, micro_batch_size=batch, seq_len=0, builder=builder)
+
+
+def _check_overrides(
+    name: str, overrides: Mapping[str, Any], known: Collection[str], taken: Collection[str] = ()
+) -> None:
+    """ModelArgumentError for a change of what is neither `known` nor `taken` all the same, and for a whole
+    number below zero: libraries pass over the first and make empty models of the second."""
+    for key, value in overrides.items():
+        if isinstance(value, int) and value < 0 and not key.endswith("_id"):
+            raise ModelArgumentError(f"model {name!r}: {key}={value} must not be negative; give a size")
+        if key not in known and key not in taken:
+            public = sorted(k for k in known if not k.startswith("_"))
+            near = ", ".join(get_close_matches(key, public, n=5) or public)
+            raise ModelArgumentError(
+                f"model {name!r}: its configuration has no {key!r} to set; there are {near}"
+            )
 
 
 def _library(library: str, name: str) -> Any:
@@ -155,7 +182,7 @@ def _library(library: str, name: str) -> Any:
 
 def _from_transformers(
     spec: Mapping[str, Any],
-    config: dict[str, Any],
+    overrides: Mapping[str, Any],
     name: str,
     batch: int,
     seq_len: int | None,
@@ -163,6 +190,9 @@ def _from_transformers(
     remote_code: str | None,
 ) -> ModelSource:
     transformers = _library("transformers", name)
+    # the type that weights are stored in is no statement on training or serving: the framework says theirs
+    stored = {k: v for k, v in spec["config"].items() if k not in _STORED_AS}
+    config = {**stored, **overrides}
     model_type = config.get("model_type")
     if remote_code is None and "auto_map" in config:
         raise ModelArgumentError(
@@ -170,7 +200,9 @@ def _from_transformers(
         )
     try:
         if remote_code is not None:
-            made = transformers.AutoConfig.from_pretrained(remote_code, trust_remote_code=True)
+            made = transformers.AutoConfig.from_pretrained(
+                remote_code, trust_remote_code=True, **{"dtype": None, **overrides}
+            )
         else:
             plain = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
             made = transformers.AutoConfig.for_model(model_type, **plain)
@@ -179,6 +211,7 @@ def _from_transformers(
             f"model {name!r}: model_type {model_type!r} or a value of its configuration is refused: "
             f"{str(error).splitlines()[0]}"
         ) from None
+    _check_overrides(name, overrides, {*stored, *_defaults(made)}, _taken(made))
     architectures = config.get("architectures") or spec.get("architectures") or []
     length = seq_len or int(spec.get("seq_len", 0)) or default_seq_len(made)
     target_len = int(spec.get("target_len", 0))
@@ -209,7 +242,18 @@ def _from_transformers(
         seq_len=length if has_text else 0,
         builder=builder,
         identity=content,
+        encodes_first=bool(getattr(made, "is_encoder_decoder", False)),
     )
+
+
+def _defaults(made: Any) -> set[str]:
+    """Names that a transformers configuration of this class has without being told."""
+    return {*type(made)().to_dict(), *made.attribute_map}
+
+
+def _taken(made: Any) -> set[str]:
+    """Names that it takes beside them: properties, some of whose names have an underscore in front."""
+    return {*(name.lstrip("_") for name in dir(type(made))), *_STORED_AS, *_ELSEWHERE}
 
 
 def _module(transformers: Any, config: Any, architectures: list[str], name: str, remote: bool) -> Any:
@@ -266,12 +310,12 @@ def _from_callable(
         sys.path.pop(0)
 
     def builder(batch: int, seq_len: int) -> BuiltModel:
-        return _call(factory, argument, dict(overrides or {}), batch)
+        return _call(factory, argument, dict(overrides or {}), batch, seq_len)
 
     return ModelSource(name=argument, micro_batch_size=batch, seq_len=seq_len or 0, builder=builder)
 
 
-def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int) -> BuiltModel:
+def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int, seq_len: int) -> BuiltModel:
     from torch import nn
 
     try:
@@ -293,12 +337,19 @@ def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int) ->
         return BuiltModel(
             module=made,
             args=(),
-            kwargs=transformers_inputs(made, config, batch, default_seq_len(config), training=True),
+            kwargs=transformers_inputs(
+                made, config, batch or 1, seq_len or default_seq_len(config), training=True
+            ),
         )
     if not isinstance(made, (tuple, list)) or not 2 <= len(made) <= 3 or not isinstance(made[0], nn.Module):
         raise ModelArgumentError(
             f"model {argument!r} returned {type(made).__name__}; it must return (nn.Module, args) or "
             "(nn.Module, args, kwargs)"
+        )
+    if seq_len:
+        raise ModelArgumentError(
+            f"model {argument!r} returned example inputs, which have a sequence of their own: {seq_len} "
+            "asked for cannot be; make them of that length (--set NAME=VALUE hands the callable an argument)"
         )
     kwargs = made[2] if len(made) == 3 else {}
     args, kwargs = _with_batch(tuple(made[1]), dict(kwargs), batch)
@@ -306,23 +357,20 @@ def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int) ->
 
 
 def _with_batch(args: Any, kwargs: Any, batch: int) -> tuple[Any, Any]:
-    """Example inputs repeated along dimension 0 to `batch` samples (1 = as given)."""
+    """Example inputs cut or repeated along dimension 0 to `batch` samples (0: as given).
+
+    A sample is one index of dimension 0 of the first tensor; what has another size there is left as it is.
+    """
     import torch
     from torch.utils import _pytree as pytree
 
-    if batch == 1:
+    own = samples_in(args, kwargs)
+    if batch in (0, own):
         return args, kwargs
-    sizes = [t.shape[0] for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
-    own = sizes[0] if sizes else 1
 
-    def scale(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == own:
-            index = torch.arange(batch * own) % own if own != 1 else None
-            return (
-                value.expand(batch, *value.shape[1:]).contiguous()
-                if index is None
-                else value[index][: batch * own]
-            )
-        return value
+    def resized(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.ndim or value.shape[0] != own:
+            return value
+        return value[torch.arange(batch) % own]
 
-    return pytree.tree_map(scale, (args, kwargs))  # type: ignore[no-any-return]
+    return pytree.tree_map(resized, (args, kwargs))  # type: ignore[no-any-return]

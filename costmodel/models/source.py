@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BuiltModel", "ModelSource"]
+__all__ = ["BuiltModel", "ModelSource", "samples_in"]
+
+
+def samples_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Samples in a call's inputs: size of dimension 0 of the first tensor that has one; 0 without any."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
+    return next((t.shape[0] for t in leaves if isinstance(t, torch.Tensor) and t.ndim), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +37,14 @@ class ModelSource:
 
     name: str
     micro_batch_size: int
+    """Samples a call; 0: as many as the example inputs hold."""
     seq_len: int
     """0 where the model has no sequence."""
     builder: Callable[[int, int], BuiltModel]
     identity: str = ""
     """Equal for sources that build the same module, whatever they are called; "" where that is not known."""
+    encodes_first: bool = False
+    """An encoder-decoder: its prompt passes another part than its answer."""
 
     def build(self, device: str = "cpu") -> BuiltModel:
         """Build with random weights on `device`. Raises ModelArgumentError."""

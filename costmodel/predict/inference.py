@@ -151,14 +151,19 @@ class InferenceForecaster:
     ) -> InferencePrediction:
         """Answer `batch_size` prompts of `prompt_len` tokens with `output_len` tokens each.
 
-        Raises PlanError where sizes are not positive, the model has no sequence or no attention over one, or
-        the plan cannot split it.
+        Raises PlanError where sizes are not positive, the model has no sequence or no attention over one, is
+        an encoder-decoder, or the plan cannot split it.
         """
         for name, size in (("batch", batch_size), ("prompt", prompt_len), ("output", output_len)):
             if size < 1:
                 raise PlanError(f"{name} of {size}: must be at least 1")
         if not self.source.seq_len:
             raise PlanError(f"{self.source.name} has no sequence, so there are no tokens to generate")
+        if self.source.encodes_first:
+            raise PlanError(
+                f"{self.source.name} is an encoder-decoder; answers are modelled for decoders alone; ask for "
+                "a forward pass (no prompt, no output)"
+            )
         context = prompt_len + output_len // 2
         one_token = self._at(1, context)
         prompt = lru_cache(partial(self._prefill, plan, prompt_len=prompt_len, one_token=one_token))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from costmodel.graph.quiet import quiet_fake_tensors
 
 __all__ = ["runs_locally", "tied_modules"]
 
@@ -41,22 +41,11 @@ def runs_locally(
             if not _cut(layer, style, n, mode):
                 return False
         try:
-            with mode, _quiet():
+            with mode, quiet_fake_tensors():
                 after = _shapes(local(*_fake(list(args)), **_fake(dict(kwargs))))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return False
     return before == after
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A refused shape is an answer here, not an error to log."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    was, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = was
 
 
 def _empty(tensor: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:

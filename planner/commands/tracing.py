@@ -18,7 +18,12 @@ __all__ = ["command"]
 
 def command(
     model: Model,
-    micro_batch: Annotated[int, typer.Option("--micro-batch", min=1, help="Samples per call.")] = 1,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batch", min=1, help="Samples per call; default: 1, or what module:callable returns."
+        ),
+    ] = None,
     seq: Seq = None,
     set_: Overrides = None,
     inference: Annotated[bool, typer.Option("--inference", help="Forward only.")] = False,

@@ -41,44 +41,25 @@ class LoadedModel:
 def load_model(spec: ModelSpec, *, batch: int, device: str = "cpu", seed: int = 0) -> LoadedModel:
     """Build the model and a batch of `batch` samples, the same ones on every rank for one seed.
 
-    Example inputs of a `module:callable` have their own batch; they are repeated to fill `batch`.
+    Example inputs of a `module:callable` are cut or repeated to fill `batch`.
     Raises ModelArgumentError where the argument names no model, PlanError where the batch does not fit.
     """
     import torch
 
     from costmodel.models import resolve
+    from costmodel.models.source import samples_in
 
     torch.manual_seed(seed)
-    as_given = ":" in spec.model  # a callable's example inputs have a batch of their own
-    source = resolve(
-        spec.model,
-        micro_batch_size=1 if as_given else batch,
-        seq_len=spec.seq_len,
-        overrides=dict(spec.overrides),
-    )
+    source = resolve(spec.model, micro_batch_size=batch, seq_len=spec.seq_len, overrides=dict(spec.overrides))
     built = source.build(device=device)
     module = built.module.train()
     inputs = named_inputs(module, built.args, built.kwargs)
-    sizes = [v.shape[0] for v in inputs.values() if isinstance(v, torch.Tensor) and v.ndim]
-    if not sizes:
+    held = samples_in((), inputs)
+    if not held:
         raise ModelArgumentError(f"model {spec.label!r}: its example inputs hold no batched tensor")
-    own = sizes[0]
-    if batch % own:
-        raise PlanError(
-            f"model {spec.label!r}: example inputs of {own} samples cannot fill a global batch of {batch}; "
-            f"take a multiple of {own}"
-        )
-    if own != batch:
-        inputs = {k: _repeat(v, own, batch // own) for k, v in inputs.items()}
+    if held != batch:
+        raise PlanError(f"model {spec.label!r}: its inputs hold {held} samples where {batch} were asked for")
     return LoadedModel(module=module, inputs=inputs, batch=batch)
-
-
-def _repeat(value: Any, own: int, times: int) -> Any:
-    import torch
-
-    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == own:
-        return torch.cat([value] * times)
-    return value
 
 
 def named_inputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

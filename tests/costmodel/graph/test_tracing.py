@@ -155,8 +155,40 @@ def test_untraceable_model_names_the_line() -> None:
                 return x
             return -x
 
-    with pytest.raises(TraceError, match=r"cannot be traced.*test_tracing\.py:\d+"):
+    with pytest.raises(TraceError, match=r"cannot be traced.*test_tracing\.py:\d+.*reads a value out of"):
         trace_module(DataDependent(), (torch.randn(3, requires_grad=True),))
+
+
+def test_wrong_shapes_are_one_message_without_torchs_stack(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TraceError, match="same reduction dim"):
+        trace_module(nn.Linear(8, 8), (torch.randn(4, 9),))
+    assert not caplog.records
+
+
+def test_nothing_to_train_says_so() -> None:
+    module = nn.Linear(8, 8).requires_grad_(False)
+    with pytest.raises(TraceError, match="nothing that it computes is trained"):
+        trace_module(module, (torch.randn(4, 8),))
+    assert trace_module(module, (torch.randn(4, 8),), training=False).n_parameters == 72
+
+
+def test_a_transformers_mask_made_in_the_forward_is_the_causal_one() -> None:
+    class Translator(nn.Module):
+        def __init__(self, told: bool | None) -> None:
+            super().__init__()
+            self.core = nn.Transformer(16, 2, 1, 1, 32, dropout=0.0, batch_first=True)
+            self.told = told
+
+        def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], device=target.device)
+            out: torch.Tensor = self.core(source, target, tgt_mask=mask, tgt_is_causal=self.told)
+            return out
+
+    inputs = torch.randn(2, 7, 16), torch.randn(2, 5, 16)
+    found, told = (trace_module(Translator(told), inputs) for told in (None, True))
+    # asking whether the mask is causal would be operators of its own, run on the host's word alone
+    assert found.flop(Phase.FORWARD) == told.flop(Phase.FORWARD)
+    assert found.saved_activation_bytes == told.saved_activation_bytes
 
 
 def test_backward_operators_know_their_forward() -> None:

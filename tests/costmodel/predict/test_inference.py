@@ -141,3 +141,9 @@ def test_a_cache_joined_by_copies_takes_their_time() -> None:
     kept_bytes = 2 * LAYERS * 64 * (512 + 256) * WIDTH * 2
     assert extra_s(512) >= 2 * kept_bytes / 2.04e12, "read and written at no more than the memory's bandwidth"
     assert extra_s(1024) > extra_s(512)
+
+
+def test_answers_of_encoder_decoders_are_refused() -> None:
+    small = {"num_layers": 1, "num_decoder_layers": 1, "vocab_size": 128}
+    with pytest.raises(PlanError, match=r"t5-small is an encoder-decoder.*forward pass"):
+        inference("t5-small", small).generate(Plan(), batch_size=1, prompt_len=8, output_len=4)

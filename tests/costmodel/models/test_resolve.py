@@ -1,0 +1,111 @@
+"""The model argument: what a callable's example inputs and a configuration's words come to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from costmodel.errors import ModelArgumentError
+from costmodel.graph import scalable_graph, trace
+from costmodel.graph.model_graph import ModelGraph, Phase
+from costmodel.models import resolve
+from planner.validation.model_source import load_model
+from planner.validation.run_spec import ModelSpec
+
+PERCEPTRON = "tests.planner.validation.sample_models:perceptron"  # example inputs of 8 samples
+MIXED = "tests.planner.validation.sample_models:mixed"  # two inputs of 4 samples
+GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 64}
+
+
+def folder(tmp_path: Path, **changes: object) -> str:
+    (tmp_path / "config.json").write_text(json.dumps({**GPT2, **changes}))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 9])
+def test_a_callables_samples_are_counted_one_by_one(batch: int) -> None:
+    built = resolve(MIXED, micro_batch_size=batch).build()
+    assert [t.shape[0] for t in built.args] == [batch, batch]
+    if batch == 9:
+        assert torch.equal(built.args[0][8], built.args[0][0]), "further samples repeat the first"
+
+
+def test_a_callables_inputs_stand_as_given_where_no_batch_is_asked_for() -> None:
+    built = resolve(PERCEPTRON, micro_batch_size=None).build()
+    assert built.args[0].shape[0] == 8
+    assert trace(resolve(PERCEPTRON, micro_batch_size=None)).micro_batch_size == 8
+    assert trace(resolve("mlp-mnist", micro_batch_size=None)).micro_batch_size == 1
+
+
+def test_a_sequence_that_example_inputs_cannot_take_is_refused() -> None:
+    with pytest.raises(ModelArgumentError, match=r"a sequence of their own: 7 asked for"):
+        resolve(PERCEPTRON, seq_len=7).build("meta")
+
+
+def test_a_transformers_module_alone_takes_batch_and_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_from_a_library.py").write_text(
+        "import transformers\n\n\ndef build():\n"
+        "    config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64)\n"
+        "    return transformers.GPT2LMHeadModel(config)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    built = resolve("mine_from_a_library:build", micro_batch_size=3, seq_len=7).build("meta")
+    assert built.kwargs["input_ids"].shape == (3, 7)
+
+
+def flop(graph: ModelGraph) -> int:
+    return graph.flop(Phase.FORWARD) + graph.flop(Phase.BACKWARD)
+
+
+def test_the_forecasts_batch_is_the_real_runs() -> None:
+    graphs = scalable_graph(resolve(PERCEPTRON))
+    for batch in (1, 2, 6):
+        real = load_model(ModelSpec(model=PERCEPTRON), batch=batch).inputs["input"]
+        assert real.shape == (batch, 32)
+        assert flop(graphs.at(micro_batch_size=batch)) == batch * flop(graphs.at(micro_batch_size=1))
+        assert graphs.at(micro_batch_size=batch).flop(Phase.FORWARD) == 4 * 2 * real.numel() * 32
+
+
+def test_a_module_that_needs_two_samples_is_forecast_at_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_with_statistics.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n"
+        "    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16)), (torch.randn(4, 8),)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    graphs = scalable_graph(resolve("mine_with_statistics:build"))
+    assert 2 * flop(graphs.at(micro_batch_size=1)) == flop(graphs.at(micro_batch_size=2))
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_framework_says_the_type_not_the_stored_weights(tmp_path: Path, key: str) -> None:
+    source = resolve(folder(tmp_path, **{key: "bfloat16"}), seq_len=8)
+    assert {p.dtype for p in source.build("meta").module.parameters()} == {torch.float32}
+    operators = [op for s in trace(source, dtype="bf16").segments for op in s.operators]
+    assert {op.dtype for op in operators if op.kind == "gemm"} == {"bf16"}
+
+
+@pytest.mark.parametrize("model", ["gpt2", "dit-xl", "mlp-mnist"])
+def test_a_misspelt_override_is_refused(model: str) -> None:
+    with pytest.raises(ModelArgumentError, match="n_layers"):
+        resolve(model, overrides={"n_layers": 3}).build("meta")
+
+
+def test_negative_sizes_are_refused() -> None:
+    with pytest.raises(ModelArgumentError, match=r"n_layer=-3 must not be negative"):
+        resolve("gpt2", overrides={"n_layer": -3})
+    assert resolve("gpt2", overrides={"pad_token_id": -1, "n_layer": 1})
+
+
+def test_overrides_by_any_name_of_the_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ModelArgumentError, match=r"no 'n_layers' to set; there are n_layer"):
+        resolve("gpt2", overrides={"n_layers": 3})
+    for name in ("n_layer", "num_hidden_layers"):  # the second is what transformers calls it elsewhere
+        module = resolve(folder(tmp_path), overrides={name: 3}, seq_len=8).build("meta").module
+        assert len(module.transformer.h) == 3
