@@ -12,7 +12,7 @@ import gzip
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,17 @@ from calibrate.collective_samples import CollectiveSample
 from costmodel.errors import InputFileError, MeasurementError
 
 __all__ = [
+    "REQUIRED",
     "CollectiveTable",
+    "is_collective_table",
     "op_name",
     "read_collective_table",
-    "read_collective_tables",
     "read_text",
     "split_implementation",
 ]
 
-_REQUIRED = ("gpu", "n_gpus", "op", "message_bytes", "latency_us")
+REQUIRED = ("gpu", "n_gpus", "op", "message_bytes", "latency_us")
+"""What a table of collectives has at least."""
 _OPS = {
     "allreduce": "all_reduce",
     "allgather": "all_gather",
@@ -98,14 +100,19 @@ def read_text(path: Path) -> str:
         raise InputFileError(f"{path}: {error}; expected a text file, plain or gzipped") from error
 
 
+def is_collective_table(path: Path) -> bool:
+    """Whether the file's first line names the columns of such a table. InputFileError on one of no text."""
+    return set(REQUIRED) <= set(next(csv.reader(io.StringIO(read_text(path))), ()))
+
+
 def read_collective_table(path: Path) -> CollectiveTable:
     """Samples of a collectives CSV. InputFileError where columns are missing or no line can be used."""
     reader = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [name for name in _REQUIRED if name not in (reader.fieldnames or ())]
+    missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
     if missing:
         raise InputFileError(
             f"{path}: columns {', '.join(missing)} are missing; a table of collectives has at least "
-            f"{', '.join(_REQUIRED)}"
+            f"{', '.join(REQUIRED)}"
         )
     samples: list[CollectiveSample] = []
     problems: list[str] = []
@@ -161,12 +168,3 @@ def _positive(text: str, name: str) -> float:
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name}={text!r} must be positive")
     return value
-
-
-def read_collective_tables(paths: Sequence[Path]) -> CollectiveTable:
-    """Several tables as one; row ids are as in their files."""
-    tables = [read_collective_table(path) for path in paths]
-    return CollectiveTable(
-        samples=tuple(sample for table in tables for sample in table.samples),
-        problems=tuple(problem for table in tables for problem in table.problems),
-    )

@@ -3,7 +3,8 @@
 A data line is `size count type [redop] [root] time algbw busbw #wrong [time algbw busbw #wrong]`: redop and
 root as the collective has them, one or two groups of times (out of place, in place), `#wrong` or `error`
 or neither. The header lines ("# size count ...", "# (B) (elements) ...") say which; without one the
-columns are told by their form. Ranks are counted from the "# Rank" lines, nodes from their host names.
+columns are told by their form. Ranks are counted from the "# Rank" lines, which also name the
+GPU; nodes from their host names.
 
 A log of a program that prints several collectives names each by "# Collective: ..." or by the program's
 name in its first lines ("all_reduce_perf"); else the caller says which.
@@ -30,7 +31,9 @@ _PROGRAM = re.compile(
 )
 _NAMED = re.compile(r"#\s*(?:Collective|Testing|Operation)\s*(?:test)?\s*:?\s*(\w+)", re.IGNORECASE)
 _BANNER = re.compile(r"#.*\b(AllReduce|AllGather|ReduceScatter|AlltoAll|Broadcast|Reduce|SendRecv)\b")
-_RANK = re.compile(r"#\s*Rank\s+(\d+)\b.*?\bon\s+(\S+)", re.IGNORECASE)
+_RANK = re.compile(
+    r"#\s*Rank\s+(\d+)\b.*?\bon\s+(\S+)(?:\s+device\s+\d+\s+\[[^\]]*\]\s*(\S.*))?", re.IGNORECASE
+)
 _VERSION = re.compile(r"NCCL\s+version\s+(\d+\.\d+)", re.IGNORECASE)
 _TYPES = re.compile(r"u?int(8|32|64)?|char|half|float(16|32|64)?|double|bf(loat)?16|fp?8_?e[45]m[32]")
 _REDOPS = ("sum", "prod", "min", "max", "avg", "none", "mulsum", "all")
@@ -56,6 +59,7 @@ class _State:
     ranks: set[int]
     hosts: set[str]
     version: str
+    device: str
 
 
 def read_nccl_log(
@@ -67,12 +71,12 @@ def read_nccl_log(
     device: str = "",
     link: str = "",
 ) -> NcclLog:
-    """Samples of one log. `op`, `n_ranks`, `n_nodes` stand for what the log does not say.
+    """Samples of one log. `op`, `n_ranks`, `n_nodes`, `device` stand for what the log does not say.
 
     InputFileError where the file cannot be read, has no data line, or neither log nor caller says which
     collective or how many ranks.
     """
-    state = _State(op or "", _UNIT_S["us"], set(), set(), "")
+    state = _State(op or "", _UNIT_S["us"], set(), set(), "", "")
     samples: list[CollectiveSample] = []
     problems: list[str] = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -103,6 +107,7 @@ def _read_header(text: str, state: _State, op: str | None) -> None:
     if found := _RANK.search(text):
         state.ranks.add(int(found.group(1)))
         state.hosts.add(found.group(2))
+        state.device = (found.group(3) or state.device).strip()
     if found := _VERSION.search(text):
         state.version = found.group(1)
     if op is None:
@@ -150,7 +155,7 @@ def _sample(
         impl="nccl",
         version=state.version,
         link=link,
-        device=device,
+        device=state.device or device,
         source=f"log:{path.name}",
         row_id=f"{path.name}:{number}",
     )

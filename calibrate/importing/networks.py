@@ -10,11 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 from calibrate.collective_samples import CollectiveSample
 from calibrate.fitting.collectives import fit_collectives
-from calibrate.importing.collective_tables import CollectiveTable, read_collective_tables
+from calibrate.importing.collective_tables import CollectiveTable
 from costmodel.hardware.collectives.constants import network_constants
 from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel
 from costmodel.hardware.node_links import device_network, inter_link
@@ -34,15 +33,10 @@ _LINE_RATES = tuple(gbit * 1e9 / 8 for gbit in (100, 200, 400, 800, 1600))
 """Of one network interface, bytes/s (Ethernet and InfiniBand HDR, NDR, XDR)."""
 
 
-def import_network(gpu_name: str, collective_paths: Sequence[Path]) -> NetworkModel:
-    """Network of `gpu_name` fitted on its rows of the tables, with every variant of its node.
-
-    InputFileError where a table cannot be read. Lines that cannot be used are in
-    `read_collective_tables(...).problems`.
-    """
-    if not collective_paths:
-        return device_network(gpu_name)
-    return fit_network(gpu_name, read_collective_tables(collective_paths))
+def import_network(gpu_name: str, table: CollectiveTable | None) -> NetworkModel:
+    """Network of `gpu_name` fitted on its rows of the table, with every variant of its node; by its nominal
+    links where there is no table."""
+    return device_network(gpu_name) if table is None else fit_network(gpu_name, table)
 
 
 def fit_network(gpu_name: str, table: CollectiveTable) -> NetworkModel:

@@ -10,7 +10,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from calibrate.fitting.operators import fit_operator, fitting_groups
-from calibrate.importing.collective_tables import read_collective_tables
+from calibrate.importing.collective_tables import CollectiveTable
+from calibrate.importing.collectives import read_collectives
 from calibrate.importing.networks import fit_network, import_network
 from calibrate.importing.operator_tables import read_operator_tables
 from calibrate.samples import SampleTable
@@ -37,16 +38,20 @@ def import_profiles(
     force: bool = False,
     transfer: bool = False,
 ) -> list[Path]:
-    """Fit tables and write one profile per device into `out_dir`; returns the files written.
+    """Fit tables (of collectives also logs of nccl-tests) and write one profile per device into `out_dir`;
+    returns the files written.
 
-    `gpus`: only these. `transfer`: also write every device of the datasheet file, and let each device borrow
-    fits of its nearest measured one for the kinds it was not measured on; with `gpus`, those and the devices
-    they borrow from. Raises InputFileError on a table that is none, on devices without a datasheet and on
-    `gpus` that no row is of, ProfileError where a file is there without `force`.
+    `gpus`: only these; a single one is also that of logs that name none. `transfer`: also write every device
+    of the datasheet file, and let each device borrow fits of its nearest measured one for the kinds it was
+    not measured on; with `gpus`, those and the devices they borrow from. Raises InputFileError on a table
+    that is none, on devices without a datasheet and on `gpus` that no row is of, ProfileError where a file is
+    there without `force`.
     """
     measured = None if transfer else gpus  # any row may be of a device to borrow from
     fits = fit_tables(operators, measured)
-    networks = _networks(collectives, measured)
+    gpu = gpus[0] if gpus is not None and len(gpus) == 1 else ""
+    table = read_collectives(collectives, gpu=gpu) if collectives else None
+    networks = _networks(table, measured)
     created = datetime.now(UTC).strftime("%Y-%m-%d")
     networks = {_canonical(name): network for name, network in networks.items()}
     wanted = {name: find_datasheet(name) for name in (*fits, *networks)}
@@ -73,7 +78,7 @@ def import_profiles(
                 source=_source(own, bool(networks.get(name))),
                 device=sheet.device,
                 operators=tuple(own),
-                network=networks.get(name) or _nominal_network(name, collectives),
+                network=networks.get(name) or _nominal_network(name, table),
             )
         )
     if transfer:
@@ -125,11 +130,10 @@ def _no_datasheet(name: str) -> InputFileError:
     )
 
 
-def _networks(paths: Sequence[Path], gpus: Sequence[str] | None) -> dict[str, NetworkModel]:
+def _networks(table: CollectiveTable | None, gpus: Sequence[str] | None) -> dict[str, NetworkModel]:
     """Device name -> network fitted on its rows."""
-    if not paths:
+    if table is None:
         return {}
-    table = read_collective_tables(paths)
     names = sorted({sample.device for sample in table.samples})
     wanted = None if gpus is None else {_canonical(name) for name in gpus}
     return {name: fit_network(name, table) for name in names if wanted is None or _canonical(name) in wanted}
@@ -145,10 +149,10 @@ def _with_transfer(profile: HardwareProfile, donors: Sequence[HardwareProfile]) 
     return profile.model_copy(update={"borrowed": tuple(more)})
 
 
-def _nominal_network(name: str, paths: Sequence[Path]) -> NetworkModel | None:
+def _nominal_network(name: str, table: CollectiveTable | None) -> NetworkModel | None:
     """Links by the datasheet, paths from measured devices of the tables; None where the node is unknown."""
     try:
-        return import_network(name, paths)
+        return import_network(name, table)
     except UsageError:
         return None
 

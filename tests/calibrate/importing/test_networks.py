@@ -59,14 +59,17 @@ def test_names_of_links(tmp_path: Path, gpu: str, nodes: int, text: str, name: s
 
 
 def test_own_rows_are_fitted(table: Path) -> None:
-    network = import_network("A100-SXM4-80GB", [table])
+    network = import_network("A100-SXM4-80GB", read_collective_table(table))
     got = collective_times(network, "all_reduce", np.array([2.0**21]), CollectiveGroup(n_ranks=4)).median_s[0]
     assert got * 1e6 == pytest.approx(_ring_us(4, 2.0**21), rel=0.1)
     assert all(fit.source for fit in network.fits)
 
 
 def test_a_device_without_rows_gets_its_own_links_and_a_wider_interval(table: Path) -> None:
-    own, other = import_network("A100-SXM4-80GB", [table]), import_network("H200-SXM", [table])
+    own, other = (
+        import_network("A100-SXM4-80GB", read_collective_table(table)),
+        import_network("H200-SXM", read_collective_table(table)),
+    )
     size, group = np.array([2.0**28]), CollectiveGroup(n_ranks=4)
     here, there = (collective_times(n, "all_reduce", size, group) for n in (own, other))
     assert there.median_s[0] < here.median_s[0]  # 450 against 300 GB/s
@@ -77,14 +80,14 @@ def test_a_device_without_rows_gets_its_own_links_and_a_wider_interval(table: Pa
 
 
 def test_links_between_nodes_transfer_by_kind(table: Path) -> None:
-    other = import_network("H200-SXM", [table])
+    other = import_network("H200-SXM", read_collective_table(table))
     fitted = {f.link: f for f in other.fits}
     assert "infiniband-8x400g" in fitted
     assert "ethernet-1x100g" not in fitted  # another kind: nominal
 
 
 def test_no_table_gives_the_nominal_network() -> None:
-    assert import_network("T4", []) == device_network("T4")
+    assert import_network("T4", None) == device_network("T4")
 
 
 @pytest.mark.parametrize(("rate", "line"), [(11e9, 25e9), (36e9, 50e9), (300e9, 300e9)])

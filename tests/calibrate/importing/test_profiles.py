@@ -70,3 +70,32 @@ def test_transfer_writes_what_was_asked_for_and_whom_it_borrows_from(tmp_path: P
     assert load_profile(out / "h200-sxm.json").operators[0].transferred_from == "H100-SXM5-80GB"
     with pytest.raises(InputFileError, match=r"H200-SXM: no row of the tables is of it.*--transfer"):
         import_profiles(operators=[table], out_dir=tmp_path / "none", gpus=["H200"])
+
+
+def _log(path: Path, gpu: str) -> Path:
+    """What nccl-tests prints of an all-reduce over four ranks of one node, at 200 GB/s of bus bandwidth."""
+    ranks = "".join(
+        f"#  Rank  {i} Group  0 Pid 10{i} on  node0 device  {i} [0x0{i}] {gpu}\n" for i in range(4)
+    )
+    lines = [
+        f"{2**p} {2**p // 4} float sum -1 {20.0 + 1.5 * 2.0**p / 2e5:.2f} 1.0 1.5 0" for p in range(10, 30, 2)
+    ]
+    path.write_text("# nThread 1 nGpus 4\nall_reduce_perf -b 1K -e 1G -f 4 -g 4\n" + ranks + "\n".join(lines))
+    return path
+
+
+def test_logs_of_nccl_tests_make_the_network_of_the_gpu_they_name(tmp_path: Path) -> None:
+    log = _log(tmp_path / "nccl.log", "NVIDIA A100-SXM4-80GB")
+    (path,) = import_profiles(collectives=[log], out_dir=tmp_path / "out")
+    profile = load_profile(path)
+    assert profile.name == "A100-SXM4-80GB"
+    assert profile.network is not None
+    assert [(fit.op, fit.link) for fit in profile.network.fits] == [("all_reduce", "nvlink3")]
+
+
+def test_a_log_without_a_gpu_needs_its_name(tmp_path: Path) -> None:
+    log = _log(tmp_path / "nccl.log", "")
+    with pytest.raises(InputFileError, match="--gpu"):
+        import_profiles(collectives=[log], out_dir=tmp_path / "out")
+    (path,) = import_profiles(collectives=[log], out_dir=tmp_path / "out", gpus=["H200"])
+    assert load_profile(path).name == "H200-SXM"
