@@ -86,12 +86,6 @@ class Decision:
         told = ((self._covariance @ d) ** 2)[:-1] / (known[:-1] + noise_log_sigma**2 + 1e-18)
         return np.asarray(told / seconds)
 
-    def measurable_variance(self) -> float:
-        """Of the least sure difference, what its items can still take off."""
-        standing = self.standing()
-        d = self._weights[:, standing.winner] - self._weights[:, standing.challenger]
-        return float(d @ self._covariance @ d)
-
     def _condition(self) -> None:
         items = np.array(sorted(self._seen), dtype=np.int64)
         ratio = np.array([self._seen[i][0] for i in items])

@@ -27,7 +27,6 @@ __all__ = [
     "time_call",
     "time_case",
     "time_together",
-    "timing_name",
 ]
 
 Agree = Callable[[Sequence[float]], list[list[float]]]
@@ -58,11 +57,6 @@ class Timed:
     spread: float
     n: int
     timing: str
-
-
-def timing_name(bench: Bench) -> str:
-    """How this device's operators are timed, as samples carry it."""
-    return "cuda_graph" if bench.cuda else "eager_loop"
 
 
 def summarise(blocks_s: Sequence[float], calls_per_block: int, timing: str) -> Timed:

@@ -403,7 +403,7 @@ def _wide(bench: Bench, n: int) -> nn.Sequential:
     """`n` linear layers of WIDE_BYTES."""
     from torch import nn
 
-    return nn.Sequential(*(nn.Linear(_WIDE, _WIDE, bias=False) for _ in range(n)))
+    return nn.Sequential(*(nn.Linear(_WIDE, _WIDE, bias=False, device=bench.device) for _ in range(n)))
 
 
 def _wide_blocks(bench: Bench, n: int) -> Call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -173,10 +173,6 @@ class Reader:
                 written_bytes=call.written_bytes,
             )
         ]
-
-    def rename(self, index: int, **changes: Any) -> None:
-        """Replace fields of a tensor."""
-        self.tensors[index] = replace(self.tensors[index], **changes)
 
 
 def _meta(index: int, t: torch.Tensor) -> TensorMeta:

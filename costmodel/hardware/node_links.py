@@ -17,7 +17,7 @@ from typing import Any
 from costmodel.errors import UsageError
 from costmodel.hardware.network_schema import Link, MeshEdge, NetworkModel
 
-__all__ = ["device_family", "device_network", "host_network", "inter_link", "intra_link", "intra_names"]
+__all__ = ["device_family", "device_network", "inter_link", "intra_link", "intra_names"]
 
 _INTER_NAME = re.compile(r"([a-z]+)-(\d+)x(\d+)g")
 
@@ -99,12 +99,6 @@ def device_network(device: str, *, host_bytes_per_s: float | None = None) -> Net
         inter=tuple(inter_link(name) for name in entry["inter"]),
         source=f"nominal links of a {family} node",
     )
-
-
-def host_network(name: str, ranks_per_node: int) -> NetworkModel:
-    """Network of processes on one machine without devices (gloo), to be fitted by a calibration."""
-    link = intra_link("shared-memory")
-    return NetworkModel(name=name, ranks_per_node=ranks_per_node, intra=(link,), source=link.source)
 
 
 def _plain(name: str) -> str:

@@ -167,14 +167,6 @@ class Forecaster:
             return {"styles": self._styles(tp)}
         return {}
 
-    def can_shard(self, tp: int) -> bool:
-        """Whether a tensor-parallel degree leaves anything to split."""
-        try:
-            self.sharded(Plan(tp=tp))
-        except PlanError:
-            return False
-        return True
-
     def n_units(self) -> int:
         """Pieces that the model can be cut into for a pipeline."""
         return sum(segment.count for segment in self.graph(1).segments)

@@ -157,7 +157,7 @@ def best_pipeline(
 
     found = search(pools, template, sizes)
     if not found:
-        raise InfeasibleError(_nearest(pools, template, sizes, global_batch_size, search))
+        raise InfeasibleError(_nearest(pools, template, sizes, search))
     least = min(cut.latency_s for cut, _ in found)
     close = [entry for entry in found if entry[0].latency_s <= least * (1.0 + _SLOWER_FRACTION)]
     return min((forecast_cut(p, c.stages) for c, p in close), key=lambda f: f.step_time_s)
@@ -166,19 +166,19 @@ def best_pipeline(
 _Search = Callable[[Sequence[Pool], "Plan", Sequence[int]], list[tuple[Cut, StagePricer]]]
 
 
-def _nearest(pools: Sequence[Pool], template: Plan, sizes: Sequence[int], batch: int, search: _Search) -> str:
+def _nearest(pools: Sequence[Pool], template: Plan, sizes: Sequence[int], search: _Search) -> str:
     """What was asked for, and the first change that makes it fit."""
     n_devices = sum(p.n_nodes * p.devices_per_node for p in pools)
     limits = ", ".join(f"{p.name} {p.memory_bytes / 2**30:.1f} GiB" for p in pools)
     said = f"no pipeline of {n_devices} devices holds the model with {template} ({limits} per device)"
-    for change, more_pools, plan, smaller in _changes(pools, template, sizes, batch):
+    for change, more_pools, plan, smaller in _changes(pools, template, sizes):
         if search(more_pools, plan, smaller):
             return f"{said}; it fits with {change}"
     return f"{said}; not with a micro-batch of 1, full recomputation and 8 times the devices either"
 
 
 def _changes(
-    pools: Sequence[Pool], template: Plan, sizes: Sequence[int], batch: int
+    pools: Sequence[Pool], template: Plan, sizes: Sequence[int]
 ) -> Iterator[tuple[str, Sequence[Pool], Plan, Sequence[int]]]:
     if min(sizes) > 1:
         yield "a micro-batch of 1", pools, template, [1]

@@ -25,7 +25,6 @@ def localise(block: Block, assignment: Assignment) -> ShardedSegment:
     operators: list[Operator] = []
     shares: dict[int, float] = {}
     """Backward tensor -> local over whole."""
-    kept = {v.info.index: v.info for v in block.values}
     parameters = tuple(
         _parameter(t, assignment.parameters.get(t.index, (Replicate(),))[0], axis) for t in segment.parameters
     )
@@ -41,7 +40,7 @@ def localise(block: Block, assignment: Assignment) -> ShardedSegment:
             operators.append(_backward(op, block, assignment, forward, placed, shares, axis))
         else:
             operators.append(_optimizer(op, share))
-    tensors = tuple(_tensor(t, placed, shares, kept, axis) for t in segment.tensors)
+    tensors = tuple(_tensor(t, placed, shares, axis) for t in segment.tensors)
     sizes = {t.index: t for t in tensors}
     out = segment.output_bytes
     if block.exit is not None:
@@ -169,7 +168,6 @@ def _tensor(
     info: TensorInfo,
     placed: dict[int, Placement],
     shares: dict[int, float],
-    kept: dict[int, TensorInfo],
     axis: Axis,
 ) -> TensorInfo:
     if info.index in placed:

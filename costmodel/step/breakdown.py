@@ -27,7 +27,7 @@ def breakdown(
     before it: the part in which a collective, transfer or copy ran is that one's, the part in which another
     rank computed is bubble. The parts add up to the window's length.
     """
-    walker = _Walker(timeline, n_ranks, window_s)
+    walker = _Walker(timeline, window_s)
     busy = [0.0] * n_ranks
     free_at = [0.0] * n_ranks
     newest = [-1] * n_ranks
@@ -62,7 +62,7 @@ def breakdown(
 class _Walker:
     """Follows waits back along the actions that caused them and sums them up by part."""
 
-    def __init__(self, timeline: Run, n_ranks: int, window_s: tuple[float, float]) -> None:
+    def __init__(self, timeline: Run, window_s: tuple[float, float]) -> None:
         self._timeline = timeline
         self._window_s = window_s
         self.totals = dict.fromkeys(BREAKDOWN_PARTS, 0.0)

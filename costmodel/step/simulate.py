@@ -10,7 +10,7 @@ from costmodel.engine import Run, run
 from costmodel.schedules import SCHEDULES, Order, Schedule
 from costmodel.schedules import schedule as order_of
 from costmodel.stage_costs import StageCosts
-from costmodel.step.breakdown import activation_curve, breakdown
+from costmodel.step.breakdown import breakdown
 from costmodel.step.build import build_actions
 from costmodel.step.options import Offload, Options
 from costmodel.step.swapping import resident_bytes
@@ -31,7 +31,6 @@ class StepResult:
     bubble_fraction: float
     """Share of the step in which a pipeline's ranks run no stage and no update: they wait, or the schedule
     itself is at work."""
-    """Idle time of the pipeline / (ranks x step): waits for other stages and for their transfers."""
     peak_activation_bytes: tuple[int, ...]
     """Per rank: the most activation bytes held between forwards and backwards."""
     busy_s: tuple[float, ...]
@@ -44,10 +43,6 @@ class StepResult:
     """What lay on the host."""
     resident_state_bytes: tuple[int, ...] | None = None
     """Per rank: most model state on the device at once, where stages are swapped; else None."""
-
-    def activation_bytes(self, rank: int) -> list[tuple[float, int]]:
-        """(time in s, activation bytes held from then on) of one rank."""
-        return activation_curve(self.timeline, rank)
 
 
 def simulate_step(

@@ -15,7 +15,6 @@ __all__ = [
     "Host",
     "HostsFile",
     "Json",
-    "MicroBatch",
     "Model",
     "Optimizer",
     "Out",
@@ -70,7 +69,6 @@ HostsFile = Annotated[
     Path | None,
     typer.Option("--hosts", help="JSON file of hosts to start ranks on (see calibrate/hosts.py)."),
 ]
-MicroBatch = Annotated[int, typer.Option("--micro-batch", min=1, help="Sequences or images per micro-batch.")]
 Seq = Annotated[
     int | None, typer.Option("--seq", min=1, help="Sequence length; default: the model's example length.")
 ]

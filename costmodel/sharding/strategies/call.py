@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from costmodel.graph.model_graph import Operator
 from costmodel.registry import Registry
-from costmodel.sharding.placements import REPLICATED, Layout, Shard, is_even
+from costmodel.sharding.placements import REPLICATED, Layout, is_even
 
 __all__ = [
     "SHARDING_RULES",
@@ -17,7 +17,6 @@ __all__ = [
     "Strategy",
     "replicated",
     "rule_name",
-    "shard_of",
 ]
 
 
@@ -106,8 +105,3 @@ def replicated(call: Call) -> Strategy:
         outputs=(REPLICATED,) * len(call.outputs),
         parallel=False,
     )
-
-
-def shard_of(layout: Layout) -> Shard | None:
-    """The shard of a layout, if it is one."""
-    return layout.forward if isinstance(layout.forward, Shard) else None
