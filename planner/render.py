@@ -66,7 +66,8 @@ def count_text(value: float | None) -> str:
 
 def rate_text(bytes_per_s: float) -> str:
     """A bandwidth in decimal GB/s."""
-    return f"{bytes_per_s / 1e9:.3g} GB/s"
+    rate = bytes_per_s / 1e9
+    return f"{rate:,.0f} GB/s" if rate >= 100 else f"{rate:.3g} GB/s"
 
 
 def percent(fraction: float | None, *, sign: bool = False) -> str:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from calibrate.importing.collective_tables import REQUIRED as COLLECTIVE_COLUMNS
 from planner.cli import app, main
+from planner.validation.published.rows import METRICS, OF_RUNS
+from planner.validation.serving.score import COLUMNS as SERVER_COLUMNS
+from planner.validation.serving.score import METRICS as SERVER_METRICS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = [
@@ -40,3 +44,9 @@ def test_every_sub_command_is_in_the_readme() -> None:
     names = {c.name for c in app.registered_commands} | {g.name for g in app.registered_groups}
     missing = [name for name in names if name and f"`{name}" not in README]
     assert not missing
+
+
+def test_the_columns_that_tables_need_are_in_the_readme() -> None:
+    tables = README.split("### Tables of measurements")[1].split("###")[0]
+    for column in {*OF_RUNS, *METRICS, *SERVER_COLUMNS, *SERVER_METRICS, *COLLECTIVE_COLUMNS}:
+        assert f"`{column}`" in tables, column

@@ -10,6 +10,7 @@ import typer
 from planner.commands.options import Json
 
 if TYPE_CHECKING:
+    from costmodel.hardware.network_schema import NetworkModel
     from costmodel.hardware.schema import HardwareProfile
 
 __all__ = ["app", "import_", "list_", "show", "show_profile"]
@@ -143,10 +144,13 @@ def show_profile(profile: HardwareProfile, *, samples: Path | None = None) -> No
         ],
         title="operator fits (residual: cross-validated mean absolute error)",
     )
-    print_table(
-        ["host cost", "time", "spread"],
-        [[k, duration(v.value_s), percent(v.spread)] for k, v in profile.host.items()],
-    )
+    if profile.host:
+        print_table(
+            ["host cost", "time", "spread"],
+            [[k, duration(v.value_s), percent(v.spread)] for k, v in profile.host.items()],
+        )
+    if profile.network is not None:
+        _show_network(profile.network)
     if profile.learnt is not None:
         from planner.commands.learning import show_learnt
 
@@ -173,3 +177,27 @@ def show_profile(profile: HardwareProfile, *, samples: Path | None = None) -> No
             title="collectives (busbw as nccl-tests defines it)",
         )
         print(table.verdict)
+
+
+def _show_network(network: NetworkModel) -> None:
+    """Its links, the default first on either side, and which collectives were measured over each."""
+    from planner.render import duration, print_table, rate_text
+
+    measured: dict[str, set[str]] = {}
+    for fit in network.fits:
+        measured.setdefault(fit.link, set()).add(fit.op)
+    print_table(
+        ["link", "joins", "bandwidth", "interfaces", "latency", "collectives fitted"],
+        [
+            [
+                link.name,
+                "ranks of a node" if link in network.intra else "nodes",
+                rate_text(link.bytes_per_s),
+                str(link.nics_per_node) if link in network.inter else "",
+                duration(link.latency_s),
+                ", ".join(sorted(measured.get(link.name, ()))) or "none",
+            ]
+            for link in (*network.intra, *network.inter)
+        ],
+        title=f"network: {network.ranks_per_node} ranks a node; nominal bandwidth of a rank or interface",
+    )

@@ -117,7 +117,7 @@ def _show(search: SearchResult, top: int) -> None:
     from planner.render import bytes_text, duration, percent, print_table
 
     print_table(
-        ["plan", "step", "90 % interval", "memory", "bubble", "P(best)", "why it loses"],
+        ["plan", "step", "90 % interval", "memory", "bubble", "P(faster)", "why it loses"],
         [
             [
                 str(r.prediction.plan),
@@ -125,7 +125,7 @@ def _show(search: SearchResult, top: int) -> None:
                 f"{duration(r.prediction.step_time_low_s)} .. {duration(r.prediction.step_time_high_s)}",
                 bytes_text(r.prediction.peak_memory_bytes),
                 percent(r.prediction.bubble_fraction),
-                percent(r.probability_best),
+                percent(r.probability_best) if r.why else "",
                 r.why,
             ]
             for r in search.ranked[:top]
@@ -134,6 +134,7 @@ def _show(search: SearchResult, top: int) -> None:
         f"in {duration(search.search_time_s)}; the event engine priced {len(search.ranked)}"
         + ("" if search.proven else ", the others may hold a faster one"),
     )
+    print("P(faster): probability that a plan is faster than the first")
     if search.ties:
         print(f"{len(search.ties)} of these cannot be told from the first.")
         for decides in search.deciding:

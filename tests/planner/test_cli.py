@@ -108,6 +108,15 @@ def test_sizes_must_be_positive(capsys: pytest.CaptureFixture[str], args: tuple[
     assert run(capsys, *args)[0] == 2
 
 
+def test_a_profile_shows_its_links_and_nothing_that_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "hardware", "show", "h100")
+    assert code == 0
+    assert "nvlink4" in out
+    assert "450 GB/s" in out
+    assert "e+03 GB/s" not in out
+    assert "host cost" not in out, "a GPU's host costs come with the framework"
+
+
 def test_callable_that_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

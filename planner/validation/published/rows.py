@@ -11,7 +11,7 @@ from pathlib import Path
 
 from costmodel.errors import InputFileError
 
-__all__ = ["METRICS", "PublishedRow", "read_rows", "says"]
+__all__ = ["METRICS", "OF_RUNS", "PublishedRow", "read_rows", "says"]
 
 METRICS = (
     "iter_time_s",
@@ -21,9 +21,8 @@ METRICS = (
     "mfu_reported",
 )
 """A row's metric is the first of these that it gives."""
-
-
-_OF_RUNS = frozenset({"gpu", "task", "model_family"})
+OF_RUNS = frozenset({"gpu", "task", "model_family"})
+"""What a table of runs has at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +70,7 @@ def says(row: PublishedRow, where: Mapping[str, str]) -> bool:
 
 
 def read_rows(
-    path: Path, *, limit: int | None = None, needed: frozenset[str] = _OF_RUNS
+    path: Path, *, limit: int | None = None, needed: frozenset[str] = OF_RUNS
 ) -> Iterator[PublishedRow]:
     """Read the table. Raises InputFileError where it is missing, unreadable or lacks `needed` columns."""
     try:

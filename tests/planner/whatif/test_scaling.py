@@ -170,6 +170,7 @@ def test_reasons_are_kept_and_all_of_them_raised() -> None:
         ("seq=0", "positive whole number"),
         ("batch=1.5", "positive whole number"),
         ("price=-1", "positive factor"),
+        ("inter_lnk=1,2", "did you mean inter_link"),
     ],
 )
 def test_axes_that_cannot_be(text: str, message: str) -> None:
