@@ -115,9 +115,10 @@ def parse_axes(texts: Sequence[str] | None) -> dict[str, list[Any]]:
             raise UsageError(f"--vary {text!r}: must be name=value,value, for example inter_link=0.5,1,2")
         if name in axes:
             raise UsageError(f"--vary {name}: given twice; list all its values behind one {name}=")
-        if name not in LEVERS and (near := get_close_matches(name, LEVERS, n=1, cutoff=0.8)):
+        speeds = [str(lever) for lever in LEVERS]
+        if name not in LEVERS and (near := get_close_matches(name, speeds, n=1, cutoff=0.8)):
             raise UsageError(
-                f"--vary {name}: no such speed; did you mean {near[0]}? There are {', '.join(LEVERS)}"
+                f"--vary {name}: no such speed; did you mean {near[0]}? There are {', '.join(speeds)}"
             )
         values = [parse_overrides([f"{name}={part}"])[name] for part in parts]
         for value in values:
