@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from costmodel.errors import ForeshardError, TraceError
 from costmodel.graph.blocks import Unit, find_units, reduced
-from costmodel.graph.capture import Capture, capture_step
+from costmodel.graph.capture import Capture, capture_step, storage_key
 from costmodel.graph.libraries import as_on_real_tensors, fused_where_written_out
 from costmodel.graph.model_graph import ModelGraph, Segment
 from costmodel.graph.nodes import Reader
@@ -210,7 +210,7 @@ def trace_module(
             mode if real else nullcontext(),
             as_on_real_tensors(),
             fused_where_written_out(module) if training and attention == "flash" else nullcontext(),
-            _Swapped(module, mode) if real else nullcontext(),
+            _Swapped(module, mode),
         ):
             if real:
                 args, named = pytree.tree_map(
@@ -323,7 +323,11 @@ def _mode_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 class _Swapped:
-    """Replaces real parameters and buffers by fake ones for the time of the block; ties are kept."""
+    """Replaces real parameters and buffers by fake ones for the time of the block; ties are kept.
+
+    So are fake ones that were deep-copied: their views have another storage than they have themselves, and
+    would count as copies.
+    """
 
     def __init__(self, module: nn.Module, mode: FakeTensorMode) -> None:
         self._module = module
@@ -337,13 +341,23 @@ class _Swapped:
                 for key, tensor in list(store.items()):
                     if tensor is None:
                         continue
-                    self._before.append((store, key, tensor))
                     if id(tensor) not in made:
-                        fake: Any = self._mode.from_tensor(tensor.detach())
-                        if isinstance(tensor, nn.Parameter):
-                            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-                        made[id(tensor)] = fake
-                    store[key] = made[id(tensor)]
+                        made[id(tensor)] = self._replacement(tensor)
+                    if made[id(tensor)] is not tensor:
+                        self._before.append((store, key, tensor))
+                        store[key] = made[id(tensor)]
+
+    def _replacement(self, tensor: torch.Tensor) -> torch.Tensor:
+        fake: Any = tensor.detach()
+        if not isinstance(fake, FakeTensor):
+            fake = self._mode.from_tensor(fake)
+        elif storage_key(fake) == storage_key(tensor):
+            return tensor
+        return (
+            nn.Parameter(fake, requires_grad=tensor.requires_grad)
+            if isinstance(tensor, nn.Parameter)
+            else fake
+        )
 
     def __exit__(self, *exc: object) -> None:
         for store, key, tensor in self._before:

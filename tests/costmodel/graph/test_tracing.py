@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from costmodel.errors import TraceError
 from costmodel.graph import trace, trace_module
 from costmodel.graph.model_graph import Phase
-from costmodel.graph.tracing import default_loss
+from costmodel.graph.quiet import quiet_fake_tensors
+from costmodel.graph.tracing import default_loss, fake_mode
 from costmodel.models import resolve, resolve_config, shipped_names
 from tests.costmodel.graph.oracles import real_step
 
@@ -229,3 +232,21 @@ def test_attention_with_sinks_trains_in_one_kernel_where_frameworks_have_it() ->
     ]  # fmt: skip
     written_out = trace(source, attention="unfused")
     assert not any(op.kind == "attention" for s in written_out.segments for op in s.operators)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_layers_cloned_while_fake_are_views_of_their_weights(tied: bool) -> None:
+    def clones() -> nn.Module:
+        layer = nn.Linear(8, 8)
+        second = copy.deepcopy(layer)
+        if tied:
+            second.weight = layer.weight
+        return nn.Sequential(layer, nn.Tanh(), second)
+
+    real = trace_module(clones(), (torch.randn(4, 8),))
+    with fake_mode(), quiet_fake_tensors():
+        module = clones()
+        fake = trace_module(module, (torch.randn(4, 8),))
+    assert fake.unmodelled_fraction == real.unmodelled_fraction == 0.0
+    assert fake.saved_activation_bytes == real.saved_activation_bytes
+    assert fake.n_parameters == real.n_parameters == sum(p.numel() for p in module.parameters())
