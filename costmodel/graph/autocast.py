@@ -32,8 +32,8 @@ _SOFTMAX: Mapping[str, Callable[..., torch.Tensor]] = {
 
 @lru_cache(maxsize=1)
 def fp32_operators() -> tuple[frozenset[str], frozenset[str]]:
-    """Names of functions that run in fp32: of those whose arguments are cast before, and of those whose kernel
-    reads half precision and writes fp32."""
+    """Names of functions that run in fp32: those whose arguments are cast, and those whose kernel reads half
+    precision and writes fp32."""
     data = json.loads(_DATA.read_text())
     return frozenset(data["fp32"]), frozenset(data["own_dtype"])
 
