@@ -43,8 +43,12 @@ class FrameworkProfile(BaseModel):
     """Type of keys and values kept in inference; same: the activations'."""
     memory_bound_efficiency: float = Field(1.0, gt=0)
     """Bandwidth of the framework's element-wise, softmax and normalisation kernels over that of torch's."""
-    attention: Literal["unfused", "flash"] = "flash"
+    attention: Literal["unfused", "flash", "eager"] = "flash"
+    """eager: as transformers writes it out; see `graph.tracing.ATTENTION`."""
     compute_dtype: str = "fp32"
+    autocast: bool = False
+    """Where `compute_dtype` is half precision: parameters and inputs stay fp32, and torch.autocast casts what
+    its operators read (`graph.autocast`); else the whole model is in `compute_dtype`."""
     fp32_products: Literal["fp32", "tf32"] = "fp32"
     """Type in which products of fp32 operands are computed on GPUs that have both."""
     parameter_bytes: float = Field(4.0, gt=0)
@@ -139,6 +143,16 @@ class FrameworkProfile(BaseModel):
     """Spread of measured over predicted step time that the other terms do not explain."""
     notes: dict[str, str] = Field(default_factory=dict)
     """Field name -> where its value comes from."""
+
+    @property
+    def casts_to(self) -> str:
+        """The half-precision type that autocast casts to, "" where it does not run."""
+        return self.compute_dtype if self.autocast and self.compute_dtype in ("fp16", "bf16") else ""
+
+    @property
+    def traced_dtype(self) -> str:
+        """Type of the model's parameters and inputs."""
+        return "fp32" if self.casts_to else self.compute_dtype
 
     def overlaps_p2p(self, schedule: str, vpp: int) -> bool:
         """Whether transfers run beside the receiver's computation under a named schedule."""

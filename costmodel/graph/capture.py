@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from costmodel.graph.autocast import autocast
 from costmodel.graph.workspaces import with_workspace
 
 __all__ = ["Capture", "capture_step", "storage_key"]
@@ -214,8 +215,11 @@ def capture_step(
     paths: Mapping[int, str],
     names: Mapping[int, str],
     fused_attention: bool = False,
+    autocast_to: str = "",
 ) -> Capture:
     """Record forward, loss and backward (or the forward alone). Call it inside a FakeTensorMode.
+
+    `autocast_to`: half-precision type of a torch.autocast around forward and loss, "" for none.
 
     `paths`: id(module) -> path and `names`: id(parameter or buffer) -> qualified name, of the whole model.
     """
@@ -233,9 +237,10 @@ def capture_step(
     hooks = torch.autograd.graph.saved_tensors_hooks(capture.pack, lambda t: t)
     with torch.set_grad_enabled(training), capture, capture.module_paths(paths):
         if training:
-            with hooks:
+            with hooks, autocast(autocast_to):
                 loss = loss_of(module(*args, **kwargs))
             loss.backward()
         else:
-            module(*args, **kwargs)
+            with autocast(autocast_to):
+                module(*args, **kwargs)
     return capture

@@ -37,6 +37,9 @@ _DROPOUT = ("aten.bernoulli_", "aten.div_", "aten.mul")
 """What dropout is made of where torch has no kernel for it."""
 
 
+_SOFTMAX_BACKWARD = "aten._softmax_backward_data"
+
+
 @dataclass(slots=True)
 class _Kernel:
     """Operators of one phase that run as one kernel; `bits` are their positions."""
@@ -82,6 +85,8 @@ def fuse(segment: Segment, fusion: str) -> FusedSegment:
         for members in kernels[phase]:
             group = [ops[i] for i in members]
             alone = group[0] if fusion == "eager" else _streamed(group[0], tensors)
+            if fusion == "eager" and _SOFTMAX_BACKWARD in group[0].target:
+                result.append(_product_before(group[0]))
             result.append(traffic.kernel(group) if _is_fusible(group[0]) else alone)
     return FusedSegment(
         operators=tuple(sorted(result, key=lambda op: op.index)),
@@ -89,6 +94,15 @@ def fuse(segment: Segment, fusion: str) -> FusedSegment:
         masks=traffic.masks,
         softmax_in_place=fusion == "fused",
     )
+
+
+def _product_before(op: Operator) -> Operator:
+    """The kernel ahead of torch's softmax backward on a GPU, which multiplies gradient and softmax.
+
+    Backward reads the product and the softmax (ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out): as
+    many bytes again.
+    """
+    return replace(op, target=f"{op.target} (grad * output)", kind="elementwise", variant="mul", outputs=())
 
 
 def _streamed(op: Operator, tensors: Mapping[int, TensorInfo]) -> Operator:

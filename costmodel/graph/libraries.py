@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["as_on_real_tensors", "fused_where_written_out"]
+__all__ = ["as_on_real_tensors", "fused_where_written_out", "written_out_by_library"]
 
 _MASKS = "transformers.masking_utils"
 _LAYERS = "torch.nn.modules.transformer"
@@ -79,6 +79,40 @@ def fused_where_written_out(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = "eager"  # type: ignore[union-attr]
+
+
+@contextmanager
+def written_out_by_library(module: nn.Module) -> Iterator[None]:
+    """Inside, a transformers model runs attention as the library writes it out (attn_implementation="eager").
+
+    Scores are scaled and masked in kernels of their own, where torch's `scaled_dot_product_attention` scales
+    queries and keys and adds a mask only where there is one. Models of whole sequences get their mask too, as
+    in a run on padded ones. Other models are left as they are.
+    """
+    masks = sys.modules.get(_MASKS)
+    configs = {id(c): c for child in module.modules() if (c := getattr(child, "config", None)) is not None}
+    before = {
+        key: config._attn_implementation
+        for key, config in configs.items()
+        if getattr(config, "_attn_implementation", None) is not None
+    }
+    if masks is None or not before:
+        yield
+        return
+    skips = masks._ignore_bidirectional_mask_sdpa
+    masks._ignore_bidirectional_mask_sdpa = _never  # type: ignore[attr-defined]
+    try:
+        for key in before:
+            configs[key]._attn_implementation = "eager"
+        yield
+    finally:
+        masks._ignore_bidirectional_mask_sdpa = skips  # type: ignore[attr-defined]
+        for key, how in before.items():
+            configs[key]._attn_implementation = how
+
+
+def _never(*_: Any, **__: Any) -> bool:
+    return False
 
 
 def _causal(

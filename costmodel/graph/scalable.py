@@ -22,11 +22,14 @@ _POINTS = (2, 4)
 class ScalableGraph:
     """A model's graph at any micro-batch size. Sizes v(B) = v2 + (v4 - v2) (B - 2) / 2, exact integers."""
 
-    def __init__(self, source: ModelSource, *, training: bool, attention: str, dtype: str) -> None:
+    def __init__(
+        self, source: ModelSource, *, training: bool, attention: str, dtype: str, autocast: str = ""
+    ) -> None:
         self._source = source
         self._training = training
         self._attention = attention
         self._dtype = dtype
+        self._autocast = autocast
         self._graphs: dict[int, ModelGraph] = {}
         self._mode = fake_mode()
 
@@ -43,6 +46,7 @@ class ScalableGraph:
                 training=self._training,
                 attention=self._attention,
                 dtype=self._dtype,
+                autocast=self._autocast,
                 mode=self._mode,
             )
         return self._graphs[size]
@@ -72,13 +76,18 @@ class GraphStore:
         self._most = most
         self._graphs: OrderedDict[tuple[object, ...], ScalableGraph] = OrderedDict()
 
-    def graph(self, source: ModelSource, *, training: bool, attention: str, dtype: str) -> ScalableGraph:
+    def graph(
+        self, source: ModelSource, *, training: bool, attention: str, dtype: str, autocast: str = ""
+    ) -> ScalableGraph:
         """As `scalable_graph`; the same one for sources that say they build the same module."""
-        key = (source.identity, source.seq_len, training, attention, dtype)
-        if not source.identity:
-            return scalable_graph(source, training=training, attention=attention, dtype=dtype)
-        if key not in self._graphs:
-            self._graphs[key] = scalable_graph(source, training=training, attention=attention, dtype=dtype)
+        key = (source.identity, source.seq_len, training, attention, dtype, autocast)
+        if not source.identity or key not in self._graphs:
+            made = scalable_graph(
+                source, training=training, attention=attention, dtype=dtype, autocast=autocast
+            )
+            if not source.identity:
+                return made
+            self._graphs[key] = made
         self._graphs.move_to_end(key)
         if len(self._graphs) > self._most:
             self._graphs.popitem(last=False)
@@ -86,10 +95,15 @@ class GraphStore:
 
 
 def scalable_graph(
-    source: ModelSource, *, training: bool = True, attention: str = "as_run", dtype: str = "fp32"
+    source: ModelSource,
+    *,
+    training: bool = True,
+    attention: str = "as_run",
+    dtype: str = "fp32",
+    autocast: str = "",
 ) -> ScalableGraph:
     """A rescalable graph of a model; nothing is traced before the first `at`."""
-    return ScalableGraph(source, training=training, attention=attention, dtype=dtype)
+    return ScalableGraph(source, training=training, attention=attention, dtype=dtype, autocast=autocast)
 
 
 def _line(low: Any, high: Any, size: int) -> Any:

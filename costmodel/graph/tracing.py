@@ -20,7 +20,11 @@ from torch.utils import _pytree as pytree
 from costmodel.errors import ForeshardError, TraceError
 from costmodel.graph.blocks import Unit, find_units, reduced
 from costmodel.graph.capture import Capture, capture_step, storage_key
-from costmodel.graph.libraries import as_on_real_tensors, fused_where_written_out
+from costmodel.graph.libraries import (
+    as_on_real_tensors,
+    fused_where_written_out,
+    written_out_by_library,
+)
 from costmodel.graph.model_graph import ModelGraph, Segment
 from costmodel.graph.nodes import Reader
 from costmodel.graph.quiet import quiet_fake_tensors
@@ -57,9 +61,10 @@ _ADVICE = (
 """What an error says -> what to do, the first that is found."""
 _DEEPEST = 2
 """How far nested lists are tried as units."""
-ATTENTION = ("as_run", "flash", "unfused")
+ATTENTION = ("as_run", "flash", "unfused", "eager")
 """as_run: what torch's dispatcher takes on this CPU; flash: one fused call; unfused: two products and a
-softmax."""
+softmax; eager: as the model's library writes it out, with scale and mask in kernels of their own, else
+unfused."""
 
 
 def default_loss(output: Any) -> torch.Tensor:
@@ -116,7 +121,7 @@ def _attention(how: str) -> Iterator[None]:
     if how == "flash":
         with _FlashAttention():
             yield
-    elif how == "unfused":
+    elif how in ("unfused", "eager"):
         # torch would do products of half-precision inputs in fp32; frameworks that write attention out do not
         before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
@@ -136,10 +141,12 @@ def trace(
     attention: str = "as_run",
     reduce: bool = True,
     dtype: str = "fp32",
+    autocast: str = "",
     mode: FakeTensorMode | None = None,
 ) -> ModelGraph:
     """Trace a resolved model without its weights; `dtype`: of its parameters and floating-point inputs.
 
+    `autocast`: half-precision type of a torch.autocast around forward and loss, "" for none.
     `reduce=False` traces every instance of repeated blocks (the check of the reduction). `mode`: of an
     earlier trace of the same model in the same dtype, whose module is used again where its builder keeps it.
     Raises TraceError with the operator or line that stops it, ModelArgumentError from building.
@@ -157,6 +164,7 @@ def trace(
             training=training,
             attention=attention,
             reduce=reduce,
+            autocast=autocast,
             started_s=start,
         )
 
@@ -190,6 +198,7 @@ def trace_module(
     training: bool = True,
     attention: str = "as_run",
     reduce: bool = True,
+    autocast: str = "",
     loss_of: Callable[[Any], torch.Tensor] = default_loss,
     started_s: float | None = None,
 ) -> ModelGraph:
@@ -210,6 +219,7 @@ def trace_module(
             mode if real else nullcontext(),
             as_on_real_tensors(),
             fused_where_written_out(module) if training and attention == "flash" else nullcontext(),
+            written_out_by_library(module) if attention == "eager" else nullcontext(),
             _Swapped(module, mode),
         ):
             if real:
@@ -217,7 +227,7 @@ def trace_module(
                     lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
                     (tuple(args), named),
                 )
-            step = _Traced(module, args, named, loss_of, training, paths, attention)
+            step = _Traced(module, args, named, loss_of, training, paths, attention, autocast)
             units, reader = _finest(step, reduce)
     finally:
         module.train(was_training)
@@ -262,6 +272,7 @@ class _Traced:
     training: bool
     paths: Mapping[int, str]
     attention: str
+    autocast: str
 
     def record(self, kept: dict[str, list[int]]) -> Reader:
         names = _original_names(self.module, self.paths)
@@ -376,6 +387,7 @@ def _captured(step: _Traced, names: Mapping[int, str]) -> Capture:
                 paths=step.paths,
                 names=names,
                 fused_attention=step.attention == "flash",
+                autocast_to=step.autocast,
             )
     except ForeshardError:
         raise

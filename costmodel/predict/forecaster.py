@@ -132,7 +132,7 @@ class Forecaster:
         other.host = host or (host_of(other.profile) if profile is not None else self.host)
         other._branched, other._priced, other._collectives = {}, {}, {}
         other._kernels, other._curves = {}, {}
-        seen = [(f.attention, f.framework.compute_dtype) for f in (self, other)]
+        seen = [(f.attention, f.framework.compute_dtype, f.framework.casts_to) for f in (self, other)]
         if seen[0] == seen[1]:
             other.__dict__["graphs"] = self.graphs
         else:
@@ -179,7 +179,8 @@ class Forecaster:
             self.source,
             training=self._training,
             attention=self.attention,
-            dtype=self.framework.compute_dtype,
+            dtype=self.framework.traced_dtype,
+            autocast=self.framework.casts_to,
         )
 
     def graph(self, micro_batch_size: int) -> ModelGraph:

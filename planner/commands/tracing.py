@@ -28,7 +28,7 @@ def command(
     set_: Overrides = None,
     inference: Annotated[bool, typer.Option("--inference", help="Forward only.")] = False,
     attention: Annotated[
-        str, typer.Option("--attention", help="as_run (as torch dispatches here), flash or unfused.")
+        str, typer.Option("--attention", help="as_run (as torch dispatches here), flash, unfused or eager.")
     ] = "as_run",
     hardware: Annotated[
         str | None, typer.Option("--hardware", "-H", help="Show intensity against this device's ridge.")

@@ -66,7 +66,7 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
     if flash is not None:
         changes["attention"] = "flash" if flash else "unfused"
     said = (e for e in _settings()["attention"] if re.search(e["match"], row.text("notes"), re.I))
-    if flash is None and (entry := next(said, None)):
+    if not flash and (entry := next(said, None)):
         changes["attention"] = entry["attention"]
     for entry in _settings()["changes"]:
         if says(row, entry["where"]):
@@ -124,14 +124,20 @@ def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[],
     variant = row_variant(row)
     shape = [dict(model.config), model.seq_len, model.target_len, model.head, model.predicted_share]
     key = json.dumps([*shape, profile.name, framework.model_dump(), variant])
-    return key, partial(_arguments, row.text("model_name"), model, profile, framework, variant)
+    task = "infer" if row.text("task") == "forward" else "train"  # a forward pass alone has no loss
+    return key, partial(_arguments, row.text("model_name"), model, profile, framework, variant, task)
 
 
 def _arguments(
-    name: str, model: RowModel, profile: HardwareProfile, framework: FrameworkProfile, variant: str | None
+    name: str,
+    model: RowModel,
+    profile: HardwareProfile,
+    framework: FrameworkProfile,
+    variant: str | None,
+    task: str,
 ) -> dict[str, Any]:
     source = resolve_config(
-        model.config, name=name, seq_len=model.seq_len or None, target_len=model.target_len
+        model.config, name=name, seq_len=model.seq_len or None, target_len=model.target_len, task=task
     )
     if model.head:
         source = with_fewer_predictions(source, model.head, model.predicted_share)

@@ -250,3 +250,32 @@ def test_layers_cloned_while_fake_are_views_of_their_weights(tied: bool) -> None
     assert fake.unmodelled_fraction == real.unmodelled_fraction == 0.0
     assert fake.saved_activation_bytes == real.saved_activation_bytes
     assert fake.n_parameters == real.n_parameters == sum(p.numel() for p in module.parameters())
+
+
+def test_written_out_by_the_library_scores_are_scaled_and_masked_in_kernels_of_their_own() -> None:
+    overrides = SMALL["bert-large"]
+    source = resolve("bert-large", micro_batch_size=2, seq_len=32, overrides=overrides)
+    scores = 2 * 4 * 32 * 32  # samples, heads, queries, keys
+
+    def passes(attention: str) -> list[str]:
+        graph = trace(source, attention=attention)
+        block = next(s for s in graph.segments if s.is_block)
+        return [
+            op.target.split(".")[1]
+            for op in block.phase(Phase.FORWARD)
+            if op.kind in ("elementwise", "softmax") and op.dims["rows"] * op.dims["cols"] == scores
+        ]
+
+    eager = passes("eager")
+    assert eager[: eager.index("_softmax")] == ["mul", "add"]
+    unfused = passes("unfused")
+    assert unfused[0] == "_safe_softmax"
+
+
+def test_attention_of_a_library_is_put_back_after_the_trace() -> None:
+    built = resolve("bert-large", micro_batch_size=1, seq_len=16, overrides=SMALL["bert-large"]).build(
+        device="cpu"
+    )
+    before = built.module.config._attn_implementation
+    trace_module(built.module, built.args, built.kwargs, attention="eager")
+    assert built.module.config._attn_implementation == before

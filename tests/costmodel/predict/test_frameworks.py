@@ -186,3 +186,15 @@ def test_optimizer_states_shared_inside_a_node_need_no_gather_between_nodes() ->
 
     assert dp_comm_s(8) < dp_comm_s(0)
     assert dp_comm_s(16) == pytest.approx(dp_comm_s(0))
+
+
+def test_autocast_costs_its_casts_and_splits_like_the_rest() -> None:
+    whole, split = Plan(micro_batch_size=4), Plan(tp=2, micro_batch_size=4)
+    half, cast = (forecast(whole, "pytorch-amp", autocast=on) for on in (False, True))
+    assert cast.breakdown_s["compute"] > 1.05 * half.breakdown_s["compute"]
+    assert cast.peak_memory_bytes > half.peak_memory_bytes
+    on_two = forecast(split, "pytorch-amp", autocast=True)
+    assert on_two.breakdown_s["compute"] < 0.75 * cast.breakdown_s["compute"]
+    # nothing to cast where the model computes in fp32
+    full = [forecast(whole, "pytorch-amp", autocast=on, compute_dtype="fp32") for on in (False, True)]
+    assert full[0].step_time_s == full[1].step_time_s

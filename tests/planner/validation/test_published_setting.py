@@ -51,6 +51,49 @@ def test_question_answering_has_its_own_head_optimizer_and_gradients() -> None:
     assert half.gradient_comm_bytes == 2.0
 
 
+def test_a_library_that_writes_attention_out_is_traced_as_it_does() -> None:
+    assert (
+        row_framework(published(notes="attn_implementation=eager", flash_attention="false")).attention
+        == "eager"
+    )
+    assert row_framework(published(notes="no flash", flash_attention="false")).attention == "unfused"
+    assert (
+        row_framework(published(notes="attn_implementation=eager", flash_attention="true")).attention
+        == "flash"
+    )
+
+
+def test_a_trainers_half_precision_is_autocast_over_fp32_parameters() -> None:
+    half = row_framework(published(framework="HF Trainer", dtype="bf16", year="2022"))
+    assert (half.casts_to, half.traced_dtype, half.parameter_bytes) == ("bf16", "fp32", 4.0)
+    full = row_framework(published(framework="HF Trainer", dtype="tf32", year="2022"))
+    assert (full.casts_to, full.traced_dtype) == ("", "fp32")
+    sharded = row_framework(published(framework="HF Trainer + DeepSpeed ZeRO-2", dtype="bf16", year="2022"))
+    assert (sharded.casts_to, sharded.traced_dtype, sharded.attention) == ("", "bf16", "eager")
+
+
+def test_a_compiled_run_fuses() -> None:
+    assert (
+        row_framework(published(framework="PyTorch + HF transformers + torch.compile")).fusion == "compiled"
+    )
+    assert row_framework(published(framework="PyTorch + HF transformers eager")).fusion == "eager"
+
+
+def test_a_forward_pass_of_bert_has_no_head_over_the_vocabulary() -> None:
+    said = {"framework": "PyTorch + HF transformers eager", "model_name": "bert_large", "seq_len": "512"}
+    assert model_of(**said).config["architectures"] == ["BertForPreTraining"]
+    assert model_of(**{**said, "task": "forward"}).config["architectures"] == [
+        "BertForSequenceClassification"
+    ]
+
+
+def test_opt_is_its_own_architecture() -> None:
+    sizes = {"layers": "24", "hidden": "2048", "heads": "32", "ffn_hidden": "8192", "seq_len": "2048"}
+    found = row_model(published(model_family="gpt", model_name="opt_13", vocab="50272", **sizes))
+    assert isinstance(found, RowModel)
+    assert (found.config["model_type"], found.config["ffn_dim"]) == ("opt", 8192)
+
+
 @pytest.mark.parametrize(("seq", "mean"), [("512", 512 // 2 + 32), ("128", 128)])
 def test_sequences_sorted_by_length_are_padded_less(seq: str, mean: int) -> None:
     sorted_ = {"framework": "PyTorch DDP + apex (NGC pytorch 21.11)", "notes": "pre-training, LAMB"}
