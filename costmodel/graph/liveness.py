@@ -188,7 +188,7 @@ class _Sizes:
     def reuses(self, op: Operator) -> bool:
         """Whether the operator's result takes the place of what it reads for the last time.
 
-        Autograd adds gradients of several uses up in place (torch/csrc/autograd/input_buffer.cpp, accumulate).
+        Autograd adds gradients of several uses up in place (torch/csrc/autograd/input_buffer.cpp).
         """
         if op.phase is not Phase.BACKWARD:
             return False
