@@ -77,6 +77,13 @@ class FrameworkProfile(BaseModel):
     """Host time for each kernel of such an update (no autograd, no modules)."""
     update_copy_bytes: float = Field(0.0, ge=0)
     """Copies of gradients made for the update (flattened, in fp32), which are freed after it."""
+    update_fragment_bytes: float = Field(0.0, ge=0)
+    """Blocks of single parameters that the allocator keeps because the flat tensors of the update do not fit
+    in them: gradients before they are flattened, their copies for the norm; 0: the update is not flat."""
+    fragment_bytes: int = Field(0, ge=0)
+    """What else the allocator's pool keeps in blocks that nothing uses."""
+    fragment_fraction: float = Field(0.0, ge=0)
+    """The same over activations and temporaries at their peak."""
     loss_copy_bytes: float = Field(0.0, ge=0)
     """Bytes for each logit that the loss holds beside what torch's own does."""
     keeps_stage_outputs: bool = False
@@ -99,8 +106,9 @@ class FrameworkProfile(BaseModel):
     scatter_p2p: bool = False
     """Ranks of a tensor-parallel group send a slice each to the next stage, which gathers them
     (arXiv 2104.04473, section 4.1)."""
-    stages: Literal["balanced", "even"] = "balanced"
-    """Pipeline stages of least bottleneck, or of as many repeated blocks each (embedding and head extra)."""
+    stages: Literal["balanced", "even", "late"] = "balanced"
+    """Pipeline stages of least bottleneck, or of as many repeated blocks each (embedding and head extra);
+    where they do not divide, even balances them and late gives the last stages one more."""
     host_factor: float = Field(1.0, ge=0)
     """Host time per operator relative to the profile's plain eager dispatch."""
     host_operator_s: float = Field(0.0, ge=0)

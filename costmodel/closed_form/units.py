@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from costmodel.estimate import FloatArray, expected_max
-from costmodel.partition.balanced import Partitions
+from costmodel.partition.balanced import Partitions, even_partition
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.units import Unit, accumulate_s, expand, expert_elements, two_ways
 
@@ -47,11 +47,8 @@ class UnitTable:
 
     def starts(self, n_stages: int, stages: str) -> tuple[int, ...]:
         """First unit of each stage, as a forecast cuts them."""
-        blocks = np.flatnonzero(self.is_block)
-        if stages == "even" and len(blocks) and len(blocks) % n_stages == 0:
-            each = len(blocks) // n_stages
-            return (0, *(int(blocks[k * each]) for k in range(1, n_stages)))
-        return self.partitions.starts(n_stages)
+        even = even_partition(np.flatnonzero(self.is_block).tolist(), n_stages, stages)
+        return even or self.partitions.starts(n_stages)
 
 
 COLUMNS = (

@@ -97,7 +97,7 @@ class SegmentMemory:
     accumulating_bytes: int
     """The same where gradients of parameters are added to others and freed."""
     gradient_bytes: int
-    """Gradients of parameters that its backward makes."""
+    """Gradients of parameters that its backward makes; of a tied one, for each of its uses."""
 
 
 def segment_memory(
@@ -118,7 +118,7 @@ def segment_memory(
     dropped = _not_kept(segment, again) & saved
     made = {sizes.base(t) for op in segment.operators for t in op.outputs}
     forward, backward = segment.phase(Phase.FORWARD), segment.phase(Phase.BACKWARD)
-    foreign = saved_elsewhere - made
+    foreign = (saved_elsewhere - made) | (sizes.summed - made)
     walked = _walk(forward, sizes, foreign, kept=saved - dropped)
     if whole:
         walked = _walk(forward, sizes, foreign, kept=set())
@@ -162,6 +162,10 @@ class _Sizes:
         unwritten = fused.unwritten if fused else frozenset[int]()
         masks = fused.masks if fused else frozenset[int]()
         self._in_place = fused is not None and fused.softmax_in_place
+        self._partial = self._partial_gradients(segment)
+        self.summed = self._summed(segment)
+        """Gradients of other uses of a tied parameter, to which this segment's is added. Where they wait they
+        count as that segment's; a pipeline adds them up between its ranks."""
         self._bytes = {
             t.index: allocated_bytes(prod(t.shape) if t.index in masks else t.size_bytes)
             for t in segment.tensors
@@ -179,11 +183,40 @@ class _Sizes:
 
     def role(self, index: int) -> TensorRole:
         """What the tensor is to the model."""
-        return self._tensors[index].role
+        return TensorRole.GRADIENT if index in self._partial else self._tensors[index].role
 
     def reuses(self, op: Operator) -> bool:
-        """Whether the operator's result takes the place of what it reads for the last time."""
-        return self._in_place and op.kind == "softmax" and op.phase is Phase.BACKWARD
+        """Whether the operator's result takes the place of what it reads for the last time.
+
+        Autograd adds gradients of several uses up in place (torch/csrc/autograd/input_buffer.cpp).
+        """
+        if op.phase is not Phase.BACKWARD:
+            return False
+        return (self._in_place and op.kind == "softmax") or self._sums(op)
+
+    def _sums(self, op: Operator) -> bool:
+        """Whether the operator adds up gradients that a tied parameter gets from its uses."""
+        if op.phase is not Phase.BACKWARD or op.kind != "elementwise" or len(op.inputs) < 2:
+            return False
+        made = [self._tensors[i] for i in op.outputs]
+        return all(
+            t.role is TensorRole.GRADIENT and all(self._tensors[i].shape == t.shape for i in op.inputs)
+            for t in made
+        )
+
+    def _summed(self, segment: Segment) -> frozenset[int]:
+        return frozenset(self.base(i) for op in segment.operators if self._sums(op) for i in op.inputs)
+
+    def _partial_gradients(self, segment: Segment) -> frozenset[int]:
+        """Gradients of parameters that belong to other segments: what backward makes of such a parameter's
+        size, and nothing here reads."""
+        tied = {t.size_bytes for t in segment.tensors if t.role is TensorRole.PARAMETER and t.tied}
+        if not tied:
+            return frozenset()
+        ops = segment.phase(Phase.BACKWARD)
+        read = {self.base(i) for op in ops if op.kind != "host" for i in op.inputs}
+        made = {i for op in ops for i in op.outputs if self.base(i) == i}
+        return frozenset(i for i in made - read if self._tensors[i].size_bytes in tied)
 
 
 _LASTING = (TensorRole.PARAMETER, TensorRole.BUFFER, TensorRole.INPUT)

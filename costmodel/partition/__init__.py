@@ -6,7 +6,7 @@ asynchronous one (PipeDream). `crossing`: what each cut costs in a model with sk
 or profiles.
 """
 
-from costmodel.partition.balanced import balanced_partition, bottleneck_s
+from costmodel.partition.balanced import balanced_partition, bottleneck_s, even_partition
 from costmodel.partition.crossing import Crossing, crossings, cut_bytes, direct_bytes
 from costmodel.partition.hierarchical import Level, Replicated, Throughput, fastest_pipeline
 from costmodel.partition.latency import Phases, StageTime, phases
@@ -32,6 +32,7 @@ __all__ = [
     "cut_bytes",
     "cuts",
     "direct_bytes",
+    "even_partition",
     "fastest_pipeline",
     "phases",
     "placements",

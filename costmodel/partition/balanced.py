@@ -9,7 +9,7 @@ import numpy as np
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray
 
-__all__ = ["Partitions", "balanced_partition", "bottleneck_s"]
+__all__ = ["Partitions", "balanced_partition", "bottleneck_s", "even_partition"]
 
 
 def balanced_partition(
@@ -75,6 +75,18 @@ class Partitions:
         at = np.arange(self._n + 1)
         self._worst, self._spread = bottleneck[pick, at], spread[pick, at]
         self._came_from.append(pick)
+
+
+def even_partition(blocks: Sequence[int], n_stages: int, stages: str) -> tuple[int, ...]:
+    """First unit of each stage with as many blocks each, whose positions among the units are `blocks`.
+
+    `stages`: even or late (`FrameworkProfile.stages`); empty where that does not say how to cut them.
+    """
+    each, more = divmod(len(blocks), n_stages)
+    if stages not in ("even", "late") or not each or (more and stages == "even"):
+        return ()
+    late = n_stages - more
+    return (0, *(blocks[k * each + max(0, k - late)] for k in range(1, n_stages)))
 
 
 def bottleneck_s(unit_s: Sequence[float], starts: Sequence[int]) -> float:

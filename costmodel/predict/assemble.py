@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from costmodel.estimate import Z90, expected_max
 from costmodel.hardware.schema import HardwareProfile
-from costmodel.partition.balanced import balanced_partition
+from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.memory import model_state
 from costmodel.predict.optimizer_costs import (
@@ -52,15 +52,10 @@ _CONTENTION_ROUNDS = 3
 
 
 def stage_starts(units: list[Unit], n_stages: int, stages: str = "balanced") -> tuple[int, ...]:
-    """First unit of each stage: the contiguous cut with the least bottleneck, or with as many blocks each.
-
-    Where blocks do not divide over the stages, they are balanced.
-    """
+    """First unit of each stage: the contiguous cut with the least bottleneck, or with as many blocks each."""
     blocks = [i for i, unit in enumerate(units) if unit.shard.local.is_block]
-    if stages == "even" and blocks and len(blocks) % n_stages == 0:
-        each = len(blocks) // n_stages
-        return (0, *(blocks[k * each] for k in range(1, n_stages)))
-    return balanced_partition([unit.seconds(1.0) for unit in units], n_stages)
+    even = even_partition(blocks, n_stages, stages)
+    return even or balanced_partition([unit.seconds(1.0) for unit in units], n_stages)
 
 
 def _planned(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> list[tuple[int, ...]]:

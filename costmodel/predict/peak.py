@@ -105,7 +105,9 @@ def memory_of_rank(
     """Peak memory of a rank with these (virtual) stages.
 
     `held_bytes`: activations of the micro-batches in flight; `weight_versions`: versions of its weights;
-    `offload`: what lies on the host; `resident_bytes`: model state at once where stages are swapped.
+    `offload`: what lies on the host; `resident_bytes`: model state at once where stages are swapped. Where
+    the update works on flat tensors, blocks of activations and of single gradients are too small for those:
+    the pool holds both.
     """
     framework, optimizer = forecaster.framework, forecaster.optimizer
     units = [unit for stage in stages for unit in stage]
@@ -150,12 +152,18 @@ def memory_of_rank(
     if framework.fused_optimizer:
         update = 0
     update += round(sum(elements) * framework.update_copy_bytes)
+    passing = max((p.total for p in peaks), default=0)
     peaks.append(Peak(activations=0, gradients=state.gradients, temporary=update // shard))
     highest = max(peaks, key=lambda p: p.total)
     # gradients that appear during backward take the place of activations: what is above all of them
     above = max(0, highest.total - state.gradients)
     temporary = min(highest.temporary, above)
     swapped = resident_bytes is not None
+    fragments = framework.fragment_bytes + framework.fragment_fraction * above
+    if framework.update_fragment_bytes:
+        fragments += min(max(0, passing - state.gradients), update // shard)
+        if plan.zero_stage < 3:  # whose gradients are flat from the start
+            fragments += framework.update_fragment_bytes * sum(elements) / shard
     return StageMemory(
         stage=rank,
         parameters=resting.parameters if resident_bytes is None else resident_bytes,
@@ -171,6 +179,7 @@ def memory_of_rank(
             dp=plan.dp,
         ),
         framework=framework.memory_overhead_bytes,
+        fragments=round(fragments),
     )
 
 

@@ -28,10 +28,13 @@ class StageMemory:
     temporary: int
     communication: int
     framework: int
+    fragments: int = 0
+    """What the allocator keeps beside that in blocks which nothing uses. It gives them back before it fails,
+    so that a plan needs no room for them; a device reading shows them."""
 
     @property
-    def peak_memory_bytes(self) -> int:
-        """Sum of the parts."""
+    def allocated_bytes(self) -> int:
+        """What tensors take at the peak (torch.cuda.max_memory_allocated)."""
         return (
             self.parameters
             + self.gradients
@@ -39,8 +42,21 @@ class StageMemory:
             + self.activations
             + self.temporary
             + self.communication
-            + self.framework
         )
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """What the device must hold: tensors, and what lies outside the allocator."""
+        return self.allocated_bytes + self.framework
+
+    @property
+    def reserved_bytes(self) -> int:
+        """The allocator's whole pool where the device has room for it (torch.cuda.max_memory_reserved)."""
+        return self.allocated_bytes + self.fragments
+
+    def device_bytes(self, device_memory_bytes: int) -> int:
+        """What the driver (nvidia-smi) shows as used on a device of that size: the pool stops there."""
+        return max(self.peak_memory_bytes, min(self.reserved_bytes + self.framework, device_memory_bytes))
 
     def to_dict(self) -> dict[str, int]:
         """The parts and their sum."""
@@ -120,6 +136,7 @@ class Prediction:
             "step_time_high_s": self.step_time_high_s,
             "breakdown_s": {key: self.breakdown_s.get(key, 0.0) for key in BREAKDOWN_PARTS},
             "peak_memory_bytes": [m.to_dict() for m in self.memory],
+            "reserved_memory_bytes": [m.reserved_bytes for m in self.memory],
             "device_memory_bytes": self.device_memory_bytes,
             "fits": self.fits,
             "bubble_fraction": self.bubble_fraction,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import costmodel
 from costmodel.estimate import Z90
 from costmodel.predict import Prediction
+from costmodel.predict.prediction import StageMemory
 from planner.validation.published.rows import PublishedRow
 
 __all__ = ["METRIC", "MemoryReading", "memory_row"]
@@ -44,8 +46,13 @@ def memory_row(row: PublishedRow, prediction: Prediction) -> MemoryReading | Non
         return None
     reading = next(r for r in _readings() if re.search(r["match"], row.text("notes"), re.IGNORECASE))
     stages = prediction.memory[-1:] if reading["rank"] == "last" else prediction.memory
-    peaks = [m.peak_memory_bytes - (0 if reading["device"] else m.framework) for m in stages]
-    predicted = max(peaks) / reading["unit_bytes"]
+    size_bytes = prediction.device_memory_bytes
+    of_stage: dict[str, Callable[[StageMemory], int]] = {
+        "allocated": lambda m: m.allocated_bytes,
+        "reserved": lambda m: m.reserved_bytes,
+        "device": lambda m: m.device_bytes(size_bytes),
+    }
+    predicted = max(map(of_stage[reading["reads"]], stages)) / reading["unit_bytes"]
     spread = math.exp(Z90 * reading["log_sigma"])
     return MemoryReading(
         measured=measured, predicted=predicted, low=predicted / spread, high=predicted * spread

@@ -57,7 +57,7 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
         if re.search(entry["match"], row.text("notes"), re.I):
             changes["cache_dtype"] = entry["cache_dtype"]
     for entry in _settings()["state"]:
-        if re.search(entry["match"], wording, re.I) and dtype == entry["dtype"] and row.integer("zero_stage"):
+        if re.search(entry["match"], wording, re.I) and dtype == entry["dtype"] and _zero_stage(row):
             changes |= entry["changes"]
     for entry in _settings()["loss"]:
         if re.search(entry["match"], row.text("notes"), re.I):
@@ -159,7 +159,22 @@ def _said_shard(row: PublishedRow, dp: int) -> int:
     """Replicas that divide the optimizer's state, where the notes say that copies of it are kept; else 0."""
     found = (re.search(e["match"], row.text("notes"), re.I) for e in _settings()["optimizer_copies"])
     copies = next((int(match[1]) for match in found if match), 1)
-    return dp // copies if copies > 1 and dp % copies == 0 and row.integer("zero_stage") else 0
+    return dp // copies if copies > 1 and dp % copies == 0 and _zero_stage(row) else 0
+
+
+def _unsaid(row: PublishedRow) -> dict[str, Any]:
+    """What the plan is where the row does not say it."""
+    found: dict[str, Any] = {}
+    for entry in _settings()["changes"]:
+        if says(row, entry["where"]):
+            found |= entry.get("plan", {})
+    return found
+
+
+def _zero_stage(row: PublishedRow) -> int:
+    """The row's ZeRO stage, or what its scripts set."""
+    said = row.text("zero_stage")
+    return row.integer("zero_stage") if said else int(_unsaid(row).get("zero_stage", 0))
 
 
 def row_plan(row: PublishedRow) -> Plan | str:
@@ -177,10 +192,8 @@ def row_plan(row: PublishedRow) -> Plan | str:
     if not mbs:
         mbs = max(1, gbs // dp) if pp == 1 and gbs // dp <= 8 else 1
     recompute = row.text("recompute", "none")
-    unsaid: dict[str, Any] = {"sequence_parallel": bool(row.flag("sequence_parallel"))}
-    for entry in _settings()["changes"]:
-        if says(row, entry["where"]):
-            unsaid |= entry.get("plan", {})
+    unsaid = {"sequence_parallel": bool(row.flag("sequence_parallel"))} | _unsaid(row)
+    zero_stage = _zero_stage(row)
     group = re.search(_settings()["shard_group"]["match"], row.text("notes"))
     shard = int(group.group(1)) if group and dp % int(group.group(1)) == 0 else 0
     vpp = row.integer("vpp", 1) or 1
@@ -196,8 +209,8 @@ def row_plan(row: PublishedRow) -> Plan | str:
             micro_batch_size=mbs,
             global_batch_size=gbs,
             schedule=schedule if pp > 1 else "1f1b",
-            zero_stage=row.integer("zero_stage"),
-            dp_shard=(shard if row.integer("zero_stage") else 0) or _said_shard(row, dp),
+            zero_stage=zero_stage,
+            dp_shard=(shard if zero_stage else 0) or _said_shard(row, dp),
             sequence_parallel=unsaid["sequence_parallel"] and tp > 1,
             recompute=recompute if Recompute.is_one(recompute) else "none",
         )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.errors import PlanError
-from costmodel.partition import balanced_partition, bottleneck_s
+from costmodel.partition import balanced_partition, bottleneck_s, even_partition
 
 
 @given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=9), st.integers(1, 9))
@@ -27,3 +27,12 @@ def test_dear_cut_is_avoided() -> None:
 def test_more_stages_than_units_is_a_plan_error() -> None:
     with pytest.raises(PlanError, match="at most 2 pieces"):
         balanced_partition([1.0, 1.0], 3)
+
+
+def test_as_many_blocks_each_and_what_is_left_over() -> None:
+    blocks = list(range(1, 11))  # after an embedding
+    assert even_partition(blocks, 5, "even") == even_partition(blocks, 5, "late") == (0, 3, 5, 7, 9)
+    assert even_partition(blocks, 4, "late") == (0, 3, 5, 8)  # 2, 2, 3, 3
+    assert even_partition(blocks, 4, "even") == ()
+    assert even_partition(blocks, 5, "balanced") == ()
+    assert even_partition(blocks, 11, "late") == ()

@@ -6,6 +6,7 @@ import pytest
 
 from costmodel.framework import FrameworkProfile
 from costmodel.predict.memory import model_state
+from costmodel.predict.prediction import StageMemory
 
 MIXED = FrameworkProfile(
     name="paper",
@@ -42,3 +43,21 @@ def test_experts_are_divided_over_their_own_copies(ep: int, copies: int) -> None
         1600, framework=MIXED, optimizer_bytes=12, zero_stage=1, dp=8, n_expert_parameters=800, ep=ep
     )
     assert state.optimizer == 12 * (800 / 8 + 800 / copies)
+
+
+def test_what_is_allocated_reserved_and_read_from_the_device() -> None:
+    stage = StageMemory(
+        stage=0,
+        parameters=1,
+        gradients=2,
+        optimizer=3,
+        activations=4,
+        temporary=5,
+        communication=6,
+        framework=7,
+        fragments=8,
+    )
+    assert (stage.allocated_bytes, stage.reserved_bytes, stage.peak_memory_bytes) == (21, 29, 28)
+    assert stage.device_bytes(100) == 36
+    assert stage.device_bytes(30) == 30  # the allocator gives back what nothing uses before it fails
+    assert stage.device_bytes(20) == 28

@@ -158,3 +158,34 @@ def test_walk_of_a_stage() -> None:
     assert (fresh.activations, fresh.gradients, fresh.temporary) == (10, 24, 6)
     added = peak_of_stage([unit] * 3, gradients_appear=False)
     assert (added.activations, added.gradients, added.temporary) == (20, 0, 14)
+
+
+class _Tied(nn.Module):
+    """A table of tokens that is also the head."""
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(words, width)
+        self.blocks = nn.Sequential(*(_Block(width, 4, again="") for _ in range(2)))
+        self.head = nn.Linear(width, words, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.head(self.blocks(self.table(tokens)))
+        return made
+
+
+def test_the_gradient_of_a_tied_table_is_held_once_by_each_use() -> None:
+    words, width = 2000, 64
+    table_bytes = 4 * words * width
+    inputs: Inputs = ((torch.zeros(1, 8, dtype=torch.int64),), {})
+    module = _Tied(words, width)
+    graph = trace_module(module, *inputs)
+    units = segment_memories(graph.segments)
+    first, last = units[0], units[-1]
+    assert first.gradient_bytes == pytest.approx(table_bytes, rel=0.01)
+    assert last.gradient_bytes == pytest.approx(table_bytes, rel=0.01)
+    for level in (first.backward_bytes, first.accumulating_bytes):  # its own; the sum takes its place
+        assert level == pytest.approx(table_bytes, rel=0.05)
+    measured = measured_peak_bytes(module, inputs)
+    assert predicted_peak_bytes(graph, module, inputs, "none") == pytest.approx(measured, rel=0.1)

@@ -139,3 +139,14 @@ def test_a_pipeline_whose_batch_is_not_stated_is_filled() -> None:
     plan = row_plan(published(tp="1", pp="4", n_gpus="8", micro_batch="2"))
     assert not isinstance(plan, str)
     assert plan.num_microbatches == 4 * 4
+
+
+def test_what_a_sources_scripts_set_counts_where_the_row_does_not_say() -> None:
+    cells = {"n_gpus": "8", "dp": "8", "micro_batch": "1", "global_batch": "8", "source": "FlagOpen/FlagPerf"}
+    assert row_plan(published(framework="Megatron-Core", **cells)).zero_stage == 1  # type: ignore[union-attr]
+    said = published(framework="Megatron-Core", zero_stage="0", **cells)
+    assert row_plan(said).zero_stage == 0  # type: ignore[union-attr]
+    other = published(framework="Megatron-Core", **{**cells, "source": "elsewhere"})
+    assert row_plan(other).zero_stage == 0  # type: ignore[union-attr]
+    script = row_framework(published(**{**cells, "dtype": "bf16"}))
+    assert (script.gradient_bytes, script.optimizer_state_bytes) == (2, 16)
