@@ -116,10 +116,13 @@ def serving_load(row: PublishedRow, replicas: int) -> Load | str:
     version = row.text("backend_version")
     made = next(m for m in _settings()["loads"] if re.search(m["backend_version"], version))
     mean = made["mean_length_fraction"]
+    guess = next((g for g in _settings()["speculation"] if re.search(g["backend_version"], version)), {})
     return Load(
         clients=max(1, round(clients / replicas)),
         prompt_len=round(isl * mean),
         output_len=round(osl * mean),
         length_deviation=made["length_deviation"],
         requests_each=made["requests_each"],
+        draft_tokens=guess.get("draft_tokens", 0),
+        accepted_tokens=guess.get("accepted_tokens", 1.0),
     )
