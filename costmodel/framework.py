@@ -123,6 +123,8 @@ class FrameworkProfile(BaseModel):
     input_quantisation_s: dict[str, float] = Field(default_factory=dict)
     """Type of products -> seconds that their measurements with these `kernels` spend on quantising the input,
     which a server's normalisations and activations do on the way."""
+    input_quantisation_bytes: dict[str, float] = Field(default_factory=dict)
+    """The same: bytes moved for each element of the input, at the datasheet's bandwidth."""
     parallel_experts_tokens: int = Field(0, ge=0)
     """Tokens up to which a server's pass runs shared experts on a stream beside the routed ones."""
     kernels: tuple[str, ...] = ()

@@ -11,7 +11,8 @@ Load generators start all clients at once: in the mean a prompt of the first wav
 work w. The next ones come as far apart as their forerunners were taken in, over w, and as the lengths of
 answers differ, over sqrt(12 j) deviations of a cycle in wave j; they wait as in M/D/1 at w over that width,
 but no longer than a queue at full load grows to over one wave. Clients beyond those that fit wait for one to
-end.
+end. A server that looks for new requests every `poll_steps` steps only takes in together what came meanwhile, after
+(poll_steps - 1) / 2 steps more in the mean.
 
 With speculative decoding a request's step checks `draft_tokens` guessed tokens beside its own and ends with
 `accepted_tokens` of them all in the mean, its own among them (arXiv 2211.17192, section 3.1): fewer steps, of
@@ -45,6 +46,7 @@ class Load:
     `length_deviation`: of prompts' and answers' lengths over their mean; 0: all alike. `requests_each`: how
     many a client sends in all; 0: so many that the start does not count. `draft_tokens`, `accepted_tokens`:
     guessed in a step of speculative decoding, and what such a step yields in the mean; 0 and 1: none.
+    `poll_steps`: after how many steps the server looks for new requests.
     """
 
     clients: int
@@ -54,6 +56,7 @@ class Load:
     requests_each: int = 0
     draft_tokens: int = 0
     accepted_tokens: float = 1.0
+    poll_steps: int = 1
 
     def __post_init__(self) -> None:
         if min(self.clients, self.prompt_len) < 1 or self.output_len < 2:
@@ -100,7 +103,8 @@ def serve_clients(
         c = max(1, round(running))
         decoding = Attending(requests=c, tokens=1, context=context, drafted=load.draft_tokens)
         decode_s = costs.seconds([decoding])
-        together = max(1, min(round(c / steps), framework.pass_tokens // load.prompt_len))
+        together = round(c * load.poll_steps / steps)
+        together = max(1, min(together, framework.pass_tokens // load.prompt_len))
         beside = decoding if framework.mixes_prompts else None
         passes = _prompt_passes(costs, framework, load.prompt_len, together, beside)
         prompt_s = sum(passes) / together
@@ -110,7 +114,7 @@ def serve_clients(
         rest_s = _rest_of_pass(decode_s, sum(passes) / len(passes), share)
         cycle_s = first_s + steps * step_s
         wait_s = _waves(costs, framework, load, slots, cycle_s)
-        first_s = rest_s + sum(passes) + wait_s
+        first_s = rest_s + 0.5 * (load.poll_steps - 1) * decode_s + sum(passes) + wait_s
         first_s += framework.arrival_overhead_s + load.clients * framework.client_overhead_s
         running = max(1.0, slots * steps * step_s / (steps * step_s + first_s))
     cycle_s = first_s + steps * step_s

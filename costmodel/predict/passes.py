@@ -302,7 +302,10 @@ class PassCosts:
         seconds = priced.device_s
         if low.kind == "gemm" and priced.fit[0].endswith(f"/{framework.half_products}"):
             own = framework.input_quantisation_s.get(framework.half_products, 0.0)
-            seconds = seconds - np.minimum(own, _MOST_QUANTISATION * seconds)
+            moved = framework.input_quantisation_bytes.get(framework.half_products, 0.0)
+            elements = np.array([op.dims["m"] * op.dims["k"] for op in ops])
+            own_s = own + moved * elements / self._inference.profile.device.memory_bytes_per_s
+            seconds = seconds - np.minimum(own_s, _MOST_QUANTISATION * seconds)
         return seconds + priced.host_s
 
     def _dims(self, low: Operator, high: Operator, n: float) -> dict[str, int]:

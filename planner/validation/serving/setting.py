@@ -115,6 +115,11 @@ def serving_load(row: PublishedRow, replicas: int) -> Load | str:
         return "the row gives neither concurrency nor batch_size"
     version = row.text("backend_version")
     made = next(m for m in _settings()["loads"] if re.search(m["backend_version"], version))
+    looks = next(
+        p
+        for p in _settings()["polls"]
+        if re.search(p["backend"], row.text("backend")) and clients >= p["clients_from"]
+    )
     mean = made["mean_length_fraction"]
     guess = next((g for g in _settings()["speculation"] if re.search(g["backend_version"], version)), {})
     return Load(
@@ -125,4 +130,5 @@ def serving_load(row: PublishedRow, replicas: int) -> Load | str:
         requests_each=made["requests_each"],
         draft_tokens=guess.get("draft_tokens", 0),
         accepted_tokens=guess.get("accepted_tokens", 1.0),
+        poll_steps=looks["poll_steps"],
     )
