@@ -11,8 +11,8 @@ Load generators start all clients at once: in the mean a prompt of the first wav
 work w. The next ones come as far apart as their forerunners were taken in, over w, and as the lengths of
 answers differ, over sqrt(12 j) deviations of a cycle in wave j; they wait as in M/D/1 at w over that width,
 but no longer than a queue at full load grows to over one wave. Clients beyond those that fit wait for one to
-end. A server that looks for new requests every `poll_steps` steps only takes in together what came meanwhile, after
-(poll_steps - 1) / 2 steps more in the mean.
+end. A server that looks for new requests only every `poll_steps` steps takes in together what came meanwhile,
+after (poll_steps - 1) / 2 steps more in the mean.
 
 With speculative decoding a request's step checks `draft_tokens` guessed tokens beside its own and ends with
 `accepted_tokens` of them all in the mean, its own among them (arXiv 2211.17192, section 3.1): fewer steps, of

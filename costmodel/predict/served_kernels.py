@@ -61,18 +61,17 @@ def one_kernel_each(
 
 
 def shared_experts(kernels: list[Operator], routers: set[str]) -> frozenset[int]:
-    """Places of the kernels of shared experts: what else than the routers lies in the modules that hold routed
-    experts."""
+    """Places of the kernels of shared experts: what lies beside routed experts and is no router."""
     places: set[int] = set()
     for op in kernels:
         holder = op.module.rpartition(".")[0]
-        if op.kind == "moe" and holder:
-            places |= {
-                place
-                for place, other in enumerate(kernels)
-                if other.module.startswith(f"{holder}.")
-                and not any(other.module == m or other.module.startswith(f"{m}.") for m in {op.module, *routers})
-            }
+        if op.kind != "moe" or not holder:
+            continue
+        others = (op.module, *routers)
+        for place, other in enumerate(kernels):
+            apart = any(other.module == m or other.module.startswith(f"{m}.") for m in others)
+            if other.module.startswith(f"{holder}.") and not apart:
+                places.add(place)
     return frozenset(places)
 
 

@@ -18,7 +18,7 @@ from costmodel.predict.clients import Load
 from costmodel.predict.passes import Experts
 from planner.validation.published.rows import PublishedRow
 
-__all__ = ["Ranks", "served_config", "serving_framework", "serving_load", "serving_ranks"]
+__all__ = ["Ranks", "cache_room_bytes", "served_config", "serving_framework", "serving_load", "serving_ranks"]
 
 _FOLDER = Path(costmodel.__path__[0]) / "data" / "published"
 
@@ -59,8 +59,7 @@ def _model(row: PublishedRow) -> dict[str, Any]:
 
 def serving_framework(row: PublishedRow) -> FrameworkProfile | None:
     """The backend's framework profile with the row's products and cache; None for an unknown backend."""
-    settings, backend = _settings(), row.text("backend")
-    entry = next((b for b in settings["backends"] if re.search(b["match"], backend, re.I)), None)
+    settings, backend, entry = _settings(), row.text("backend"), _backend(row)
     if entry is None:
         return None
     precision = row.text("precision")
@@ -77,6 +76,22 @@ def serving_framework(row: PublishedRow) -> FrameworkProfile | None:
             changes["cache_dtype"] = cache["cache_dtype"]
             break
     return load_framework(entry["framework"]).model_copy(update=changes)
+
+
+def _backend(row: PublishedRow) -> dict[str, Any] | None:
+    """The row's entry in the table of backends."""
+    return next(
+        (b for b in _settings()["backends"] if re.search(b["match"], row.text("backend"), re.I)), None
+    )
+
+
+def cache_room_bytes(row: PublishedRow, *, device_bytes: float, parameter_bytes: float) -> float:
+    """What the backend gives a rank's keys and values, in bytes: a share of the device less the parameters, or
+    a share of what the parameters leave."""
+    entry = _backend(row) or {}
+    if "free_memory_fraction" in entry:
+        return float(entry["free_memory_fraction"]) * (device_bytes - parameter_bytes)
+    return float(entry.get("memory_fraction", 1.0)) * device_bytes - parameter_bytes
 
 
 def _products(wording: str) -> str:
