@@ -86,7 +86,7 @@ def _backend(row: PublishedRow) -> dict[str, Any] | None:
 
 
 def cache_room_bytes(row: PublishedRow, *, device_bytes: float, parameter_bytes: float) -> float:
-    """What the backend gives a rank's keys and values, in bytes: a share of the device less the parameters, or
+    """Bytes that a rank of the backend has for keys and values: a share of the device less the parameters, or
     a share of what the parameters leave."""
     entry = _backend(row) or {}
     if "free_memory_fraction" in entry:

@@ -68,9 +68,9 @@ def _decode(requests: int, context: int = 1024) -> Attending:
 
 
 def test_a_pass_of_running_requests_is_near_a_decode_of_the_batch() -> None:
-    found = _costs("llama").seconds([_decode(16)])
+    found = _costs("llama").seconds([_decode(16)]) - 16 * load_framework("vllm").request_overhead_s
     alone = _forecaster("llama").generate(Plan(), batch_size=16, prompt_len=768, output_len=512)
-    # the server merges projections and leaves the loss out
+    # the server merges projections and leaves the loss out; what its host does comes on top
     assert 0.5 * alone.time_per_output_token_s < found < alone.time_per_output_token_s
 
 
