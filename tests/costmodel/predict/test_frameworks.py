@@ -186,3 +186,25 @@ def test_optimizer_states_shared_inside_a_node_need_no_gather_between_nodes() ->
 
     assert dp_comm_s(8) < dp_comm_s(0)
     assert dp_comm_s(16) == pytest.approx(dp_comm_s(0))
+
+
+def test_a_softmax_that_the_fused_kernel_does_not_take_costs_kernels() -> None:
+    """8 heads over 4 ranks: 2 for one sample, 4 for two."""
+
+    def added(batch: int) -> float:
+        plan = Plan(tp=4, micro_batch_size=batch, global_batch_size=batch)
+        each = (forecast(plan, softmax_batch_multiple=n).step_time_s for n in (1, 4))
+        return -float.__sub__(*each)
+
+    assert added(2) == 0.0
+    assert added(1) > 0.0
+
+
+def test_reductions_that_wait_take_their_whole_time() -> None:
+    def step(overlaps: bool) -> Prediction:
+        plan = Plan(dp=8, zero_stage=3, micro_batch_size=1, global_batch_size=8)
+        return forecast(plan, "deepspeed", overlap_reduce=overlaps)
+
+    beside, waiting = step(True), step(False)
+    assert waiting.step_time_s > beside.step_time_s
+    assert waiting.breakdown_s["dp_comm"] > beside.breakdown_s["dp_comm"]
