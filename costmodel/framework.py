@@ -90,9 +90,16 @@ class FrameworkProfile(BaseModel):
     """A pipeline stage holds what it sent on until the micro-batch's backward; else it is freed once sent."""
     attention_efficiency: float = Field(1.0, gt=0)
     """Speed of the framework's attention kernels over that of the profile's measured ones."""
+    softmax_batch_multiple: int = Field(1, ge=1)
+    """The fused softmax of attention that is written out runs where samples x heads of a rank divide by this;
+    elsewhere its steps are kernels of their own (`graph.softmax`)."""
+    softmax_max_keys: int = Field(0, ge=0)
+    """The longest row that it takes; 0: any."""
     shard_interfaces: int = Field(0, ge=0)
     """Interfaces of a node that ZeRO-3's gathers and reductions between nodes keep busy; 0: all."""
     overlap_dp: bool = True
+    overlap_reduce: bool = True
+    """Under ZeRO-3: whether a unit's gradients are reduced beside the next unit's backward; gathers are."""
     overlap_ep: bool = False
     """Tokens of one micro-batch travel to experts while another one is computed."""
     dispatch: Literal["per_expert", "per_node"] = "per_expert"

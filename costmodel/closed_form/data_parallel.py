@@ -101,7 +101,8 @@ def _update_s(forecaster: Forecaster, configs: Configs, stage: dict[str, FloatAr
     traffic = optimizer_variant(forecaster.optimizer)
     elements = stage["elements"] + stage["copied_elements"]
     n = np.maximum(1.0, stage["n_tensors"])
-    cols = np.maximum(1.0, elements / configs.shard[:, None, None] / n)
+    sharing = np.where(configs.zero > 0, configs.shard * (configs.replicas // configs.dp), 1)
+    cols = np.maximum(1.0, elements / sharing[:, None, None] / n)
     dims = {
         "rows": n.ravel(),
         "cols": cols.ravel(),

@@ -34,6 +34,8 @@ from costmodel.predict.units import (
     held_elements,
     tied_elements,
     unit_costs,
+    update_ranks,
+    updated_elements,
 )
 from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
@@ -159,9 +161,7 @@ def stage_costs(
     send_bytes = 0 if last else units[-1].shard.output_bytes
     if send_bytes and forecaster.framework.keeps_stage_outputs:
         costs[-1] = replace(costs[-1], saved_bytes=costs[-1].saved_bytes + send_bytes)
-    elements = held_elements(units)
-    shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
-    mine = [max(1, math.ceil(n / shard)) for n in elements]
+    mine = updated_elements(plan, units)
     update_s, _ = optimizer_s(
         mine,
         forecaster.optimizer,
@@ -172,7 +172,7 @@ def stage_costs(
     if forecaster.framework.update_kernels:
         update_s = written_out_s(mine, forecaster.profile, forecaster.framework)
     shapes = [p.local_shape for unit in units for p in unit.shard.parameters if not p.tied]
-    update_s += orthogonalisation_s(shapes, forecaster.optimizer, forecaster.profile) / shard
+    update_s += orthogonalisation_s(shapes, forecaster.optimizer, forecaster.profile) / update_ranks(plan)
     if (servers := servers_of(plan)) is not None:
         update_s /= servers.count
     state = _state(forecaster, plan, units)
@@ -258,7 +258,8 @@ def simulate_plan(
         receives_listed=forecaster.framework.lists_receives(plan.schedule, plan.vpp),
         # a CPU issues each collective itself: FSDP2 waits for a forward gather and for each reduction
         prefetch_forward=0 if forecaster.profile.device.kind == "cpu" else 1,
-        overlap_reduce=forecaster.profile.device.kind != "cpu" or plan.zero_stage != 3,
+        overlap_reduce=plan.zero_stage != 3
+        or (forecaster.framework.overlap_reduce and forecaster.profile.device.kind != "cpu"),
         compute_slowdown=overlap.compute_slowdown,
         comm_slowdown=overlap.comm_slowdown,
         tied_embedding_s=tied_embedding_s,

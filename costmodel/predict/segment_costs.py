@@ -11,6 +11,7 @@ import numpy as np
 from costmodel.graph.fusion import FusedSegment, fuse
 from costmodel.graph.liveness import SegmentMemory, recomputed_operators, segment_memory
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
+from costmodel.graph.softmax import written_out_softmax
 from costmodel.predict.pricing import PricedOperators, host_cost_s, price_operators
 from costmodel.stage_costs import CostParts
 
@@ -89,7 +90,10 @@ class Kernels:
     """The kernels that a segment's operators become, and what they cost; recomputation changes neither."""
 
     fused: FusedSegment
+    operators: tuple[Operator, ...]
+    """Those of `fused`, with the kernels that the framework's fused ones fall back to."""
     priced: PricedOperators
+    """Of `operators`."""
 
 
 def price_kernels(
@@ -97,7 +101,15 @@ def price_kernels(
 ) -> Kernels:
     """Fuse and price the operators of one instance."""
     fused = fuse(segment.local, fusion)
-    return Kernels(fused=fused, priced=price_operators(fused.operators, profile, framework))
+    operators = fused.operators
+    if fusion == "fused":
+        operators = written_out_softmax(
+            operators,
+            {t.index: t for t in segment.local.tensors},
+            batch_multiple=framework.softmax_batch_multiple,
+            max_keys=framework.softmax_max_keys,
+        )
+    return Kernels(fused=fused, operators=operators, priced=price_operators(operators, profile, framework))
 
 
 def price_segment(
@@ -120,8 +132,7 @@ def price_segment(
     (operators of attention that no GEMM weight belongs to run again) or full (the forward runs again, its
     collectives too).
     """
-    fused, priced = kernels.fused, kernels.priced
-    operators = fused.operators
+    fused, operators, priced = kernels.fused, kernels.operators, kernels.priced
     gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
     device, contended = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     host = dict.fromkeys(PARTS, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,8 @@ __all__ = [
     "tied_elements",
     "two_ways",
     "unit_costs",
+    "update_ranks",
+    "updated_elements",
 ]
 
 
@@ -68,6 +70,25 @@ def held_elements(units: Sequence[Unit]) -> list[int]:
         if p.tied and p.name not in own
     }
     return [*(n for unit in units for n in unit.elements), *copies.values()]
+
+
+def update_ranks(plan: Plan) -> int:
+    """Ranks that share the update of parameters which all of them hold: data- and context-parallel ones."""
+    return (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
+
+
+def updated_elements(plan: Plan, units: Sequence[Unit]) -> list[int]:
+    """Elements of each parameter tensor that one rank updates: its share of `held_elements` under ZeRO.
+
+    1 / ep as many ranks share the update of experts, of which each holds others.
+    """
+    ranks = update_ranks(plan)
+    experts = max(1, ranks // plan.ep)
+    own = [p for unit in units for p in unit.shard.parameters if not p.tied]
+    shared = [experts if "ep" in p.axis.split("+") else ranks for p in own]
+    held = held_elements(units)
+    shared += [ranks] * (len(held) - len(own))
+    return [max(1, ceil(n / among)) for n, among in zip(held, shared, strict=True)]
 
 
 def expert_elements(units: Sequence[Unit]) -> int:

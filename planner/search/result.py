@@ -102,7 +102,8 @@ class SearchResult:
 
     def with_standing(self, prediction: Prediction) -> SearchResult:
         """The same result with where this plan lies among the feasible plans' estimates; for one of the
-        space's own plans its own estimate counts."""
+        space's own plans its own estimate counts. No fewer are faster than the engine says of those it priced.
+        """
         assert self.space is not None
         feasible = self.space.memory_bytes <= prediction.device_memory_bytes
         estimates = self.space.estimate_s[feasible]
@@ -110,9 +111,10 @@ class SearchResult:
         own_s = prediction.step_time_s if row is None else float(self.space.estimate_s[row])
         if not np.isfinite(own_s):  # one that does not fit has no estimate
             own_s = prediction.step_time_s
+        priced_faster = sum(r.prediction.step_time_s < prediction.step_time_s for r in self.ranked)
         standing = Standing(
             prediction=prediction,
-            n_faster=int(np.sum(estimates < own_s)),
+            n_faster=max(int(np.sum(estimates < own_s)), priced_faster),
             n_feasible=int(feasible.sum()),
         )
         return replace(self, standing=standing)

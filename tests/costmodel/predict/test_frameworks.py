@@ -198,3 +198,25 @@ def test_autocast_costs_its_casts_and_splits_like_the_rest() -> None:
     # nothing to cast where the model computes in fp32
     full = [forecast(whole, "pytorch-amp", autocast=on, compute_dtype="fp32") for on in (False, True)]
     assert full[0].step_time_s == full[1].step_time_s
+
+
+def test_a_softmax_that_the_fused_kernel_does_not_take_costs_kernels() -> None:
+    """8 heads over 4 ranks: 2 for one sample, 4 for two."""
+
+    def added(batch: int) -> float:
+        plan = Plan(tp=4, micro_batch_size=batch, global_batch_size=batch)
+        each = (forecast(plan, softmax_batch_multiple=n).step_time_s for n in (1, 4))
+        return -float.__sub__(*each)
+
+    assert added(2) == 0.0
+    assert added(1) > 0.0
+
+
+def test_reductions_that_wait_take_their_whole_time() -> None:
+    def step(overlaps: bool) -> Prediction:
+        plan = Plan(dp=8, zero_stage=3, micro_batch_size=1, global_batch_size=8)
+        return forecast(plan, "deepspeed", overlap_reduce=overlaps)
+
+    beside, waiting = step(True), step(False)
+    assert waiting.step_time_s > beside.step_time_s
+    assert waiting.breakdown_s["dp_comm"] > beside.breakdown_s["dp_comm"]
