@@ -35,6 +35,8 @@ LinkKind = Literal[
     "nvlink_mesh",
     "nvlink_bridge",
     "pcie",
+    "pcie_peer",
+    "pcie_host",
     "shared_memory",
     "infiniband",
     "roce",
@@ -61,6 +63,8 @@ class Link(_Frozen):
 
     `efficiency`: share of `bytes_per_s` that large transfers reach (headers, encoding, protocol), used
     where no fit of the collective exists. `mesh`: pairs joined directly (`bytes_per_s` is then of one link).
+    Kind pcie: as the host's slots happen to be joined; pcie_peer: devices write into each other's memory;
+    pcie_host: they cannot, and everything goes through the host's memory.
     """
 
     name: str
@@ -70,6 +74,8 @@ class Link(_Frozen):
     efficiency: float = Field(default=0.8, gt=0, le=1)
     nics_per_node: int = Field(default=1, ge=1)
     """Interfaces of a node (inter-node links)."""
+    shared_bytes_per_s: float | None = Field(default=None, gt=0)
+    """What all ranks of a node get of it together, one direction, where they share it; None: no limit."""
     group_ranks: int | None = None
     """Ranks joined by this link where it does not reach the whole node (bridged pairs)."""
     multicast_efficiency: float | None = Field(default=None, gt=0, le=1)

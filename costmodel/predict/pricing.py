@@ -10,7 +10,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
-from costmodel.hardware.device import math_dtype
+from costmodel.hardware.device import element_bytes, math_dtype
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.pricing import contended_s, operator_times, streams
 
@@ -82,6 +82,8 @@ def price_operators(
         share = framework.memory_bound_efficiency if streams(kind) else 1.0
         share *= framework.attention_efficiency if kind == "attention" else 1.0
         device_s[positions] = estimate.median_s / share
+        if framework.memory_bound_elements_per_s and streams(kind):
+            device_s[positions] += _handling_s(dims["bytes"], dtype, profile, framework)
         contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)
         log_sigma[positions] = estimate.log_sigma
         for i in positions:
@@ -111,6 +113,15 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
         return narrow
     tf32 = framework.fp32_products == "tf32" and "tf32" in profile.device.peak_flop_per_s
     return "tf32" if tf32 and op.dtype == "fp32" and op.kind in _PRODUCTS else op.dtype
+
+
+def _handling_s(
+    moved_bytes: FloatArray, dtype: str, profile: HardwareProfile, framework: FrameworkProfile
+) -> FloatArray:
+    """Seconds [n] that the multiprocessors take over the values of `moved_bytes` bytes, beside moving them."""
+    units = max(1, profile.device.multiprocessors or 1)
+    values = moved_bytes / element_bytes(dtype)
+    return np.asarray(values / (units * framework.memory_bound_elements_per_s))
 
 
 def _flat(dims: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

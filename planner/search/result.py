@@ -102,8 +102,7 @@ class SearchResult:
 
     def with_standing(self, prediction: Prediction) -> SearchResult:
         """The same result with where this plan lies among the feasible plans' estimates; for one of the
-        space's own plans its own estimate counts. No fewer are faster than the engine says of those it priced.
-        """
+        space's own plans its own estimate counts. At least those that the engine found faster are counted."""
         assert self.space is not None
         feasible = self.space.memory_bytes <= prediction.device_memory_bytes
         estimates = self.space.estimate_s[feasible]

@@ -17,6 +17,7 @@ from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel,
 __all__ = ["FitChoice", "choose_fit", "nominal_fit"]
 
 _TIMING_ORDER = ("nccl-tests", "kernel_only", "eager_loop", "torch_loop", "cuda_graph")
+_HOST_BUSES = ("pcie", "pcie_peer", "pcie_host")
 _STAND_INS = {
     "all_reduce": ("reduce_scatter", "all_gather"),
     "all_gather": ("reduce_scatter", "all_reduce"),
@@ -64,7 +65,7 @@ def choose_fit(
             f"implementation {impl!r} of {op} was not measured over {link.name!r} of network "
             f"{network.name!r}; there are: {', '.join(known) or 'none'}"
         )
-    pcie = next((other for other in network.intra if other.kind == "pcie"), None)
+    pcie = next((other for other in network.intra if other.kind in _HOST_BUSES), None)
     beyond = intra.group_ranks is not None and group.ranks_per_node > intra.group_ranks
     if link is intra and beyond and pcie is not None:
         # A bridge joins a pair; a larger group's traffic crosses the host's bus.
@@ -121,8 +122,12 @@ def _as_op(fit: CollectiveFit, op: str, intra: Link, group: CollectiveGroup) -> 
 
 
 def nominal_fit(op: str, link: Link, intra: Link, group: CollectiveGroup) -> CollectiveFit:
-    """Paths from the nominal link alone: its latency per step and `efficiency` of its bandwidth."""
+    """Paths from the nominal link alone: its latency per step and `efficiency` of its bandwidth, or the
+    rank's part of what the node's ranks share."""
     constants = network_constants()
+    port = intra.bytes_per_s * intra.efficiency
+    if intra.shared_bytes_per_s is not None:
+        port = min(port, intra.shared_bytes_per_s / group.ranks_per_node)
     between = group.n_nodes > 1
     algorithms = allowed_algorithms(op, n_nodes=group.n_nodes, multicast=intra.multicast)
     paths = tuple(
@@ -132,7 +137,7 @@ def nominal_fit(op: str, link: Link, intra: Link, group: CollectiveGroup) -> Col
             base_s=constants.base_s,
             step_s=intra.latency_s,
             node_step_s=link.latency_s if between else 0.0,
-            intra_bytes_per_s=intra.bytes_per_s * intra.efficiency,
+            intra_bytes_per_s=port,
             inter_bytes_per_s=link.bytes_per_s * link.nics_per_node * link.efficiency if between else None,
             ramp_s=constants.ramp_s,
             min_ranks=1,

@@ -25,6 +25,7 @@ from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, read_rows
 from planner.validation.published.setting import (
     INFERENCE_TASKS,
+    counted_step_share,
     row_arguments,
     row_framework,
     row_hardware,
@@ -218,11 +219,12 @@ def metric_of_step(
     )
     peaks = forecaster.profile.device.peak_flop_per_s
     peak = peaks.get(row.text("dtype")) or peaks.get("fp16") or max(peaks.values())
+    share = counted_step_share(row, plan.global_batch_size)
 
     def convert(step_time_s: float) -> float:
         return from_step_time(
             metric,
-            step_time_s,
+            step_time_s * share,
             sizes=sizes,
             n_devices=plan.world_size,
             convention=row.text("flops_convention"),

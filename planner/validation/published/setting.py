@@ -13,7 +13,7 @@ import costmodel
 from costmodel.errors import PlanError
 from costmodel.framework import FrameworkProfile, load_framework
 from costmodel.hardware.device import weight_bytes
-from costmodel.hardware.node_links import inter_link
+from costmodel.hardware.node_links import inter_link, intra_link, intra_names
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config, with_fewer_predictions
@@ -22,7 +22,15 @@ from costmodel.recompute import Recompute
 from planner.validation.published.model_map import RowModel
 from planner.validation.published.rows import PublishedRow, says
 
-__all__ = ["INFERENCE_TASKS", "row_arguments", "row_framework", "row_hardware", "row_plan", "row_variant"]
+__all__ = [
+    "INFERENCE_TASKS",
+    "counted_step_share",
+    "row_arguments",
+    "row_framework",
+    "row_hardware",
+    "row_plan",
+    "row_variant",
+]
 
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "settings.json"
 INFERENCE_TASKS = ("forward", "prefill", "decode")
@@ -90,7 +98,8 @@ def _gpu(row: PublishedRow) -> str:
 
 
 def row_variant(row: PublishedRow) -> str | None:
-    """The inter-node link that the row's wording means, None for its profile's default.
+    """The links inside and between nodes that the row's wording means ("pcie4-host+infiniband-1x100g", or
+    one of both); None for its profile's defaults.
 
     Wordings speak of nodes of 8 or 16 GPUs; racks that are one node keep their own links.
     """
@@ -98,20 +107,29 @@ def row_variant(row: PublishedRow) -> str | None:
     if network is None or network.ranks_per_node > _settings()["largest_node"]:
         return None
     wording = row.text("inter_node_link")
-    for entry in _settings()["inter_links"]:
-        if re.search(entry["match"], wording, re.I):
-            return str(entry["link"])
-    return None
+    inside = (e["link"] for e in _settings()["intra_links"] if says(row, e["where"]))
+    between = (e["link"] for e in _settings()["inter_links"] if re.search(e["match"], wording, re.I))
+    links = [link for link in (next(inside, None), next(between, None)) if link is not None]
+    return "+".join(links) or None
 
 
 @lru_cache(maxsize=64)
 def _linked(name: str, variant: str | None) -> HardwareProfile:
-    """The profile of a GPU, with a link that its usual nodes do not have (nominal where unmeasured)."""
+    """The profile of a GPU, with links that its usual nodes do not have (nominal where unmeasured)."""
     profile = _profile(name)
     network = profile.network
     if variant is None or network is None or variant in network.variants():
         return profile
-    joined = network.model_copy(update={"inter": (*network.inter, inter_link(variant))})
+    intra, inter = network.intra, network.inter
+    known = {link.name for link in (*intra, *inter)}
+    for part in variant.split("+"):
+        if part in known:
+            continue
+        if part in intra_names():
+            intra = (*intra, intra_link(part))
+        else:
+            inter = (*inter, inter_link(part))
+    joined = network.model_copy(update={"intra": intra, "inter": inter})
     return profile.model_copy(update={"network": joined})
 
 
@@ -175,6 +193,14 @@ def _zero_stage(row: PublishedRow) -> int:
     """The row's ZeRO stage, or what its scripts set."""
     said = row.text("zero_stage")
     return row.integer("zero_stage") if said else int(_unsaid(row).get("zero_stage", 0))
+
+
+def counted_step_share(row: PublishedRow, global_batch_size: int) -> float:
+    """Steps that were run for each one that the source divides by: below 1 where its data ended before."""
+    entry = next((e for e in _settings()["counted_steps"] if says(row, e["where"])), None)
+    if entry is None:
+        return 1.0
+    return min(1.0, float(entry["samples"]) / (float(entry["steps"]) * global_batch_size))
 
 
 def row_plan(row: PublishedRow) -> Plan | str:

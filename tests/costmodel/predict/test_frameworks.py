@@ -78,6 +78,20 @@ def test_slower_memory_bound_kernels_take_longer_and_products_do_not() -> None:
     assert quick < slow < 2 * quick
 
 
+def test_handling_values_one_by_one_costs_both_types_the_same() -> None:
+    plan = Plan(micro_batch_size=64, global_batch_size=64)
+
+    def extra_s(dtype: str, rate: float) -> float:
+        times = [
+            forecast(plan, compute_dtype=dtype, memory_bound_elements_per_s=r).breakdown_s["compute"]
+            for r in (rate, 0.0)
+        ]
+        return times[0] - times[1]
+
+    assert extra_s("bf16", 5e9) == pytest.approx(2 * extra_s("bf16", 1e10))
+    assert extra_s("fp32", 5e9) == pytest.approx(extra_s("bf16", 5e9), rel=0.2)
+
+
 def test_tf32_products_are_faster_than_fp32_and_slower_than_half() -> None:
     plan = Plan(micro_batch_size=64, global_batch_size=64)
     fp32 = forecast(plan, compute_dtype="fp32").breakdown_s["compute"]

@@ -6,7 +6,13 @@ import pytest
 
 from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, says
-from planner.validation.published.setting import row_framework, row_hardware, row_plan, row_variant
+from planner.validation.published.setting import (
+    counted_step_share,
+    row_framework,
+    row_hardware,
+    row_plan,
+    row_variant,
+)
 
 BERT = {"model_family": "bert", "layers": "24", "hidden": "1024", "heads": "16", "task": "train"}
 
@@ -34,6 +40,42 @@ def test_a_rows_link_is_there_though_its_gpus_usual_nodes_have_others() -> None:
     assert usual.links()[1] != inter
     rack = published(gpu="GB200", inter_node_link="InfiniBand 400 Gb/s")  # 72 GPUs are one node there
     assert row_variant(rack) is None
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        ({"gpu": "RTX 3090 Ti", "intra_node_link": "NVLink bridge (NV4)"}, "nvlink_bridge"),
+        ({"gpu": "RTX 3090 Ti", "intra_node_link": "PCIe 4.0 x8, P2P disabled"}, "pcie_host"),
+        ({"gpu": "RTX A5000"}, "pcie_peer"),
+        ({"gpu": "A100-SXM4-80GB", "intra_node_link": "NVLink", "year": "2024"}, "nvswitch"),
+        (
+            {
+                "gpu": "A100-SXM4-80GB",
+                "intra_node_link": "NVLink",
+                "year": "2024",
+                "framework": "NVIDIA DeepLearningExamples (PyTorch, NGC container)",
+            },
+            "pcie_host",
+        ),
+    ],
+)
+def test_a_row_says_how_its_gpus_are_joined_inside_a_node(cells: dict[str, str], kind: str) -> None:
+    row = published(**cells, inter_node_link="1x InfiniBand EDR 100 Gb/s per node")
+    network = row_hardware(row).network
+    assert network is not None
+    intra, inter = network.links(row_variant(row))
+    assert intra.kind == kind
+    assert inter is not None
+    assert inter.nics_per_node == 1
+
+
+def test_a_source_that_divides_by_steps_it_did_not_run_is_read_so() -> None:
+    squad = {"framework": "NVIDIA DeepLearningExamples (PyTorch)", "model_name": "SQuAD", "year": "2025"}
+    samples, steps = 2 * 88641, 100
+    assert counted_step_share(published(**squad), samples // steps) == 1.0
+    assert counted_step_share(published(**squad), 2 * samples // steps) == pytest.approx(0.5, rel=1e-3)
+    assert counted_step_share(published(model_name="SQuAD", year="2025"), 10 * samples) == 1.0
 
 
 def test_what_a_note_says_of_the_launches_is_done() -> None:

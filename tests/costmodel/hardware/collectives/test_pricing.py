@@ -173,6 +173,25 @@ def test_a_bridge_serves_a_pair_and_the_bus_the_rest() -> None:
     assert four > 5 * pair
 
 
+def test_what_goes_through_the_hosts_memory_is_shared_by_the_ranks() -> None:
+    network = device_network("RTX 3070")
+    host = network.intra[0]
+    assert host.shared_bytes_per_s is not None
+    size = np.array([4e9])
+    bus = [
+        float(busbw_bytes_per_s("all_reduce", size, times, n)[0]) * n
+        for n in (4, 8)
+        for times in [collective_times(network, "all_reduce", size, CollectiveGroup(n_ranks=n)).median_s]
+    ]
+    assert bus == pytest.approx([host.shared_bytes_per_s] * 2, rel=0.05)
+    peers = device_network("RTX A5000")  # these write into each other's memory
+    four, eight = (
+        collective_times(peers, "all_reduce", size, CollectiveGroup(n_ranks=n), "pcie4-peer").median_s[0]
+        for n in (4, 8)
+    )
+    assert eight == pytest.approx(four * (7 / 4) / (3 / 2), rel=0.05)
+
+
 def test_without_a_multicasting_switch_there_is_no_nvls_between_nodes() -> None:
     network = device_network("H100-SXM5")
     group = CollectiveGroup(n_ranks=32, n_nodes=4)
