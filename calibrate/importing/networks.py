@@ -124,28 +124,42 @@ def _at_least_as_measured(link: Link, samples: Sequence[CollectiveSample]) -> Li
 def transfer_fits(network: NetworkModel, donors: Sequence[NetworkModel]) -> NetworkModel:
     """`network` with fits for its bare links from the first donor that has one of the same kind.
 
-    Bandwidths scale with the nominal links; curves carry over; the spread widens by the constants'
-    `other_device_log_sigma`.
+    Libraries' own kernels (custom:...) carry over between switched links, all of one donor, to a device that
+    has none: the libraries run them wherever a switch joins the ranks. Bandwidths scale with the nominal
+    links; curves carry over; the spread widens by the constants' `other_device_log_sigma`.
     """
-    have = {(fit.op, fit.link) for fit in network.fits}
-    extra: dict[tuple[str, str], CollectiveFit] = {}
+    have = {(fit.op, fit.link, _maker(fit)) for fit in network.fits}
+    own_kernels: dict[tuple[str, str], str] = {}
+    extra: dict[tuple[str, str, str], CollectiveFit] = {}
     for between, links in ((False, network.intra), (True, network.inter)):
         for link in links:
             for donor in donors:
                 for fit in donor.fits:
                     source = _link_of(donor, fit, between)
-                    key = fit.op, link.name
-                    if source is None or not _alike(source, link) or key in have or key in extra:
+                    key = fit.op, link.name, fit.impl
+                    if source is None or not _alike(source, link) or key in extra:
                         continue
-                    if bool(source.mesh) != bool(link.mesh) or fit.impl != "nccl" or fit.residual is None:
+                    if (fit.op, link.name, _maker(fit)) in have:
                         continue
-                    if fit.timing != "nccl-tests":
+                    if bool(source.mesh) != bool(link.mesh) or fit.residual is None:
+                        continue
+                    if _maker(fit) == "custom":
+                        if link.kind != "nvswitch":
+                            continue
+                        if own_kernels.setdefault((fit.op, link.name), donor.name) != donor.name:
+                            continue
+                    elif fit.impl != "nccl" or fit.timing != "nccl-tests":
                         continue
                     inside = network.intra[0].bytes_per_s / donor.intra[0].bytes_per_s
                     port = inside if between else link.bytes_per_s / source.bytes_per_s
                     extra[key] = _scaled(fit, source, link, port, donor.name)
     fits = (*network.fits, *(extra[key] for key in sorted(extra)))
     return network.model_copy(update={"fits": fits})
+
+
+def _maker(fit: CollectiveFit) -> str:
+    """nccl, gloo or custom."""
+    return fit.impl.partition(":")[0]
 
 
 def _alike(source: Link, link: Link) -> bool:

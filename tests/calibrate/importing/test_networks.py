@@ -83,6 +83,24 @@ def test_links_between_nodes_transfer_by_kind(table: Path) -> None:
     assert "ethernet-1x100g" not in fitted  # another kind: nominal
 
 
+def test_kernels_of_libraries_carry_over_between_switched_links_only(table: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    lines = [
+        f"A100-SXM4-80GB,{n},1,all_reduce,{2**p},{4 + 2.0**p / 1e5},NVLink3,custom:vllm-0.14.0:graph,"
+        "cuda_graph,made"
+        for n in (2, 4)
+        for p in range(10, 24, 2)
+    ]
+    path.write_text(HEAD + "\n".join(lines) + "\n")
+    switched, wired = (import_network(gpu, [table, path]) for gpu in ("H200-SXM", "V100-SXM2-32GB"))
+    fit = next(f for f in switched.fits if f.impl == "custom:vllm:graph")
+    assert fit.transferred_from == "A100-SXM4-80GB over nvlink3"
+    assert fit.extra_log_sigma > 0
+    assert not [f for f in wired.fits if f.impl.startswith("custom:")]
+    measured = import_network("A100-SXM4-80GB", [table, path])
+    assert [f.transferred_from for f in measured.fits if f.impl.startswith("custom:")] == [None]
+
+
 def test_no_table_gives_the_nominal_network() -> None:
     assert import_network("T4", []) == device_network("T4")
 
