@@ -120,6 +120,13 @@ class FrameworkProfile(BaseModel):
     """A server's passes take prompts and running requests together; else prompts have passes of their own."""
     merges_projections: bool = False
     """A server runs products of one input as one, and routed experts as one call."""
+    input_quantisation_s: dict[str, float] = Field(default_factory=dict)
+    """Type of products -> seconds that their measurements with these `kernels` spend on quantising the input,
+    which a server's normalisations and activations do on the way."""
+    input_quantisation_bytes: dict[str, float] = Field(default_factory=dict)
+    """The same: bytes moved for each element of the input, at the datasheet's bandwidth."""
+    parallel_experts_tokens: int = Field(0, ge=0)
+    """Tokens up to which a server's pass runs shared experts on a stream beside the routed ones."""
     kernels: tuple[str, ...] = ()
     """Libraries whose kernels run, as profiles name them (`vllm`): the first one that was measured; empty:
     the mean over those measured."""

@@ -3,7 +3,7 @@
 With c requests running, `steps` = output - 1 tokens each after the first, and a prompt adding e seconds to
 the passes that take it in (its whole forward where prompts have passes of their own):
 
-    token       t = pass(c) + (c / steps) e             a request's steps see one prompt of every other one
+    step        t = pass(c) + (c / steps) e             a request's steps see one prompt of every other one
     first token the rest of the running pass + own passes + wait for other prompts
     cycle       first token + steps t                   c counts those past their first token
 
@@ -11,7 +11,12 @@ Load generators start all clients at once: in the mean a prompt of the first wav
 work w. The next ones come as far apart as their forerunners were taken in, over w, and as the lengths of
 answers differ, over sqrt(12 j) deviations of a cycle in wave j; they wait as in M/D/1 at w over that width,
 but no longer than a queue at full load grows to over one wave. Clients beyond those that fit wait for one to
-end.
+end. A server that looks for new requests only every `poll_steps` steps takes in together what came meanwhile,
+after (poll_steps - 1) / 2 steps more in the mean.
+
+With speculative decoding a request's step checks `draft_tokens` guessed tokens beside its own and ends with
+`accepted_tokens` of them all in the mean, its own among them (arXiv 2211.17192, section 3.1): fewer steps, of
+more tokens each. What guesses cost beside that is left out.
 """
 
 from __future__ import annotations
@@ -39,7 +44,9 @@ class Load:
     """Clients of one replica of attention and what they send.
 
     `length_deviation`: of prompts' and answers' lengths over their mean; 0: all alike. `requests_each`: how
-    many a client sends in all; 0: so many that the start does not count.
+    many a client sends in all; 0: so many that the start does not count. `draft_tokens`, `accepted_tokens`:
+    guessed in a step of speculative decoding, and what such a step yields in the mean; 0 and 1: none.
+    `poll_steps`: after how many steps the server looks for new requests.
     """
 
     clients: int
@@ -47,6 +54,9 @@ class Load:
     output_len: int
     length_deviation: float = 0.0
     requests_each: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: float = 1.0
+    poll_steps: int = 1
 
     def __post_init__(self) -> None:
         if min(self.clients, self.prompt_len) < 1 or self.output_len < 2:
@@ -54,6 +64,16 @@ class Load:
                 f"clients({self.clients}), prompt({self.prompt_len}) must be at least 1, output"
                 f"({self.output_len}) at least 2 tokens"
             )
+        if not 1.0 <= self.accepted_tokens <= 1 + self.draft_tokens:
+            raise PlanError(
+                f"accepted_tokens({self.accepted_tokens:g}) must be from 1 to 1 + "
+                f"draft_tokens({self.draft_tokens})"
+            )
+
+    @property
+    def steps(self) -> float:
+        """Passes that a request takes part in after its first token."""
+        return (self.output_len - 1) / self.accepted_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,41 +96,44 @@ def serve_clients(
     if most_running < 1:
         raise PlanError("not one request fits beside the parameters; take more ranks")
     slots = min(load.clients, most_running)
-    steps = load.output_len - 1
+    steps = load.steps
     context = load.prompt_len + load.output_len // 2
-    running, first_s, token_s = float(slots), 0.0, 1.0
+    running, first_s, step_s = float(slots), 0.0, 1.0
     for _ in range(_ROUNDS):
         c = max(1, round(running))
-        decode_s = costs.seconds([Attending(requests=c, tokens=1, context=context)])
-        together = max(1, min(round(c / steps), framework.pass_tokens // load.prompt_len))
-        beside = c if framework.mixes_prompts else 0
-        passes = _prompt_passes(costs, framework, load.prompt_len, together, beside, context)
+        decoding = Attending(requests=c, tokens=1, context=context, drafted=load.draft_tokens)
+        decode_s = costs.seconds([decoding])
+        together = round(c * load.poll_steps / steps)
+        together = max(1, min(together, framework.pass_tokens // load.prompt_len))
+        beside = decoding if framework.mixes_prompts else None
+        passes = _prompt_passes(costs, framework, load.prompt_len, together, beside)
         prompt_s = sum(passes) / together
         added_s = prompt_s - (len(passes) * decode_s / together if framework.mixes_prompts else 0.0)
-        token_s = decode_s + c / steps * added_s
+        step_s = decode_s + c / steps * added_s
         share = min(1.0, c / steps * len(passes) / together)  # of all passes take in prompts
         rest_s = _rest_of_pass(decode_s, sum(passes) / len(passes), share)
-        cycle_s = first_s + steps * token_s
+        cycle_s = first_s + steps * step_s
         wait_s = _waves(costs, framework, load, slots, cycle_s)
-        first_s = rest_s + sum(passes) + wait_s
+        first_s = rest_s + 0.5 * (load.poll_steps - 1) * decode_s + sum(passes) + wait_s
         first_s += framework.arrival_overhead_s + load.clients * framework.client_overhead_s
-        running = max(1.0, slots * steps * token_s / (steps * token_s + first_s))
-    cycle_s = first_s + steps * token_s
+        running = max(1.0, slots * steps * step_s / (steps * step_s + first_s))
+    cycle_s = first_s + steps * step_s
     without_slot = load.clients - slots
     return ClientsPrediction(
         time_to_first_token_s=first_s + without_slot * cycle_s / slots,
-        time_per_output_token_s=token_s,
+        time_per_output_token_s=step_s / load.accepted_tokens,
         running=running,
         log_sigma=costs.log_sigma,
     )
 
 
 def _prompt_passes(
-    costs: PassCosts, framework: FrameworkProfile, prompt: int, together: int, beside: int, context: int
+    costs: PassCosts, framework: FrameworkProfile, prompt: int, together: int, beside: Attending | None = None
 ) -> list[float]:
     """Seconds of the passes that take in `together` prompts, `beside` running requests in each of them."""
-    room = max(_LEAST_CHUNK, framework.pass_tokens - beside)
-    decoding = [Attending(requests=beside, tokens=1, context=context)] if beside else []
+    decoding = [beside] if beside else []
+    room = framework.pass_tokens - sum(a.requests * (a.tokens + a.drafted) for a in decoding)
+    room = max(_LEAST_CHUNK, room)
     if prompt <= room:
         return [costs.seconds([Attending(requests=together, tokens=prompt, context=prompt), *decoding])]
     seconds = []
@@ -132,7 +155,7 @@ def _waves(costs: PassCosts, framework: FrameworkProfile, load: Load, slots: int
     """Mean wait of a prompt for the others of its wave."""
     full = max(1, framework.pass_tokens // load.prompt_len)
     together = min(full, slots)
-    each_s = sum(_prompt_passes(costs, framework, load.prompt_len, together, 0, load.prompt_len)) / together
+    each_s = sum(_prompt_passes(costs, framework, load.prompt_len, together)) / together
     work_s = slots * each_s
     waves = load.requests_each or 1
     if not load.requests_each:

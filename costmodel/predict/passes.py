@@ -10,7 +10,9 @@ A server's kernels differ from a training step's (the framework profile says whe
 
     products of one input   are one product (query, key and value; gate and up)
     routed experts          are one call of the grouped kernel, routing included
+    shared experts          run beside the routed ones, on a stream of their own, in passes of few tokens
     gathered projections    stay whole on every rank where that takes less than gathering their result
+    narrow products         find their input quantised by the kernel before, where they were measured with it
     loss                    there is none
 
 Attention replicas (`dp` of the plan) keep requests apart and share the experts: every pass gathers their
@@ -40,6 +42,7 @@ from costmodel.predict.served_kernels import (
     one_kernel_each,
     one_product_each,
     residual_with_norm,
+    shared_experts,
     state_bytes,
     state_update,
     without_recurrence,
@@ -61,6 +64,8 @@ _PROBES = ((32, 64), (64, 128), (16, 32), (128, 256), (8, 16))
 in order: how tensors are divided may turn on the batch, and must not differ between the two."""
 
 
+_MOST_QUANTISATION = 0.8
+"""Share of a measured product that quantising its input can be: in the smallest ones that were measured."""
 _CHUNK = 64
 """Tokens of a prompt that a recurrence takes in at once (Gated DeltaNet, arXiv 2412.06464, section 3.3)."""
 
@@ -75,11 +80,15 @@ class Experts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attending:
-    """`requests` attention calls of `tokens` queries each over `context` keys (its own tokens among them)."""
+    """`requests` attention calls of `tokens` queries each over `context` keys (its own tokens among them).
+
+    `drafted`: guessed tokens of each request that the pass checks beside its own, over the same keys.
+    """
 
     requests: int
     tokens: int
     context: int
+    drafted: int = 0
 
 
 class PassCosts:
@@ -114,12 +123,13 @@ class PassCosts:
 
     def seconds(self, attending: Sequence[Attending]) -> float:
         """One pass over these requests of a replica; 0 where there is no token."""
-        tokens = sum(a.requests * a.tokens for a in attending)
+        tokens = sum(a.requests * (a.tokens + a.drafted) for a in attending)
         requests = sum(a.requests for a in attending)
+        scored = sum(a.requests * (1 + a.drafted) for a in attending)
         if not tokens:
             return 0.0
         framework = self._inference.framework
-        at, heads = np.log(tokens), np.log(requests)
+        at, heads = np.log(tokens), np.log(scored)
         total = float(np.exp(np.interp(at, np.log(_TOKENS), self._blocks_s)))
         total += float(np.exp(np.interp(heads, np.log(_TOKENS), self._head_s)))
         total += sum(self._attending_s(a) for a in attending)
@@ -204,12 +214,19 @@ class PassCosts:
             for c in low.collectives
             if c.op == "all_gather" and c.phase is Phase.FORWARD and not head
         }
-        for a, b in zip(*kernels, strict=True):
-            seconds = self._operator_s(a, b, head=head)
+        routers = _routers(low.local)
+        beside = shared_experts(kernels[0], routers) if merged else frozenset()
+        routed, shared = np.zeros(len(_TOKENS)), np.zeros(len(_TOKENS))
+        for place, (a, b) in enumerate(zip(*kernels, strict=True)):
+            seconds = self._operator_s(a, b, as_kept=head or a.module in routers)
             size = gathered.pop(a.module, None) if a.kind == "gemm" else None
             if size is not None:
                 seconds = self._gathered_s(a, b, seconds, size)
             total += seconds
+            shared += seconds if place in beside else 0.0
+            routed += seconds if a.kind == "moe" else 0.0
+        at_once = self._plan.dp * _TOKENS <= self._inference.framework.parallel_experts_tokens
+        total -= np.where(at_once, np.minimum(routed, shared), 0.0)
         for a, b in zip(low.collectives, high.collectives, strict=True):
             if not head and a.phase is Phase.FORWARD and a.module and a.op != "all_gather":
                 total += self._collective_s(self._plan, a.op, a.size_bytes, b.size_bytes, a.axis)
@@ -238,8 +255,7 @@ class PassCosts:
         found = without_recurrence(segment, found)
         homes = {op.module for op in segment.operators if op.kind == "attention"}
         found = one_kernel_each(found, homes, ("elementwise",), "rope")
-        routers = {op.module for op in segment.operators if "topk" in op.target}
-        found = one_kernel_each(found, routers, ("elementwise", "reduction", "softmax"), None)
+        found = one_kernel_each(found, _routers(segment), ("elementwise", "reduction", "softmax"), None)
         return residual_with_norm(found) if segment.is_block else found
 
     def _one_call_of_experts(self, kernels: list[Operator]) -> list[Operator]:
@@ -275,15 +291,22 @@ class PassCosts:
         first, second = self._probes
         return low + (high - low) * (n - first) / (second - first)
 
-    def _operator_s(self, low: Operator, high: Operator, *, head: bool = False) -> FloatArray:
-        """Seconds [n] of one kernel; the head's weights keep the type of the activations."""
+    def _operator_s(self, low: Operator, high: Operator, *, as_kept: bool = False) -> FloatArray:
+        """Seconds [n] of one kernel. `as_kept`: weights of the activations' type (a head's, a router's)."""
         framework = self._inference.framework
-        if head:
+        if as_kept:
             framework = framework.model_copy(update={"half_products": "same"})
         ops = [replace(low, dims=self._dims(low, high, n)) for n in _TOKENS]
         priced = price_operators(ops, self._inference.profile, framework)
         self._sigma.append((float(priced.device_s[_TYPICAL]), float(priced.log_sigma[_TYPICAL])))
-        return priced.device_s + priced.host_s
+        seconds = priced.device_s
+        if low.kind == "gemm" and priced.fit[0].endswith(f"/{framework.half_products}"):
+            own = framework.input_quantisation_s.get(framework.half_products, 0.0)
+            moved = framework.input_quantisation_bytes.get(framework.half_products, 0.0)
+            elements = np.array([op.dims["m"] * op.dims["k"] for op in ops])
+            own_s = own + moved * elements / self._inference.profile.device.memory_bytes_per_s
+            seconds = seconds - np.minimum(own_s, _MOST_QUANTISATION * seconds)
+        return seconds + priced.host_s
 
     def _dims(self, low: Operator, high: Operator, n: float) -> dict[str, int]:
         dims = {key: max(0, round(self._line(v, high.dims[key], n))) for key, v in low.dims.items()}
@@ -328,6 +351,11 @@ class PassCosts:
             return 0.0
         priced = price_operators(calls, inference.profile, inference.framework)
         return float(sum(s * count for s, count in zip(priced.device_s, counts, strict=True)))
+
+
+def _routers(segment: Segment) -> set[str]:
+    """Modules that choose experts."""
+    return {op.module for op in segment.operators if "topk" in op.target}
 
 
 def _division(segment: ShardedSegment) -> object:

@@ -10,6 +10,7 @@ __all__ = [
     "one_kernel_each",
     "one_product_each",
     "residual_with_norm",
+    "shared_experts",
     "state_bytes",
     "state_update",
     "without_recurrence",
@@ -17,14 +18,16 @@ __all__ = [
 
 
 def one_product_each(segment: Segment, kernels: list[Operator]) -> list[Operator]:
-    """Products that read one tensor, side by side in one kernel (the first one's place and name)."""
+    """Products of one module that read one tensor, side by side in one kernel (the first one's place and
+    name); a router and a shared expert read one tensor too, and stay apart."""
     base = {t.index: t.index if t.view_of is None else t.view_of for t in segment.tensors}
     parameters = {t.index for t in segment.parameters}
-    first: dict[tuple[int, int, str], int] = {}
+    first: dict[tuple[str, int, int, str], int] = {}
     result: list[Operator] = []
     for op in kernels:
         inputs = [base.get(i, i) for i in op.inputs if base.get(i, i) not in parameters]
-        key = (inputs[0], op.dims["k"], op.dtype) if op.kind == "gemm" and inputs else None
+        home = op.module.rpartition(".")[0]
+        key = (home, inputs[0], op.dims["k"], op.dtype) if op.kind == "gemm" and inputs else None
         if key is not None and key in first:
             into = result[first[key]]
             result[first[key]] = replace(into, dims={**into.dims, "n": into.dims["n"] + op.dims["n"]})
@@ -55,6 +58,21 @@ def one_kernel_each(
             dims = {key: into.dims[key] + op.dims[key] for key in ("rows", "bytes")}
             result[place[op.module]] = replace(into, dims={**into.dims, **dims})
     return result
+
+
+def shared_experts(kernels: list[Operator], routers: set[str]) -> frozenset[int]:
+    """Places of the kernels of shared experts: what lies beside routed experts and is no router."""
+    places: set[int] = set()
+    for op in kernels:
+        holder = op.module.rpartition(".")[0]
+        if op.kind != "moe" or not holder:
+            continue
+        others = (op.module, *routers)
+        for place, other in enumerate(kernels):
+            apart = any(other.module == m or other.module.startswith(f"{m}.") for m in others)
+            if other.module.startswith(f"{holder}.") and not apart:
+                places.add(place)
+    return frozenset(places)
 
 
 def residual_with_norm(kernels: list[Operator]) -> list[Operator]:

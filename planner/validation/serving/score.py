@@ -22,6 +22,7 @@ from costmodel.predict.passes import PassCosts
 from planner.validation.published.rows import PublishedRow, read_rows
 from planner.validation.scoring import Report, ScoredRow
 from planner.validation.serving.setting import (
+    cache_room_bytes,
     served_config,
     serving_framework,
     serving_load,
@@ -33,8 +34,6 @@ __all__ = ["COLUMNS", "METRICS", "is_serving_table", "validate_serving"]
 COLUMNS = frozenset({"gpu", "backend", "model", "isl", "osl"})
 """What a table of servers has at least."""
 METRICS = ("ttft_ms", "tpot_ms")
-_USED_MEMORY = 0.9
-"""Share of the device's memory that servers take by default (--gpu-memory-utilization and the like)."""
 _ROWS_WORTH_WORKERS = 40
 
 
@@ -172,7 +171,8 @@ def _predict(row: PublishedRow, cache: _Cache) -> tuple[dict[str, float], float]
     load = serving_load(row, replicas)
     if isinstance(load, str):
         return load
-    room = _USED_MEMORY * inference.profile.device.memory_bytes - costs.parameter_bytes
+    memory_bytes = inference.profile.device.memory_bytes
+    room = cache_room_bytes(row, device_bytes=memory_bytes, parameter_bytes=costs.parameter_bytes)
     each = costs.cache_bytes_per_token * (load.prompt_len + 0.5 * load.output_len)
     most = int(room / each) if each else load.clients
     found = serve_clients(costs, inference.framework, load, most_running=most)

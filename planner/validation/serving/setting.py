@@ -18,7 +18,7 @@ from costmodel.predict.clients import Load
 from costmodel.predict.passes import Experts
 from planner.validation.published.rows import PublishedRow
 
-__all__ = ["Ranks", "served_config", "serving_framework", "serving_load", "serving_ranks"]
+__all__ = ["Ranks", "cache_room_bytes", "served_config", "serving_framework", "serving_load", "serving_ranks"]
 
 _FOLDER = Path(costmodel.__path__[0]) / "data" / "published"
 
@@ -59,8 +59,7 @@ def _model(row: PublishedRow) -> dict[str, Any]:
 
 def serving_framework(row: PublishedRow) -> FrameworkProfile | None:
     """The backend's framework profile with the row's products and cache; None for an unknown backend."""
-    settings, backend = _settings(), row.text("backend")
-    entry = next((b for b in settings["backends"] if re.search(b["match"], backend, re.I)), None)
+    settings, backend, entry = _settings(), row.text("backend"), _backend(row)
     if entry is None:
         return None
     precision = row.text("precision")
@@ -77,6 +76,22 @@ def serving_framework(row: PublishedRow) -> FrameworkProfile | None:
             changes["cache_dtype"] = cache["cache_dtype"]
             break
     return load_framework(entry["framework"]).model_copy(update=changes)
+
+
+def _backend(row: PublishedRow) -> dict[str, Any] | None:
+    """The row's entry in the table of backends."""
+    return next(
+        (b for b in _settings()["backends"] if re.search(b["match"], row.text("backend"), re.I)), None
+    )
+
+
+def cache_room_bytes(row: PublishedRow, *, device_bytes: float, parameter_bytes: float) -> float:
+    """Bytes that a rank of the backend has for keys and values: a share of the device less the parameters, or
+    a share of what the parameters leave."""
+    entry = _backend(row) or {}
+    if "free_memory_fraction" in entry:
+        return float(entry["free_memory_fraction"]) * (device_bytes - parameter_bytes)
+    return float(entry.get("memory_fraction", 1.0)) * device_bytes - parameter_bytes
 
 
 def _products(wording: str) -> str:
@@ -115,11 +130,22 @@ def serving_load(row: PublishedRow, replicas: int) -> Load | str:
         return "the row gives neither concurrency nor batch_size"
     version = row.text("backend_version")
     made = next(m for m in _settings()["loads"] if re.search(m["backend_version"], version))
+    looks = next(
+        p
+        for p in _settings()["polls"]
+        if re.search(p["backend"], row.text("backend")) and clients >= p["clients_from"]
+    )
     mean = made["mean_length_fraction"]
+    guess: dict[str, Any] = next(
+        (g for g in _settings()["speculation"] if re.search(g["backend_version"], version)), {}
+    )
     return Load(
         clients=max(1, round(clients / replicas)),
         prompt_len=round(isl * mean),
         output_len=round(osl * mean),
         length_deviation=made["length_deviation"],
         requests_each=made["requests_each"],
+        draft_tokens=guess.get("draft_tokens", 0),
+        accepted_tokens=guess.get("accepted_tokens", 1.0),
+        poll_steps=looks["poll_steps"],
     )

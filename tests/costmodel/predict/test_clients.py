@@ -23,7 +23,7 @@ class _Given:
     log_sigma: float = 0.1
 
     def seconds(self, attending: Sequence[Attending]) -> float:
-        tokens = sum(a.requests * a.tokens for a in attending)
+        tokens = sum(a.requests * (a.tokens + a.drafted) for a in attending)
         return self.fixed_s + tokens * self.token_s if tokens else 0.0
 
 
@@ -99,3 +99,26 @@ def test_no_load_at_all_is_refused(sizes: tuple[int, int, int]) -> None:
 def test_a_server_that_nothing_fits_is_refused() -> None:
     with pytest.raises(PlanError, match="fits"):
         _serve(Load(clients=1, prompt_len=8, output_len=8), most=0)
+
+
+def test_accepted_guesses_divide_the_passes_and_all_guesses_lengthen_them() -> None:
+    plain = Load(clients=10, prompt_len=100, output_len=1001)
+    guessing = Load(clients=10, prompt_len=100, output_len=1001, draft_tokens=3, accepted_tokens=2.0)
+    one, two = (_serve(load).time_per_output_token_s for load in (plain, guessing))
+    prompts_s = 10 / 1000 * 100e-5
+    assert one == pytest.approx(1e-2 + 10e-5 + prompts_s, rel=1e-3)
+    assert two == pytest.approx((1e-2 + 40e-5) / 2 + prompts_s, rel=1e-3)
+
+
+@pytest.mark.parametrize(("drafted", "accepted"), [(0, 1.5), (3, 4.5), (3, 0.5)])
+def test_no_more_tokens_are_accepted_than_guessed(drafted: int, accepted: float) -> None:
+    with pytest.raises(PlanError, match="accepted_tokens"):
+        Load(clients=1, prompt_len=1, output_len=2, draft_tokens=drafted, accepted_tokens=accepted)
+
+
+def test_a_server_that_looks_seldom_lets_prompts_wait_for_half_the_steps_between() -> None:
+    often, seldom = (
+        _serve(Load(clients=2, prompt_len=1000, output_len=10001, poll_steps=n)) for n in (1, 31)
+    )
+    more_s = seldom.time_to_first_token_s - often.time_to_first_token_s
+    assert more_s == pytest.approx(15 * (1e-2 + 2e-5), rel=0.01)

@@ -49,13 +49,12 @@ _LATENT: dict[str, Any] = {
 }
 
 
-@lru_cache(maxsize=4)
-def _forecaster(name: str) -> InferenceForecaster:
+def _forecaster(name: str, **changes: Any) -> InferenceForecaster:
     config = {"llama": _LLAMA, "latent": _LATENT}[name]
     return InferenceForecaster(
         source=resolve_config(config, name=name, seq_len=1),
         profile=load_profile("H100-SXM5-80GB"),
-        framework=load_framework("vllm"),
+        framework=load_framework("vllm").model_copy(update=changes),
     )
 
 
@@ -69,9 +68,9 @@ def _decode(requests: int, context: int = 1024) -> Attending:
 
 
 def test_a_pass_of_running_requests_is_near_a_decode_of_the_batch() -> None:
-    found = _costs("llama").seconds([_decode(16)])
+    found = _costs("llama").seconds([_decode(16)]) - 16 * load_framework("vllm").request_overhead_s
     alone = _forecaster("llama").generate(Plan(), batch_size=16, prompt_len=768, output_len=512)
-    # the server merges projections and leaves the loss out
+    # the server merges projections and leaves the loss out; what its host does comes on top
     assert 0.5 * alone.time_per_output_token_s < found < alone.time_per_output_token_s
 
 
@@ -128,3 +127,30 @@ def test_few_tokens_read_few_experts_and_groups_read_fewer_each() -> None:
     assert one.seconds([_decode(1)]) < one.seconds([_decode(64)])
     assert shared.parameter_bytes == pytest.approx(split.parameter_bytes, rel=1e-6)
     assert shared.parameter_bytes < one.parameter_bytes
+
+
+def test_shared_experts_run_beside_the_routed_ones_in_passes_of_few_tokens() -> None:
+    together = PassCosts(_forecaster("latent", parallel_experts_tokens=64), Plan())
+    apart = PassCosts(_forecaster("latent", parallel_experts_tokens=0), Plan())
+    assert together.seconds([_decode(16)]) < apart.seconds([_decode(16)])
+    assert together.seconds([_decode(512)]) == apart.seconds([_decode(512)])
+    dense = [PassCosts(_forecaster("llama", parallel_experts_tokens=n), Plan()) for n in (0, 64)]
+    assert dense[0].seconds([_decode(16)]) == dense[1].seconds([_decode(16)])
+
+
+def test_quantising_the_input_leaves_the_products_but_never_most_of_them() -> None:
+    narrow = {"half_products": "fp8"}
+    costs = [
+        PassCosts(_forecaster("llama", **narrow, input_quantisation_s={"fp8": own}), Plan())
+        for own in (0.0, 1e-6, 1.0)
+    ]
+    with_it, without, capped = (c.seconds([_decode(16)]) for c in costs)
+    # four blocks of four products: query, key and value are one, gate and up are one
+    assert with_it - without == pytest.approx(4 * 4 * 1e-6, rel=1e-3)
+    assert 0 < capped < without
+
+
+def test_guessed_tokens_cost_a_pass_what_tokens_cost_and_attention_nothing() -> None:
+    costs = _costs("llama")
+    guessing = Attending(requests=16, tokens=1, context=1024, drafted=63)
+    assert costs.seconds([_decode(16)]) < costs.seconds([guessing]) < costs.seconds([_decode(1024)])

@@ -10,10 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from costmodel.errors import InputFileError
+from costmodel.predict.clients import Load
 from planner.cli import app
 from planner.validation.published.rows import PublishedRow
 from planner.validation.serving.score import is_serving_table, validate_serving
 from planner.validation.serving.setting import (
+    cache_room_bytes,
     served_config,
     serving_framework,
     serving_load,
@@ -143,3 +145,25 @@ def test_load_and_products_follow_the_wording() -> None:
     assert blocks is not None
     assert blocks.half_products == "fp8_block"
     assert served_config(_row(model="moonshotai/Kimi-K2.5"))["n_routed_experts"] == 384  # type: ignore[index]
+
+
+def test_load_follows_how_a_version_was_run() -> None:
+    def load(**cells: str) -> Load:
+        found = serving_load(_row(**cells), 1)
+        assert not isinstance(found, str)
+        return found
+
+    guessing = load(backend="trtllm", backend_version="1.2.0rc6.post3")
+    assert guessing.draft_tokens >= guessing.accepted_tokens - 1 > 0
+    assert load(backend="trtllm", backend_version="1.2.0rc6.post2").accepted_tokens == 1.0
+    polls = [load(backend="sglang", concurrency=str(n)).poll_steps for n in (8, 16)]
+    assert polls == sorted(polls)
+    assert polls[0] > load(backend="vllm").poll_steps == 1
+
+
+def test_memory_left_for_requests_follows_the_backend() -> None:
+    def room(backend: str, parameters: float) -> float:
+        return cache_room_bytes(_row(backend=backend), device_bytes=100e9, parameter_bytes=parameters)
+
+    assert room("vllm", 95e9) < 0 < room("trtllm", 95e9) < 5e9
+    assert room("vllm", 10e9) == pytest.approx(room("vllm", 0.0) - 10e9)
