@@ -118,7 +118,7 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
 def _handling_s(
     moved_bytes: FloatArray, dtype: str, profile: HardwareProfile, framework: FrameworkProfile
 ) -> FloatArray:
-    """Seconds [n] that the multiprocessors take over the values of `moved_bytes` bytes, beside moving them."""
+    """Seconds [n] that the multiprocessors take over the values of `moved_bytes` bytes beside moving them."""
     units = max(1, profile.device.multiprocessors or 1)
     values = moved_bytes / element_bytes(dtype)
     return np.asarray(values / (units * framework.memory_bound_elements_per_s))

@@ -136,7 +136,9 @@ def serving_load(row: PublishedRow, replicas: int) -> Load | str:
         if re.search(p["backend"], row.text("backend")) and clients >= p["clients_from"]
     )
     mean = made["mean_length_fraction"]
-    guess = next((g for g in _settings()["speculation"] if re.search(g["backend_version"], version)), {})
+    guess: dict[str, Any] = next(
+        (g for g in _settings()["speculation"] if re.search(g["backend_version"], version)), {}
+    )
     return Load(
         clients=max(1, round(clients / replicas)),
         prompt_len=round(isl * mean),
