@@ -208,7 +208,7 @@ def test_autocast_costs_its_casts_and_splits_like_the_rest() -> None:
     assert cast.breakdown_s["compute"] > 1.05 * half.breakdown_s["compute"]
     assert cast.peak_memory_bytes > half.peak_memory_bytes
     on_two = forecast(split, "pytorch-amp", autocast=True)
-    assert on_two.breakdown_s["compute"] < 0.75 * cast.breakdown_s["compute"]
+    assert on_two.breakdown_s["compute"] < 0.9 * cast.breakdown_s["compute"]
     # nothing to cast where the model computes in fp32
     full = [forecast(whole, "pytorch-amp", autocast=on, compute_dtype="fp32") for on in (False, True)]
     assert full[0].step_time_s == full[1].step_time_s
