@@ -119,9 +119,8 @@ def _handling_s(
     moved_bytes: FloatArray, dtype: str, profile: HardwareProfile, framework: FrameworkProfile
 ) -> FloatArray:
     """Seconds [n] that the multiprocessors take over the values of `moved_bytes` bytes, beside moving them."""
-    units = max(1, profile.device.multiprocessors or 1)
     values = moved_bytes / element_bytes(dtype)
-    return np.asarray(values / (units * framework.memory_bound_elements_per_s))
+    return np.asarray(values / (profile.device.multiprocessors * framework.memory_bound_elements_per_s))
 
 
 def _flat(dims: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
