@@ -118,9 +118,10 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
 def _handling_s(
     moved_bytes: FloatArray, dtype: str, profile: HardwareProfile, framework: FrameworkProfile
 ) -> FloatArray:
-    """Seconds [n] that the multiprocessors take over the values of `moved_bytes` bytes, beside moving them."""
+    """Seconds [n] that the multiprocessors take over the values of `moved_bytes`, beside moving them."""
     values = moved_bytes / element_bytes(dtype)
-    return np.asarray(values / (profile.device.multiprocessors * framework.memory_bound_elements_per_s))
+    units = profile.device.multiprocessors
+    return np.asarray(values / (units * framework.memory_bound_elements_per_s))
 
 
 def _flat(dims: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
