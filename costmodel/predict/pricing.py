@@ -118,9 +118,9 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
 def _handling_s(
     moved_bytes: FloatArray, dtype: str, profile: HardwareProfile, framework: FrameworkProfile
 ) -> FloatArray:
-    """Seconds [n] that the multiprocessors take over the values of `moved_bytes` bytes beside moving them."""
-    units = max(1, profile.device.multiprocessors or 1)
+    """Seconds [n] that the multiprocessors take over the values of `moved_bytes`, beside moving them."""
     values = moved_bytes / element_bytes(dtype)
+    units = profile.device.multiprocessors
     return np.asarray(values / (units * framework.memory_bound_elements_per_s))
 
 
