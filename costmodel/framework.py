@@ -108,9 +108,22 @@ class FrameworkProfile(BaseModel):
     whose collectives torch runs one after another."""
     overlap_ep: bool = False
     """Tokens of one micro-batch travel to experts while another one is computed."""
+    overlap_tp: bool = False
+    """Tensor-parallel collectives run beside the layer's products, one slice for each rank: the transfer of
+    all slices but one is hidden where the products last that long (Transformer Engine's user buffers)."""
+    expert_bias_bytes: float = Field(0.0, ge=0)
+    """Bytes that adding experts' biases moves, forward and backward, for each element of their products: 0
+    inside the products, more where the framework slices, adds and joins expert by expert."""
+    routed_rows: Literal["as_traced", "half"] = "as_traced"
+    """Type in which tokens are permuted, weighed and summed around experts where the traced module does it in
+    fp32: half for frameworks that weigh them inside the experts' activation, and take the router's product on
+    tensor cores."""
     dispatch: Literal["per_expert", "per_node"] = "per_expert"
     """Whether a token crosses to another node once for each of its experts there, or once for the node,
     whose ranks pass it on (DeepSeek-V3's dispatch, arXiv 2412.19437, section 3.2.2)."""
+    dispatch_speed: float = Field(1.0, gt=0)
+    """Rate among three nodes and more of such a dispatch's own kernels over that of the profile's all-to-all;
+    between two they are alike."""
     overlap_p2p: bool = False
     """Whether pipeline transfers run beside the receiver's computation."""
     overlap_p2p_listed: bool = False

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from costmodel.errors import InputFileError, UsageError
 from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["HostMachine", "host_names", "host_of", "load_host"]
+__all__ = ["HostMachine", "dispatch_factor", "host_names", "host_of", "load_host"]
 
 _FILE = Path(__file__).resolve().parent.parent / "data" / "hosts.json"
 
@@ -60,3 +60,9 @@ def host_of(profile: HardwareProfile) -> HostMachine:
     """The usual host of a device's generation."""
     data = _data()
     return load_host(data["by_architecture"].get(profile.device.architecture, data["default"]))
+
+
+def dispatch_factor(profile: HardwareProfile) -> float:
+    """Time that a framework's host code takes on the usual host of a device's generation, over what it takes
+    on the host that frameworks' host times are given for."""
+    return float(_data()["dispatch_factor"]["by_architecture"].get(profile.device.architecture, 1.0))

@@ -84,6 +84,9 @@ class DeviceSpec(_Frozen):
     """Name of the process node; sets how much arithmetic a watt buys."""
     host_bytes_per_s: float | None = None
     """Link between host and device, one direction."""
+    sustained_speed: dict[str, float] = {}
+    """Rate of products and attention over a donor's at the same datasheet peaks, by dtype: what whole runs
+    tell of a device that no operator table covers."""
     sources: dict[str, str] = {}
     """Field -> where its value comes from."""
 

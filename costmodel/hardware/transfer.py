@@ -112,6 +112,8 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
         parameters[_SUSTAINED] = float(f"{share:.6g}")
         if share < held:  # the source's burst is that of a board with more power to spend
             parameters[_BURST] = min(parameters[_BURST], _energy().burst_s)
+    if (faster := target.sustained_speed.get(math_dtype(fit.dtype))) and _COMPUTE in parameters:
+        parameters[_COMPUTE] = float(f"{parameters[_COMPUTE] * faster:.6g}")
     return fit.model_copy(
         update={
             "parameters": parameters,

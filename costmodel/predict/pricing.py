@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
 from costmodel.hardware.device import element_bytes, math_dtype
+from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.pricing import contended_s, operator_times, streams
 
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
     from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["PricedOperators", "host_cost_s", "price_operators"]
+__all__ = ["PricedOperators", "host_cost_s", "price_operators", "streaming_s"]
 
 
 _FLAT_COLS = 4096.0
 """Width of a run of elements: a token's, as in the tables that element-wise kernels are fitted to."""
+_EXPERTS = ("grouped_gemm", "moe")
 _WEIGHTED = ("gemm", "grouped_gemm", "moe")
 _PRODUCTS = ("gemm", "bmm", "grouped_gemm", "conv", "attention")
 
@@ -58,6 +60,7 @@ def price_operators(
     `host_s`. On a CPU the measured operator time already holds its dispatch; `host_s` is then what eager
     autograd, or without gradients the modules' own code, adds around it.
     """
+    operators = _routed(operators, profile, framework)
     n = len(operators)
     device_s = np.zeros(n)
     contended = np.zeros(n)
@@ -97,6 +100,37 @@ def price_operators(
     )
 
 
+def streaming_s(
+    elements: int, size_bytes: float, profile: HardwareProfile, framework: FrameworkProfile
+) -> float:
+    """Seconds of reading and writing so many bytes of so many elements, at the speed of an addition."""
+    sizes = {"rows": np.array([1.0]), "cols": np.array([float(elements)]), "bytes": np.array([size_bytes])}
+    dims = sizes if profile.device.kind == "cpu" else _flat(sizes)
+    estimate = operator_times(profile, "elementwise", "add", framework.compute_dtype, dims)
+    return float(estimate.median_s[0]) / framework.memory_bound_efficiency
+
+
+def _routed(
+    operators: Sequence[Operator], profile: HardwareProfile, framework: FrameworkProfile
+) -> Sequence[Operator]:
+    """The operators with what streams routed tokens around experts in the framework's type for that, and the
+    router's own product on tensor cores."""
+    modules = {op.module for op in operators if op.kind in _EXPERTS}
+    if framework.routed_rows == "as_traced" or not modules:
+        return operators
+    tensor_cores = "tf32" in profile.device.peak_flop_per_s
+    found = []
+    for op in operators:
+        if op.dtype == "fp32" and op.module in modules and "bytes" in op.dims:
+            dims = {**op.dims, "bytes": op.dims["bytes"] // 2}
+            found.append(replace(op, dtype=framework.compute_dtype, dims=dims))
+        elif op.dtype == "fp32" and op.kind == "gemm" and tensor_cores:
+            found.append(replace(op, dtype="tf32"))
+        else:
+            found.append(op)
+    return found
+
+
 def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkProfile) -> str:
     """The type an operator computes in: products of fp32 operands may be tf32, with weights fp8.
 
@@ -107,7 +141,7 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
     if half and profile.device.kind != "cpu" and peaks.get(op.dtype, 0.0) < peaks.get("fp32", 0.0):
         return "fp32"
     narrow = framework.half_products
-    if op.kind in ("moe", "grouped_gemm") and framework.expert_products != "as the others":
+    if op.kind in _EXPERTS and framework.expert_products != "as the others":
         narrow = framework.expert_products
     if op.kind in _WEIGHTED and op.dtype in ("fp16", "bf16") and math_dtype(narrow) in peaks:
         return narrow
@@ -141,7 +175,10 @@ def _host_times(
     dispatch = 0.0
     if asynchronous:  # a shipped profile of a GPU knows no host: then the framework's runs tell
         measured = profile.host.get("dispatch_s")
-        dispatch = framework.host_operator_s if measured is None else measured.value_s * framework.host_factor
+        if measured is None:
+            dispatch = framework.host_operator_s * dispatch_factor(profile)
+        else:
+            dispatch = measured.value_s * framework.host_factor
     view = host_cost_s(profile, "host_view_s")
     autograd = host_cost_s(profile, "autograd_s")
     times = np.array([view if op.kind == "host" else dispatch for op in operators])

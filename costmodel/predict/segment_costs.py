@@ -12,7 +12,9 @@ from costmodel.graph.fusion import FusedSegment, fuse
 from costmodel.graph.liveness import SegmentMemory, recomputed_operators, segment_memory
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
 from costmodel.graph.softmax import written_out_softmax
-from costmodel.predict.pricing import PricedOperators, host_cost_s, price_operators
+from costmodel.hardware.host_machine import dispatch_factor
+from costmodel.predict.pricing import PricedOperators, host_cost_s, price_operators, streaming_s
+from costmodel.sharding.expert import biased_elements
 from costmodel.stage_costs import CostParts
 
 if TYPE_CHECKING:
@@ -154,12 +156,17 @@ def price_segment(
     for part in ("forward", "backward_input"):
         host[part] += 0.5 * module_s * len(dispatched)
     if profile.device.kind != "cpu":
+        factor = dispatch_factor(profile)
         for part, seconds in _framework_host_s(segment, framework, bool(again), recompute).items():
-            host[part] += seconds
+            host[part] += factor * seconds
+    for part in ("forward", "backward_input"):
+        device[part] += 0.5 * _biases_s(segment, profile, framework)
     calls = [_once_per_node(call, n_nodes(call.axis), framework) for call in segment.collectives]
     comm = _comm_times(calls, collective, link, recompute == "full" and bool(again), error)
     if framework.overlap_ep:
         _hide_experts(comm, device)
+    if framework.overlap_tp:
+        _hide_slices(comm, device, max((c.n_ranks for c in calls if c.axis == "tp"), default=1))
     return SegmentCosts(
         device_s=device,
         contended_s=contended,
@@ -172,6 +179,14 @@ def price_segment(
         asynchronous=profile.device.kind != "cpu",
         blocking=framework.launch_blocking,
     )
+
+
+def _biases_s(segment: ShardedSegment, profile: HardwareProfile, framework: FrameworkProfile) -> float:
+    """Seconds, forward and backward, of adding biases to the products of experts one expert at a time."""
+    elements = biased_elements(segment.local) if framework.expert_bias_bytes else 0
+    if not elements:
+        return 0.0
+    return streaming_s(elements, framework.expert_bias_bytes * elements, profile, framework)
 
 
 def _with_loss(memory: SegmentMemory, segment: ShardedSegment, framework: FrameworkProfile) -> SegmentMemory:
@@ -223,7 +238,8 @@ def _once_per_node(call: CollectiveCall, n_nodes: int, framework: FrameworkProfi
     if framework.dispatch != "per_node" or n_nodes < 2 or call.copies < 2:
         return call
     met = n_nodes * (1.0 - (1.0 - 1.0 / n_nodes) ** call.copies)
-    return replace(call, size_bytes=round(call.size_bytes * met / call.copies))
+    speed = framework.dispatch_speed if n_nodes > 2 else 1.0
+    return replace(call, size_bytes=round(call.size_bytes * met / call.copies / speed))
 
 
 def _hide_experts(comm: Mapping[str, dict[str, float]], device: Mapping[str, float]) -> None:
@@ -234,6 +250,14 @@ def _hide_experts(comm: Mapping[str, dict[str, float]], device: Mapping[str, flo
         left = max(0.0, exchanged - sum(device.values())) / exchanged
         for parts in comm.values():
             parts["ep_comm"] = parts.get("ep_comm", 0.0) * left
+
+
+def _hide_slices(comm: Mapping[str, dict[str, float]], device: Mapping[str, float], n_ranks: int) -> None:
+    """Take off the tensor-parallel collectives what runs beside the products: (n - 1) / n of each, at most as
+    long as the part computes."""
+    for part, parts in comm.items():
+        if seconds := parts.get("tp_comm", 0.0):
+            parts["tp_comm"] = seconds - min(seconds * (1.0 - 1.0 / n_ranks), device[part])
 
 
 def _comm_times(

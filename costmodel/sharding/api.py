@@ -69,7 +69,8 @@ def shard(
     if ep > 1:
         if not any(expert_tensors(s) for s in whole):
             raise PlanError(f"ep({ep}): the model has no expert weights to divide; use ep 1")
-        parts = [split_experts(part, ep=ep, routing=routing or Routing()) for part in parts]
+        slices = tp if sequence_parallel else 1
+        parts = [split_experts(p, ep=ep, routing=routing or Routing(), slices=slices) for p in parts]
     unruled = sum(
         s.count * (not has_rule(op.target))
         for s in whole

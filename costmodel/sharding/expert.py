@@ -4,8 +4,9 @@ Per layer and direction (GShard, arXiv 2006.16668, section 3.2): dispatch and co
 
     rows * width * bytes per element,   rows = tokens * top_k * capacity_factor
 
-per rank, forward and again backward. Each rank holds experts / ep experts and computes the rows routed to
-them: tokens * top_k on average, times `imbalance` on the busiest rank.
+per rank, forward and again backward; under sequence parallelism tokens are those of the rank's slice. Each
+rank holds experts / ep experts and computes the rows routed to them: tokens * top_k on average, times
+`imbalance` on the busiest rank.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, Te
 from costmodel.sharding.placements import Shard
 from costmodel.sharding.sharded import CollectiveCall, LocalParameter, ShardedSegment
 
-__all__ = ["Routing", "dispatch_bytes", "expert_tensors", "split_experts"]
+__all__ = ["Routing", "biased_elements", "dispatch_bytes", "expert_tensors", "split_experts"]
 
 _EXPERT_KINDS = ("grouped_gemm", "moe")
 
@@ -79,8 +80,24 @@ def expert_tensors(segment: Segment) -> dict[int, int]:
     return found
 
 
-def split_experts(sharded: ShardedSegment, *, ep: int, routing: Routing) -> ShardedSegment:
-    """One rank's part of a segment with its experts over ep ranks. Raises PlanError if they do not divide."""
+def biased_elements(segment: Segment) -> int:
+    """Elements of the results of a segment's expert products, one forward, to which a bias is added.
+
+    An expert's bias is a row of a matrix parameter of the product's own module, as wide as the product.
+    """
+    biases = {(t.name.rpartition(".")[0], t.shape[1]) for t in segment.parameters if len(t.shape) == 2}
+    return sum(
+        op.dims["m"] * op.dims["n"]
+        for op in segment.phase(Phase.FORWARD)
+        if op.kind == "grouped_gemm" and (op.module, op.dims["n"]) in biases
+    )
+
+
+def split_experts(sharded: ShardedSegment, *, ep: int, routing: Routing, slices: int = 1) -> ShardedSegment:
+    """One rank's part of a segment with its experts over ep ranks. Raises PlanError if they do not divide.
+
+    `slices`: ranks that hold a slice each of the sequence (sequence parallelism) and send the tokens of that.
+    """
     segment = sharded.local
     experts = expert_tensors(segment)
     if not experts:
@@ -94,7 +111,7 @@ def split_experts(sharded: ShardedSegment, *, ep: int, routing: Routing) -> Shar
     operators = tuple(_local(op, ep, routing) if op.index in uses else op for op in segment.operators)
     tensors = tuple(_tensor(t, ep) if t.index in experts else t for t in segment.tensors)
     parameters = tuple(_parameter(p, ep) if p.tensor in experts else p for p in sharded.parameters)
-    calls = _exchanges(segment, [op for op in segment.operators if op.index in uses], ep, routing)
+    calls = _exchanges(segment, [op for op in segment.operators if op.index in uses], ep, routing, slices)
     return replace(
         sharded,
         local=replace(segment, operators=operators, tensors=tensors),
@@ -163,7 +180,9 @@ def _copies(segment: Segment, tensors: dict[int, TensorInfo]) -> int:
     return widths[-1] if widths else 1
 
 
-def _exchanges(segment: Segment, ops: list[Operator], ep: int, routing: Routing) -> list[CollectiveCall]:
+def _exchanges(
+    segment: Segment, ops: list[Operator], ep: int, routing: Routing, slices: int
+) -> list[CollectiveCall]:
     tensors = {t.index: t for t in segment.tensors}
     calls: list[CollectiveCall] = []
     for phase in (Phase.FORWARD, Phase.BACKWARD):
@@ -175,7 +194,7 @@ def _exchanges(segment: Segment, ops: list[Operator], ep: int, routing: Routing)
             width = op.dims.get("hidden", op.dims.get(key, 1))
             rows = op.dims.get("num_tokens", op.dims.get("m", 0)) * op.dims.get("batch", 1)
             size = dispatch_bytes(
-                tokens=rows,
+                tokens=ceil(rows / slices),
                 top_k=op.dims.get("topk", 1),
                 width=width,
                 element_bytes=_element_bytes(op, tensors),

@@ -217,8 +217,11 @@ def row_plan(row: PublishedRow) -> Plan | str:
         return "the source does not say the batch"
     if not mbs:
         mbs = max(1, gbs // dp) if pp == 1 and gbs // dp <= 8 else 1
-    recompute = row.text("recompute", "none")
-    unsaid = {"sequence_parallel": bool(row.flag("sequence_parallel"))} | _unsaid(row)
+    unsaid: dict[str, Any] = {
+        "sequence_parallel": bool(row.flag("sequence_parallel")),
+        "recompute": "none",
+    } | _unsaid(row)
+    recompute = row.text("recompute") or unsaid["recompute"]
     zero_stage = _zero_stage(row)
     group = re.search(_settings()["shard_group"]["match"], row.text("notes"))
     shard = int(group.group(1)) if group and dp % int(group.group(1)) == 0 else 0

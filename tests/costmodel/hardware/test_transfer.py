@@ -73,6 +73,18 @@ def test_correction_stays_within_the_architecture() -> None:
     assert far.extra_log_sigma > transfer_fit(fit, h100, device("H200-SXM")).extra_log_sigma
 
 
+def test_a_device_known_from_whole_runs_is_as_much_faster_in_the_types_they_ran_in() -> None:
+    b200 = device("B200")
+    quicker = b200.model_copy(update={"name": "quicker", "sustained_speed": {"bf16": 1.25}})
+    for dtype, speed in (("bf16", 1.25), ("nvfp4", 1.0)):
+        fit = plain_fit(dtype=dtype, on="B200", compute_efficiency=0.4)
+        moved = transfer_fit(fit, b200, quicker)
+        times = [
+            operator_times(profile(f, on="B200"), "gemm", "nt", dtype, BIG).median_s[0] for f in (fit, moved)
+        ]
+        assert times[0] / times[1] == pytest.approx(speed, rel=0.03)
+
+
 def test_every_missing_kind_comes_from_one_donor_once() -> None:
     donors = [
         profile(plain_fit(dtype="bf16"), plain_fit(dtype="fp8"), on="H100-SXM5-80GB"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from costmodel.framework import framework_names, load_framework
+from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve, resolve_config
 from costmodel.plan import Plan
@@ -153,7 +154,7 @@ MOE = {
     "intermediate_size": 512,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "num_local_experts": 16,
+    "num_local_experts": 32,
     "num_experts_per_tok": 4,
     "vocab_size": 512,
 }
@@ -176,6 +177,15 @@ def test_tokens_cross_nodes_once_for_each_node_they_are_needed_on() -> None:
     once, each = exchange_s(across, dispatch="per_node"), exchange_s(across)
     # four experts drawn among two nodes meet 2 (1 - 1/16) of them: 1.875 copies for 4
     assert 1.875 / 4 < once / each < 0.8
+
+
+def test_dispatch_kernels_are_faster_among_many_nodes() -> None:
+    def per_token_s(dp: int, speed: float) -> float:
+        plan = Plan(dp=dp, ep=dp, micro_batch_size=8, global_batch_size=8 * dp)
+        return exchange_s(plan, dispatch="per_node", dispatch_speed=speed, host_collective_s=0.0)
+
+    assert per_token_s(16, 2.0) == per_token_s(16, 1.0)
+    assert per_token_s(32, 2.0) < 0.7 * per_token_s(32, 1.0)
 
 
 def test_overlapped_exchanges_show_where_they_outlast_the_computation() -> None:
@@ -251,3 +261,94 @@ def test_context_parallel_ranks_share_the_update() -> None:
 
     assert update_s(2, 2) == pytest.approx(update_s(4, 1))
     assert update_s(2, 2) < update_s(2, 1)
+
+
+def test_slices_of_tensor_parallel_collectives_hide_behind_products() -> None:
+    plan = Plan(tp=4, micro_batch_size=16, global_batch_size=64, sequence_parallel=True)
+    sliced, whole = (forecast(plan, overlap_tp=on).breakdown_s["tp_comm"] for on in (True, False))
+    assert whole / 4 < sliced < whole / 2  # the head's and the loss's own outlast what they hide behind
+
+
+OSS = {
+    "model_type": "gpt_oss",
+    "architectures": ["GptOssForCausalLM"],
+    "num_hidden_layers": 2,
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "head_dim": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "sliding_window": 128,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 4,
+    "vocab_size": 512,
+}
+
+
+@pytest.mark.parametrize(("config", "biased"), [(OSS, True), (MOE, False)])
+def test_biases_added_expert_by_expert_cost_where_experts_have_them(
+    config: dict[str, Any], biased: bool
+) -> None:
+    plan = Plan(dp=8, ep=8, micro_batch_size=8, global_batch_size=64)
+
+    def compute_s(expert_bias_bytes: float) -> float:
+        framework = load_framework("megatron-core").model_copy(
+            update={"expert_bias_bytes": expert_bias_bytes}
+        )
+        source = resolve_config(config, name="moe", seq_len=1024)
+        forecaster = Forecaster(
+            source=source, profile=load_profile("h100-sxm5-80gb"), framework=framework.model_copy()
+        )
+        return forecaster.forecast(plan).prediction.breakdown_s["compute"]
+
+    assert (compute_s(1000.0) > 1.2 * compute_s(0.0)) is biased
+
+
+def test_tokens_weighed_inside_the_experts_move_in_half_precision() -> None:
+    """DeepSeek's own module weighs and sums routed tokens in fp32."""
+    experts = {
+        "model_type": "deepseek_v3",
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "num_hidden_layers": 2,
+        "first_k_dense_replace": 1,
+        "hidden_size": 4096,
+        "intermediate_size": 1024,
+        "moe_intermediate_size": 512,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "n_routed_experts": 16,
+        "num_experts_per_tok": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "vocab_size": 512,
+    }
+    source = resolve_config(experts, name="moe", seq_len=1024)
+    base = load_framework("megatron-bridge")
+
+    def compute_s(routed_rows: str) -> float:
+        forecaster = Forecaster(
+            source=source,
+            profile=load_profile("b200"),
+            framework=base.model_copy(update={"routed_rows": routed_rows}),
+        )
+        plan = Plan(dp=8, ep=8, micro_batch_size=8, global_batch_size=64)
+        return forecaster.forecast(plan).prediction.breakdown_s["compute"]
+
+    assert compute_s("half") < 0.97 * compute_s("as_traced")
+
+
+def test_the_host_of_a_newer_node_dispatches_sooner() -> None:
+    """With kernels this small a step takes what the host takes."""
+    framework = load_framework("megatron-core").model_copy(update={"step_overhead_s": 0.0})
+    steps = []
+    for name in ("a100-sxm4-80gb", "h100-sxm5-80gb"):
+        forecaster = Forecaster(
+            source=resolve("gpt2", seq_len=256, overrides=GPT),
+            profile=load_profile(name),
+            framework=framework,
+        )
+        plan = Plan(micro_batch_size=1, global_batch_size=4)
+        steps.append(forecaster.forecast(plan).prediction.step_time_s)
+    factors = [dispatch_factor(load_profile(name)) for name in ("a100-sxm4-80gb", "h100-sxm5-80gb")]
+    assert factors[1] < factors[0] == 1.0
+    assert steps[1] / steps[0] == pytest.approx(factors[1], rel=0.03)

@@ -11,7 +11,8 @@ from torch import nn
 from costmodel.errors import PlanError
 from costmodel.graph import ModelGraph, Operator, Phase, Segment, trace_module
 from costmodel.sharding import Routing, Shard, shard
-from costmodel.sharding.expert import dispatch_bytes, expert_tensors
+from costmodel.sharding.expert import dispatch_bytes, expert_tensors, split_experts
+from costmodel.sharding.sharded import unsharded_segment
 from costmodel.sharding.tp_plan import assignment_from_tp_plan
 from tests.costmodel.sharding.gloo_worker import build
 
@@ -164,6 +165,8 @@ def test_experts_are_divided_and_tokens_exchanged() -> None:
     assert [(c.op, c.size_bytes, c.axis) for c in part.phase(Phase.FORWARD)] == [
         ("all_to_all", rows * 8 * 4, "ep")
     ] * 2
+    sliced = split_experts(unsharded_segment(segment), ep=2, routing=Routing(), slices=4)
+    assert {c.size_bytes for c in sliced.phase(Phase.FORWARD)} == {rows * 8 * 4 // 4}
     with pytest.raises(PlanError, match=r"experts\(4\) % ep\(3\) != 0"):
         shard(graph, tp=1, ep=3)
 

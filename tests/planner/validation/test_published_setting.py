@@ -192,3 +192,29 @@ def test_what_a_sources_scripts_set_counts_where_the_row_does_not_say() -> None:
     assert row_plan(other).zero_stage == 0  # type: ignore[union-attr]
     script = row_framework(published(**{**cells, "dtype": "bf16"}))
     assert (script.gradient_bytes, script.optimizer_state_bytes) == (2, 16)
+
+
+@pytest.mark.parametrize(("said", "recompute"), [("", "full"), ("none", "none"), ("selective", "selective")])
+def test_what_a_codes_configurations_recompute_stands_in_where_the_row_does_not_say(
+    said: str, recompute: str
+) -> None:
+    notes = "seq 2048, dims and remat policy live in the repo configs"
+    cells = {"framework": "PAXML (JAX)", "zero_stage": "3", "n_gpus": "8", "micro_batch": "4"}
+    plan = row_plan(published(**cells, notes=notes, recompute=said))
+    assert not isinstance(plan, str)
+    assert plan.recompute == recompute
+
+
+def test_a_job_whose_steps_stall_is_told_by_its_setting() -> None:
+    job = {"framework": "Megatron-LM (mcore)", "gpu": "GB200", "dtype": "bf16", "tp": "1", "pp": "1"}
+    usual = row_framework(published(**job, n_gpus="8")).step_overhead_s
+    waiting = row_framework(published(**{**job, "tp": "2"}, n_gpus="4")).step_overhead_s
+    alone = row_framework(published(**job, n_gpus="4")).step_overhead_s
+    assert usual < alone < waiting
+
+
+def test_exchanges_overlap_where_experts_span_nodes_and_pipelines_interleave() -> None:
+    row = {"framework": "Megatron-Bridge", "gpu": "H100-SXM5-80GB", "framework_version": "26.02", "ep": "32"}
+    assert row_framework(published(**row, vpp="4")).overlap_ep
+    assert not row_framework(published(**row)).overlap_ep
+    assert not row_framework(published(**{**row, "ep": "8"}, vpp="4")).overlap_ep
