@@ -17,13 +17,12 @@ from costmodel.hardware.forms.correction import kernel
 
 __all__ = ["KernelShape", "Weighted", "blocks", "choose_centres", "solve_weights", "tune_shape"]
 
-_SUBSET = 360
 _BLOCK = 4096
 _TUNE_STEPS = 40
 _WARM_STEPS = 3
 _WARM_REACH = 0.5
 """How far each ln goes in those few steps: without a limit they end midway of a search, far from its ends."""
-_LENGTH_BOUNDS = (1.0, 150.0)
+_LONGEST = 150.0
 _SIGNAL_BOUNDS = (1e-3, 1.0)
 _NOISE_BOUNDS = (5e-3, 0.5)
 _HUBER_STEPS = 3
@@ -62,16 +61,23 @@ def blocks(n: int) -> Iterator[slice]:
 
 
 def tune_shape(
-    features: FloatArray, target: FloatArray, *, seed: int = 0, start: KernelShape | None = None
+    features: FloatArray,
+    target: FloatArray,
+    *,
+    seed: int = 0,
+    start: KernelShape | None = None,
+    rows: int = 360,
+    shortest: float = 1.0,
 ) -> KernelShape:
-    """Lengths and variances by marginal likelihood on at most 360 rows (L-BFGS, exact gradient).
+    """Lengths and variances by marginal likelihood on at most `rows` rows (L-BFGS, exact gradient).
 
-    With `start` (say from nearly the same rows) only a few steps are made from there.
+    No length is below `shortest`. With `start` (say from nearly the same rows) only a few steps are made from
+    there.
     """
     from scipy.optimize import minimize
 
     n, n_features = features.shape
-    chosen = np.random.default_rng(seed).permutation(n)[:_SUBSET]
+    chosen = np.random.default_rng(seed).permutation(n)[:rows]
     x, y = features[chosen], target[chosen]
     spread = np.std(features, axis=0)
     varies = spread > 1e-9
@@ -81,50 +87,64 @@ def tune_shape(
         first = np.concatenate([np.log(np.maximum(2.0 * spread[varies], 1.5)), np.log([0.1, 0.05])])
     else:
         first = np.log(np.concatenate([start.length[varies], [start.signal, start.noise]]))
-    bounds = [tuple(np.log(_LENGTH_BOUNDS))] * int(varies.sum())
-    bounds += [tuple(np.log(_SIGNAL_BOUNDS)), tuple(np.log(_NOISE_BOUNDS))]
+    lengths = (shortest, _LONGEST)
+    limits = (*[lengths] * int(varies.sum()), _SIGNAL_BOUNDS, _NOISE_BOUNDS)
+    bounds = [(float(np.log(low)), float(np.log(high))) for low, high in limits]
     if start is not None:
         first = np.clip(first, *np.transpose(bounds))
         bounds = [
             (max(low, x - _WARM_REACH), min(high, x + _WARM_REACH))
             for (low, high), x in zip(bounds, first, strict=True)
         ]
-    squares = (x[:, None, :] - x[None, :, :]) ** 2
+    above = np.triu_indices(len(x), 1)
+    squares = (x[above[0]] - x[above[1]]) ** 2
     result = minimize(
         _negative_likelihood,
         first,
-        args=(squares, y),
+        args=(squares, above, y),
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
         options={"maxiter": _TUNE_STEPS if start is None else _WARM_STEPS},
     )
-    length = np.full(n_features, _LENGTH_BOUNDS[1])
+    length = np.full(n_features, _LONGEST)
     length[varies] = np.exp(result.x[:-2])
     return KernelShape(length=length, signal=float(np.exp(result.x[-2])), noise=float(np.exp(result.x[-1])))
 
 
 def _negative_likelihood(
-    log_parameters: FloatArray, squares: FloatArray, y: FloatArray
+    log_parameters: FloatArray,
+    squares: FloatArray,
+    above: tuple[NDArray[np.intp], NDArray[np.intp]],
+    y: FloatArray,
 ) -> tuple[float, FloatArray]:
-    """-log p(y) of a Gaussian process and its gradient by the logs of lengths, signal and noise."""
+    """-log p(y) of a Gaussian process and its gradient by the logs of lengths, signal and noise.
+
+    `squares` [pairs, f]: squared differences of the pairs of points that `above` [pairs] names.
+    """
     from scipy.linalg import cho_factor, cho_solve
+    from scipy.linalg.lapack import dpotri
 
     inverse = np.exp(-2.0 * log_parameters[:-2])
     signal2, noise2 = np.exp(2.0 * log_parameters[-2:])
     scaled = np.sqrt(3.0 * (squares @ inverse))
     decay = np.exp(-scaled)
-    covariance = signal2 * (1.0 + scaled) * decay
+    off_diagonal = signal2 * (1.0 + scaled) * decay
     n = len(y)
-    factor = cho_factor(covariance + (noise2 + 1e-8) * np.eye(n), lower=True)
-    alpha = cho_solve(factor, y)
-    value = 0.5 * y @ alpha + np.log(np.diag(factor[0])).sum()
-    slack = cho_solve(factor, np.eye(n)) - np.outer(alpha, alpha)
-    # dK/dln(length_i) = signal^2 * 3 * squares_i / length_i^2 * exp(-scaled)
-    common = slack * decay * (3.0 * signal2)
-    by_length = 0.5 * np.einsum("ij,ijf->f", common, squares) * inverse
-    by_signal = (slack * covariance).sum()
-    by_noise = noise2 * np.trace(slack)
+    covariance = np.zeros((n, n), order="F")
+    covariance[above] = off_diagonal
+    np.fill_diagonal(covariance, signal2 + noise2 + 1e-8)
+    factor = cho_factor(covariance, lower=False, overwrite_a=True, check_finite=False)
+    log_determinant = np.log(np.diag(factor[0])).sum()
+    alpha = cho_solve(factor, y, check_finite=False)
+    value = 0.5 * y @ alpha + log_determinant
+    precision, _ = dpotri(factor[0], lower=0, overwrite_c=True)
+    slack = precision[above] - alpha[above[0]] * alpha[above[1]]
+    trace = float(np.diag(precision).sum() - alpha @ alpha)
+    # dK/dln(length_i) = signal^2 * 3 * squares_i / length_i^2 * exp(-scaled); every pair counts twice
+    by_length = (slack * decay * (3.0 * signal2)) @ squares * inverse
+    by_signal = 2.0 * float(slack @ off_diagonal) + signal2 * trace
+    by_noise = noise2 * trace
     return float(value), np.concatenate([by_length, [by_signal, by_noise]])
 
 
@@ -157,8 +177,9 @@ def solve_weights(
     weight: NDArray[np.float64] = np.ones(len(target))
     solution = np.zeros(len(centres))
     for _ in range(_HUBER_STEPS):
-        scaled = design * weight[:, None]
-        solution = cho_solve(cho_factor(scaled.T @ design + prior), scaled.T @ target)
+        root = np.sqrt(weight)
+        scaled = design * root[:, None]
+        solution = cho_solve(cho_factor(scaled.T @ scaled + prior), scaled.T @ (root * target))
         error = np.abs(target - design @ solution)
         width = _HUBER_WIDTH * max(_MAD_TO_SIGMA * float(np.median(error)), 1e-4)
         weight = np.minimum(1.0, width / np.maximum(error, 1e-12))

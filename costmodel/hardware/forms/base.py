@@ -54,6 +54,9 @@ class Form(ABC):
     streams: bool = False
     """Time is traffic: what was measured holds for another dtype of as many bytes, so a fit of the same kind
     and variant in another dtype is nearer than one of another variant."""
+    steps: bool = False
+    """Time climbs in steps (tiles, waves) that the features tell of, so what is left of it turns within a
+    fraction of a factor e: its correction may have short lengths and a centre on every shape."""
     pools_variants: bool = False
     """Variants differ in what `physical` and `features` know of them: one fit holds the rows of all."""
     plain_variants: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from costmodel.hardware.schema import Correction
 
 __all__ = ["FAR_WEIGHT", "evaluate_correction", "evaluate_update", "kernel"]
 
-_BLOCK = 4096
+_BLOCK = 512
 FAR_WEIGHT = 0.15
 """Kernel weight of `far_sigma`: a point with a sum of kernels below this is taken as far from samples."""
 _SQRT3 = float(np.sqrt(3.0))

@@ -3,7 +3,7 @@
 For each tile shape (a, b) the library might choose:
 
     tiles   = batch * ceil(m / a) * ceil(n / b)
-    split   = as many parts of k as fill idle multiprocessors, each at least 64 long
+    split   = as many parts of k as fill idle multiprocessors, each at least `split_length` long
     x       = tiles * split / multiprocessors
     waves   = ceil(x) blended with max(x, 1)             several blocks per SM soften the last wave
     compute = waves * (2 a b k / split / (peak / multiprocessors * efficiency(a, b)) + block_s)
@@ -14,8 +14,10 @@ The tile whose longer side is shortest wins, as the library's heuristics aim for
 
     both = (compute^p + memory^p)^(1/p)
     time = both * (1 + (1/sustained - 1) * share of compute * both / (both + burst)) + launch + k * latency
+           + quantise * (traffic of quantising A) / bandwidth        where A is quantised by the operator
 
-The last factor is the board's power limit: work longer than `burst` runs at the sustained clock.
+The factor of `both` is the board's power limit: work longer than `burst` runs at the sustained clock. Block
+scales are taken from the activations themselves, so such an operator first reads A wide and writes it narrow.
 """
 
 from __future__ import annotations
@@ -34,9 +36,13 @@ __all__ = ["GemmForm"]
 _TILES = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 """Thread-block tiles that GEMM libraries ship for every generation since Pascal."""
 _MIN_SPLIT = 64.0
-"""Shortest stretch of the reduction that is worth a thread block of its own."""
+"""Shortest stretch of the reduction that is worth a thread block of its own, where no fit says so."""
+_SPLIT = "split_length"
 _ACCUMULATOR_BYTES = 8.0
 """A split result is written and read once more in fp32."""
+_QUANTISED_BYTES = {"fp8_block": 3.0}
+"""Bytes per element of A that a dtype's own quantisation moves: two read, one written."""
+_QUANTISE = "quantise_cost"
 
 
 class GemmForm(Form):
@@ -44,6 +50,7 @@ class GemmForm(Form):
 
     name = "gemm_tiles_2"
     kinds = ("gemm", "bmm")
+    steps = True
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
         """Efficiencies are fractions of the datasheet; `tile_*` that of one tile shape beside the whole."""
@@ -51,6 +58,7 @@ class GemmForm(Form):
             Parameter(name=f"tile_{a}x{b}", start=0.45 + 0.55 * (a * b / 32768) ** 0.3, low=0.05, high=1.3)
             for a, b in _TILES
         )
+        quantise = Parameter(name=_QUANTISE, start=1.0, low=0.01, high=10.0, doc="of one pass over A")
         return (
             Parameter(name="compute_efficiency", start=0.8, low=0.02, high=1.0, doc="of peak"),
             Parameter(name="wave_sharpness", start=0.6, low=0.02, high=1.0, doc="1 = whole waves only"),
@@ -60,6 +68,7 @@ class GemmForm(Form):
                 name="fill_fraction", start=0.3, low=0.01, high=2.0, doc="blocks per SM to fill memory"
             ),
             Parameter(name="split_cost", start=1.0, low=0.001, high=10.0, doc="traffic of split results"),
+            Parameter(name=_SPLIT, start=512.0, low=32.0, high=65536.0, doc="shortest part of k"),
             Parameter(name="launch_s", start=3e-6, low=2e-7, high=2e-4, doc="floor of one launch"),
             Parameter(name="block_s", start=5e-7, low=1e-8, high=1e-4, doc="start and end of one block"),
             Parameter(name="latency_s_per_k", start=2e-10, low=1e-12, high=1e-8, doc="per k element"),
@@ -67,6 +76,7 @@ class GemmForm(Form):
             Parameter(name="sustained_fraction", start=0.95, low=0.15, high=1.0, doc="of a burst's rate"),
             Parameter(name="burst_s", start=3e-3, low=1e-5, high=1.0, doc="time at the unlimited clock"),
             *tiles,
+            *((quantise,) if dtype in _QUANTISED_BYTES else ()),
         )
 
     def physical(
@@ -82,7 +92,7 @@ class GemmForm(Form):
         cached = 1.0 / (1.0 + (traffic / device.l2_bytes) ** 2)
         memory_s = traffic / (bandwidth * (1.0 + (theta["cache_speedup"] - 1.0) * cached))
         split_s = batch * m * n * (theta["split_cost"] * _ACCUMULATOR_BYTES / bandwidth)
-        most_split = np.maximum(k / _MIN_SPLIT, 1.0)
+        most_split = np.maximum(k / theta.get(_SPLIT, _MIN_SPLIT), 1.0)
         fill = theta["fill_fraction"] * sms
         best = np.full(m.shape, np.inf)
         compute_s = np.zeros(m.shape)
@@ -108,6 +118,8 @@ class GemmForm(Form):
         both += (
             both * (1.0 / theta["sustained_fraction"] - 1.0) * computing * both / (both + theta["burst_s"])
         )
+        if dtype in _QUANTISED_BYTES and _QUANTISE in theta:
+            both += batch * m * k * (theta[_QUANTISE] * _QUANTISED_BYTES[dtype] / bandwidth)
         return np.asarray(both + theta["launch_s"] + k * theta["latency_s_per_k"], dtype=np.float64)
 
     def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:

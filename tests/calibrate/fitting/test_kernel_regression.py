@@ -17,13 +17,14 @@ from calibrate.fitting.kernel_regression import (
 def test_gradient_of_the_likelihood() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(25, 2)), rng.normal(size=25)
-    squares = (x[:, None, :] - x[None, :, :]) ** 2
+    above = np.triu_indices(25, 1)
+    squares = (x[above[0]] - x[above[1]]) ** 2
     at = np.log(np.array([1.5, 0.8, 0.4, 0.1]))
-    _, gradient = _negative_likelihood(at, squares, y)
+    _, gradient = _negative_likelihood(at, squares, above, y)
     for i in range(4):
         step = np.zeros(4)
         step[i] = 1e-5
-        up, down = (_negative_likelihood(at + sign * step, squares, y)[0] for sign in (1, -1))
+        up, down = (_negative_likelihood(at + sign * step, squares, above, y)[0] for sign in (1, -1))
         assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-5)
 
 
@@ -35,6 +36,21 @@ def test_recovers_a_smooth_function_and_ignores_a_flat_feature() -> None:
     assert shape.length[1] > 3 * shape.length[0]  # the second feature says nothing
     weighted = solve_weights(shape, choose_centres(x / shape.length, 60), x, y)
     assert np.abs(weighted(x) - 0.3 * np.sin(x[:, 0])).mean() < 0.03
+
+
+def test_short_lengths_follow_what_turns_within_a_unit() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0, 10, (300, 1))
+    y = 0.2 * np.sign(np.sin(4.0 * x[:, 0]))
+    held = np.arange(300) % 5 == 0
+    errors = {}
+    for shortest in (1.0, 0.3):
+        shape = tune_shape(x[~held], y[~held], shortest=shortest)
+        assert shape.length[0] >= shortest - 1e-9
+        weighted = solve_weights(shape, choose_centres(x[~held] / shape.length, 300), x[~held], y[~held])
+        errors[shortest] = np.abs(weighted(x[held]) - y[held]).mean()
+    assert errors[0.3] <= errors[1.0] + 1e-6
+    assert tune_shape(x, y, shortest=0.3).length[0] < 1.0
 
 
 def test_an_outlier_moves_little() -> None:

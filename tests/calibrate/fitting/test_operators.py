@@ -150,3 +150,13 @@ def test_variants_that_differ_in_a_size_share_one_fit() -> None:
         chosen = choose_fit(own, "moe", variant, "bf16")
         assert chosen is not None
         assert (chosen.variant, chosen.extra_log_sigma) == (variant, 0.0)
+
+
+@pytest.mark.parametrize(("n", "every"), [(60, False), (320, True)])
+def test_where_steps_show_every_shape_is_a_centre(n: int, every: bool) -> None:
+    table = _samples(n, noise=0.01)
+    n_shapes = int(table.shape_ids().max()) + 1
+    fit = fit_operator(table, DEVICE, folds=3)
+    assert FORM.steps
+    assert fit.correction is not None
+    assert (len(fit.correction.weights) == n_shapes) is every

@@ -93,3 +93,22 @@ def test_physical_form_respects_the_datasheet(m: int, n: int, k: int, batch: int
     time_s = FORM.physical(theta, device(), dims, dtype, "nn")
     assert np.isfinite(time_s).all()
     assert (time_s >= datasheet_floor_s(FORM, device(), dims, dtype, "nn")).all()
+
+
+def test_block_scales_cost_a_pass_over_the_activations() -> None:
+    def added_s(m: int, n: int, k: int) -> float:
+        dims = {name: np.array([float(v)]) for name, v in (("m", m), ("n", n), ("k", k))}
+        theta = _theta(quantise_cost=2.0)
+        with_pass = FORM.physical(theta, device(), dims, "fp8_block", "nt")
+        return float((with_pass - FORM.physical(_theta(), device(), dims, "fp8_block", "nt"))[0])
+
+    bandwidth = device().memory_bytes_per_s * _theta()["memory_efficiency"]
+    assert added_s(4096, 512, 2048) == pytest.approx(2.0 * 3.0 * 4096 * 2048 / bandwidth)
+    assert added_s(4096, 8192, 2048) == pytest.approx(
+        added_s(4096, 512, 2048)
+    )  # the weight is quantised once
+
+    def quantises(dtype: str) -> bool:
+        return any(p.name == "quantise_cost" for p in FORM.parameters(device(), dtype, "nt"))
+
+    assert [dtype for dtype in ("bf16", "fp8", "fp8_block") if quantises(dtype)] == ["fp8_block"]
