@@ -87,6 +87,9 @@ class FrameworkProfile(BaseModel):
     overlap_dp: bool = True
     overlap_reduce: bool = True
     """Under ZeRO-3: whether a unit's gradients are reduced beside the next unit's backward; gathers are."""
+    share_network: bool = False
+    """Gathers and reductions that run at one time share a rank's interface: they are of one process group,
+    whose collectives torch runs one after another."""
     overlap_ep: bool = False
     """Tokens of one micro-batch travel to experts while another one is computed."""
     dispatch: Literal["per_expert", "per_node"] = "per_expert"

@@ -268,6 +268,7 @@ def simulate_plan(
         compute_slowdown=overlap.compute_slowdown,
         comm_slowdown=overlap.comm_slowdown,
         tied_embedding_s=tied_embedding_s,
+        share_network=forecaster.framework.share_network,
         action_s=action_s(forecaster, plan.schedule, plan.vpp) if plan.pp > 1 else 0.0,
         pulls=servers_of(plan) is not None,
         speed={plan.pp - 1: forecaster.straggler} if forecaster.straggler < 1.0 else None,

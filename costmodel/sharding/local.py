@@ -10,7 +10,14 @@ from costmodel.sharding.block import tensor_bytes
 from costmodel.sharding.placements import Layout, Shard, local_fraction
 from costmodel.sharding.strategies import Strategy
 
-__all__ = ["PRODUCT_KINDS", "backward_split", "local_backward", "local_forward", "local_generic"]
+__all__ = [
+    "PRODUCT_KINDS",
+    "backward_split",
+    "local_backward",
+    "local_forward",
+    "local_generic",
+    "local_table_gradient",
+]
 
 PRODUCT_KINDS = ("gemm", "bmm", "grouped_gemm")
 
@@ -67,6 +74,14 @@ def local_generic(op: Operator, n: int, *, by_cols: bool = False) -> Operator:
     if key in dims:
         dims[key] = max(1, ceil(dims[key] / n))
     return _with_bytes(op, dims, ceil(op.flop / n), 1 / n, 1 / n)
+
+
+def local_table_gradient(op: Operator, n: int) -> Operator:
+    """An operator on the gradient of a table whose rows are divided: a scatter still reads every looked-up
+    row, but writes (and zeroes) its part of the table only; a sum of two such gradients is 1/n."""
+    if op.kind != "embedding":
+        return local_generic(op, n)
+    return _with_bytes(op, op.dims, op.flop, 1.0, 1 / n)
 
 
 def backward_split(op: Operator, forward: Operator, key: str) -> str:

@@ -8,7 +8,7 @@ from math import ceil, prod
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo
 from costmodel.sharding.block import Block, tensor_bytes
 from costmodel.sharding.candidates import Axis
-from costmodel.sharding.local import local_backward, local_forward, local_generic
+from costmodel.sharding.local import local_backward, local_forward, local_generic, local_table_gradient
 from costmodel.sharding.placements import Partial, Placement, Replicate, Shard, local_shape
 from costmodel.sharding.sharded import CollectiveCall, LocalParameter, ShardedSegment
 from costmodel.sharding.solver import Assignment, Conversion
@@ -130,6 +130,8 @@ def _backward(
     local = local_backward(op, first, strategy, axis.n)
     for i in op.outputs:
         shares[i] = _gradient_share(tensors[i].shape, block, position, assignment, axis)
+    if first.kind == "embedding" and not strategy.parallel and max(shares[i] for i in op.outputs) < 1.0:
+        return local_table_gradient(op, axis.n)
     return local
 
 

@@ -37,10 +37,12 @@ class ActionBuilder:
         after: Iterable[int],
         *,
         holds_bytes: int = 0,
+        link: str = "",
     ) -> int:
         """Work on the rank's compute stream."""
+        seconds = sum(parts_s.values())
         index = self.add(
-            Action(rank, "compute", sum(parts_s.values()), name, tuple(after), kind, parts_s, "", holds_bytes)
+            Action(rank, "compute", seconds, name, tuple(after), kind, parts_s, link, holds_bytes)
         )
         self.last_compute[rank] = index
         return index
@@ -49,11 +51,11 @@ class ActionBuilder:
         """A data-parallel collective; gathers and reductions have a stream each, as FSDP2 gives them."""
         options = self.options
         overlaps = options.overlap_dp and (kind != "reduce" or options.overlap_reduce)
-        if not overlaps:
-            return self.compute(rank, name, kind, {"dp_comm": duration_s}, after)
-        stream = f"data {kind}"
         parts = {"dp_comm": duration_s}
         link = f"network {rank}" if options.share_network else ""
+        if not overlaps:
+            return self.compute(rank, name, kind, parts, after, link=link)
+        stream = f"data {kind}"
         index = self.add(Action(rank, stream, duration_s, name, tuple(after), kind, parts, link))
         self.open_data[rank][stream] = index
         return index

@@ -208,3 +208,20 @@ def test_reductions_that_wait_take_their_whole_time() -> None:
     beside, waiting = step(True), step(False)
     assert waiting.step_time_s > beside.step_time_s
     assert waiting.breakdown_s["dp_comm"] > beside.breakdown_s["dp_comm"]
+
+
+def test_gathers_and_reductions_of_one_group_take_turns() -> None:
+    def step_s(shares: bool) -> float:
+        plan = Plan(dp=8, zero_stage=3, micro_batch_size=1, global_batch_size=8)
+        return forecast(plan, "deepspeed", share_network=shares).step_time_s
+
+    assert step_s(True) > step_s(False)
+
+
+def test_context_parallel_ranks_share_the_update() -> None:
+    def update_s(dp: int, cp: int) -> float:
+        plan = Plan(dp=dp, cp=cp, zero_stage=1, micro_batch_size=1, global_batch_size=8)
+        return forecast(plan, "megatron-core").breakdown_s["optimizer"]
+
+    assert update_s(2, 2) == pytest.approx(update_s(4, 1))
+    assert update_s(2, 2) < update_s(2, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from costmodel.errors import PlanError
-from costmodel.graph import ModelGraph, Phase, trace_module
+from costmodel.graph import ModelGraph, Operator, Phase, Segment, trace_module
 from costmodel.sharding import Routing, Shard, shard
 from costmodel.sharding.expert import dispatch_bytes, expert_tensors
 from costmodel.sharding.tp_plan import assignment_from_tp_plan
@@ -60,6 +60,26 @@ def test_backward_products_have_the_local_sizes(gpt2: ModelGraph) -> None:
         if op.kind == "gemm" and op.module.endswith("c_fc")
     )
     assert sizes == sorted([(32, 64, 128), (64, 128, 32)])  # dx [m, k] over n / 2; dW [k, n / 2] over m
+
+
+def test_a_divided_table_gets_its_part_of_the_gradient(gpt2: ModelGraph) -> None:
+    """Gradients of all looked-up rows are read, half of the table is written; the head's are added to it."""
+    whole, part = gpt2.segments[0], shard(gpt2, tp=2).segments[0]
+    table = next(p for p in part.parameters if "wte" in p.name)
+    assert table.placement == Shard(0)
+    rows, width = next(t.shape for t in whole.parameters if "wte" in t.name)
+
+    def over_table(segment: Segment) -> list[Operator]:
+        shapes = {t.index: t.shape for t in segment.tensors}
+        backward = segment.phase(Phase.BACKWARD)
+        return [op for op in backward if any(shapes[t] == (rows, width) for t in op.outputs)]
+
+    pairs = list(zip(over_table(whole), over_table(part.local), strict=True))
+    assert {before.kind for before, _ in pairs} == {"embedding", "elementwise"}
+    for before, after in pairs:
+        assert after.bytes_written == before.bytes_written // 2
+        halved = before.bytes_read if before.kind == "embedding" else before.bytes_read // 2
+        assert after.bytes_read == halved
 
 
 def test_sequence_parallel(gpt2: ModelGraph) -> None:
