@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from calibrate.importing.collective_tables import read_collective_table
+from calibrate.importing.collectives import read_collectives
 from calibrate.importing.networks import import_network, linked_samples, with_links
 from costmodel.hardware.collectives import collective_times
 from costmodel.hardware.kinds import CollectiveGroup
@@ -95,12 +96,13 @@ def test_kernels_of_libraries_carry_over_between_switched_links_only(table: Path
         for p in range(10, 24, 2)
     ]
     path.write_text(HEAD + "\n".join(lines) + "\n")
-    switched, wired = (import_network(gpu, [table, path]) for gpu in ("H200-SXM", "V100-SXM2-32GB"))
+    both = read_collectives([table, path])
+    switched, wired = (import_network(gpu, both) for gpu in ("H200-SXM", "V100-SXM2-32GB"))
     fit = next(f for f in switched.fits if f.impl == "custom:vllm:graph")
     assert fit.transferred_from == "A100-SXM4-80GB over nvlink3"
     assert fit.extra_log_sigma > 0
     assert not [f for f in wired.fits if f.impl.startswith("custom:")]
-    measured = import_network("A100-SXM4-80GB", [table, path])
+    measured = import_network("A100-SXM4-80GB", both)
     assert [f.transferred_from for f in measured.fits if f.impl.startswith("custom:")] == [None]
 
 

@@ -34,7 +34,7 @@ def test_a_toy_that_only_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     toy = api.forecaster(
         "toy_of_one_product:build", hardware="a100-sxm4-80gb", framework="pytorch-bf16", optimizer="sgd"
     )
-    by_name = {e.what: e.value for e in elasticities(toy, Plan.parse("dp1"))}
+    by_name = {e.what: e.value for e in elasticities(toy, Plan.parse("mbs262144"))}
     assert by_name["compute"] == pytest.approx(-1.0, abs=0.03)
     assert sum(abs(value) for name, value in by_name.items() if name != "compute") < 0.03
 
