@@ -207,6 +207,7 @@ def validate_local(
         raise UsageError(f"--trace records torch's profiler; executor {executor!r} has none: leave it out")
     if (prompt_len is None) != (output_len is None) or (prompt_len and (executor != "torch" or trace_dir)):
         raise UsageError("--prompt and --output go together, under torch and without --trace")
+    _check_bucket(bucket_cap_mb, trains=executor == "torch" and not prompt_len)
     chosen = chosen_models(models, global_batch_size)
     profile = load_profile(hardware) if hardware else _calibrated(budget_s, where, progress)
     if executor == "onnxruntime":
@@ -260,6 +261,15 @@ def validate_local(
     if trace_dir is not None and progress is not None:
         progress(f"traces, a folder for each run, are in {trace_dir}; `foreshard validate trace` reads them")
     return score_runs(results, predictions, yardstick_s=profile.yardstick_s, no_skill_s=no_skill_s)
+
+
+def _check_bucket(bucket_cap_mb: float | None, *, trains: bool) -> None:
+    if bucket_cap_mb is None:
+        return
+    if not bucket_cap_mb > 0:
+        raise UsageError(f"--bucket-mb {bucket_cap_mb:g}: must be positive, in MiB")
+    if not trains:
+        raise UsageError("--bucket-mb is of gradients: leave it out where nothing is trained")
 
 
 def _threads(profile: HardwareProfile) -> int:

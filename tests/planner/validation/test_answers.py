@@ -99,3 +99,16 @@ def test_a_bucket_cap_reaches_run_and_forecast() -> None:
     assert run.bucket_cap_mb == 0.01
     # many small all-reduces instead of one
     assert forecast.breakdown_s["dp_comm"] > plain.spec(plan)[1].breakdown_s["dp_comm"]
+
+
+@pytest.mark.parametrize(("cap_mb", "length"), [(0.0, None), (1.0, 4)])
+def test_bucket_caps_are_positive_and_of_gradients(cap_mb: float, length: int | None) -> None:
+    with pytest.raises(UsageError, match="--bucket-mb"):
+        validate_local(
+            models=None,
+            plans=None,
+            hardware="epyc-9005-core",
+            bucket_cap_mb=cap_mb,
+            prompt_len=length,
+            output_len=length,
+        )
