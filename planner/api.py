@@ -6,6 +6,7 @@ Every function takes what the command takes and returns data; printing is the co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -369,21 +370,20 @@ def infer(
         host=load_host(host) if host else None,
     )
     parsed = parse_plan(plan)
-    if rate_per_s is not None or concurrency is not None:
-        if prompt_len is None or output_len is None:
-            raise UsageError("--rate and --concurrency need --prompt and --output")
-        return serve(
-            inference,
-            parsed,
-            prompt_len=prompt_len,
-            output_len=output_len,
-            rate_per_s=rate_per_s,
-            concurrency=concurrency,
-            paged=paged,
-        )
+    answer: InferencePrediction | ServingPrediction | ForwardCost
     if prompt_len is None or output_len is None:
-        return inference.forward(parsed, batch_size=batch_size).times(steps)
-    return inference.generate(parsed, batch_size=batch_size, prompt_len=prompt_len, output_len=output_len)
+        if rate_per_s is not None or concurrency is not None:
+            raise UsageError("--rate and --concurrency need --prompt and --output")
+        answer = inference.forward(parsed, batch_size=batch_size).times(steps)
+        return replace(answer, warnings=inference.warnings(source.seq_len))
+    lengths = {"prompt_len": prompt_len, "output_len": output_len}
+    if rate_per_s is not None or concurrency is not None:
+        answer = serve(
+            inference, parsed, **lengths, rate_per_s=rate_per_s, concurrency=concurrency, paged=paged
+        )
+    else:
+        answer = inference.generate(parsed, batch_size=batch_size, **lengths)
+    return replace(answer, warnings=inference.warnings(prompt_len + output_len))
 
 
 def calibrate(

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 
 from costmodel.hardware.schema import DeviceSpec
 
-__all__ = ["cache_bytes", "dtype_fallbacks", "element_bytes", "math_dtype", "peak_flop_per_s", "weight_bytes"]
+__all__ = [
+    "cache_bytes",
+    "dtype_fallbacks",
+    "element_bytes",
+    "math_dtype",
+    "peak_flop_per_s",
+    "units_of",
+    "weight_bytes",
+]
 
 _ELEMENT_BYTES = {
     "fp64": 8.0,
@@ -90,13 +98,17 @@ def dtype_fallbacks(dtype: str) -> Sequence[str]:
 
 
 def peak_flop_per_s(device: DeviceSpec, dtype: str) -> float:
-    """Dense peak of `dtype` on the device, FLOP/s.
+    """Dense peak of `dtype` on the device, FLOP/s: that of `units_of` it, half of it for fp64 and int64."""
+    units = units_of(device, dtype)
+    halved = dtype in ("fp64", "int64") and units in (dtype, "fp32")
+    return device.peak_flop_per_s[units] * (0.5 if halved else 1.0)
 
-    A dtype without units of its own runs on the next wider one that has (fp8 on fp16 units); integer and
-    double types fall to half of fp32 at worst.
-    """
+
+def units_of(device: DeviceSpec, dtype: str) -> str:
+    """The dtype of the units that compute `dtype`: its own, else the next wider one that the device has (fp8
+    on fp16 units), else its fastest."""
     peaks = device.peak_flop_per_s
     for name in (math_dtype(dtype), *_RUNS_ON.get(math_dtype(dtype), ("fp32",))):
         if peaks.get(name, 0.0) > 0.0:
-            return peaks[name] * (0.5 if dtype in ("fp64", "int64") else 1.0)
-    return max(peaks.values())
+            return name
+    return max(peaks, key=lambda name: peaks[name])

@@ -22,6 +22,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -131,9 +133,26 @@ def choose_fit(
     profile: HardwareProfile, kind: str, variant: str, dtype: str, timing: str | None = None
 ) -> OperatorFit | None:
     """The profile's nearest fit, restated for `kind`, `variant` and `dtype`; None where none can serve."""
-    if kind not in FORMS:
-        load_forms()
-    form = FORMS[kind]
+    return _chosen(_Same(profile), kind, variant, dtype, timing)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Same:
+    """A profile as a key: equal to itself alone, so that its thousands of numbers are not compared."""
+
+    profile: HardwareProfile
+
+    def __hash__(self) -> int:
+        return id(self.profile)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.profile is self.profile
+
+
+@lru_cache(maxsize=4096)
+def _chosen(of: _Same, kind: str, variant: str, dtype: str, timing: str | None) -> OperatorFit | None:
+    profile = of.profile
+    form = load_forms()[kind]
     others = dtype_fallbacks(dtype)
     best: tuple[tuple[int, ...], OperatorFit] | None = None
     for fit in profile.operators:

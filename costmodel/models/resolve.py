@@ -242,6 +242,7 @@ def _from_transformers(
         seq_len=length if has_text else 0,
         builder=builder,
         identity=content,
+        max_seq_len=int(getattr(getattr(made, "text_config", made), "max_position_embeddings", 0) or 0),
         encodes_first=bool(getattr(made, "is_encoder_decoder", False)),
     )
 

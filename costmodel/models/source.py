@@ -43,6 +43,8 @@ class ModelSource:
     builder: Callable[[int, int], BuiltModel]
     identity: str = ""
     """Equal for sources that build the same module, whatever they are called; "" where that is not known."""
+    max_seq_len: int = 0
+    """Positions that the model is made for; 0 where it does not say."""
     encodes_first: bool = False
     """An encoder-decoder: its prompt passes another part than its answer."""
 

@@ -14,6 +14,7 @@ from costmodel.hardware.schema import HardwareProfile
 from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.memory import model_state
+from costmodel.predict.notes import machine_notes, model_notes
 from costmodel.predict.optimizer_costs import (
     optimizer_s,
     optimizer_variant,
@@ -133,7 +134,12 @@ def _cut(
             age_days=_age_days(profile.created),
             n_devices=plan.world_size,
         ),
-        warnings=_warnings(graph.unmodelled_fraction, graph.notes, profile),
+        warnings=(
+            *graph.notes,
+            *_unmodelled(graph.unmodelled_fraction),
+            *machine_notes(profile, forecaster.framework.compute_dtype),
+            *model_notes(forecaster.source, graph.seq_len),
+        ),
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),
         errors=errors,
     )
@@ -346,11 +352,7 @@ def _age_days(created: str) -> float | None:
     return max(0.0, (datetime.now(UTC) - then).total_seconds() / 86400)
 
 
-def _warnings(unmodelled: float, notes: tuple[str, ...], profile: HardwareProfile) -> tuple[str, ...]:
-    found = list(notes)
-    if unmodelled > 0.01:
-        found.append(f"{unmodelled:.1%} of the bytes belong to operators without a cost rule")
-    transferred = sorted({f.transferred_from for f in profile.operators if f.transferred_from})
-    if transferred:
-        found.append(f"operator times transferred from {', '.join(transferred)}: intervals are wider")
-    return tuple(found)
+def _unmodelled(fraction: float) -> tuple[str, ...]:
+    return (
+        (f"{fraction:.1%} of the bytes belong to operators without a cost rule",) if fraction > 0.01 else ()
+    )

@@ -28,6 +28,7 @@ from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.plan import Plan
 from costmodel.predict.attending import attention_call, cache_copies, latent_dims
 from costmodel.predict.forecaster import Forecaster
+from costmodel.predict.notes import machine_notes, model_notes
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, expand
@@ -51,6 +52,7 @@ class ForwardCost:
     log_sigma: float
     """Spread of ln(time)."""
     breakdown_s: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
 
     @property
     def interval_s(self) -> tuple[float, float]:
@@ -93,6 +95,7 @@ class InferencePrediction:
     """Spread of ln(latency)."""
     breakdown_s: Mapping[str, float]
     """Parts of `latency_s`."""
+    warnings: tuple[str, ...] = ()
 
     @property
     def time_s(self) -> float:
@@ -205,6 +208,11 @@ class InferenceForecaster:
                 for part in {*first.breakdown_s, *following.breakdown_s}
             },
         )
+
+    def warnings(self, seq_len: int) -> tuple[str, ...]:
+        """What to know beside the figures of passes over `seq_len` tokens."""
+        machine = machine_notes(self.profile, self.framework.compute_dtype)
+        return (*machine, *model_notes(self.source, seq_len))
 
     def forward_flop(self) -> float:
         """FLOP of one sample's forward pass at the source's own sequence length."""

@@ -59,6 +59,7 @@ class ServingPrediction:
     parameter_bytes: int
     kv_cache_bytes: int
     device_memory_bytes: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def time_s(self) -> float:

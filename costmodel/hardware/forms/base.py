@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -111,6 +112,7 @@ FORMS: Registry[Form] = Registry("operator kind with a form")
 """Operator kind -> the form that prices it."""
 
 
+@cache
 def load_forms() -> Registry[Form]:
     """FORMS with every form of the package registered (their modules are imported on first use)."""
     from importlib import import_module

@@ -17,7 +17,7 @@ from costmodel.hardware.schema import Correction
 
 __all__ = ["FAR_WEIGHT", "evaluate_correction", "evaluate_update", "kernel"]
 
-_BLOCK = 512
+_BLOCK = 256
 FAR_WEIGHT = 0.15
 """Kernel weight of `far_sigma`: a point with a sum of kernels below this is taken as far from samples."""
 _SQRT3 = float(np.sqrt(3.0))
@@ -69,7 +69,7 @@ def _sums(correction: Correction, features: FloatArray) -> tuple[FloatArray, Flo
         left = np.concatenate([x, (x * x).sum(1, keepdims=True), np.ones((len(x), 1), np.float32)], axis=1)
         distance, decay = scratch[0, : len(x)], scratch[1, : len(x)]
         np.matmul(left, right, out=distance)
-        np.maximum(distance, 0.0, out=distance)
+        np.abs(distance, out=distance)  # rounding leaves a point on a centre a little on either side of 0
         np.sqrt(distance, out=distance)
         np.negative(distance, out=decay)
         np.exp(decay, out=decay)

@@ -1,0 +1,38 @@
+"""What a reader of a forecast has to know beside its figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from costmodel.hardware.device import math_dtype, units_of
+
+if TYPE_CHECKING:
+    from costmodel.hardware.schema import HardwareProfile
+    from costmodel.models import ModelSource
+
+__all__ = ["machine_notes", "model_notes"]
+
+
+def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
+    """A compute dtype without units of its own, and operator times that come from another device."""
+    found = []
+    device = profile.device
+    if (units := units_of(device, dtype)) != math_dtype(dtype):
+        found.append(
+            f"{device.name} has no units for {dtype}: priced at its {units} rate; choose a framework profile "
+            f"that computes in one of {', '.join(sorted(device.peak_flop_per_s))}"
+        )
+    transferred = sorted({f.transferred_from for f in profile.operators if f.transferred_from})
+    if transferred:
+        found.append(f"operator times transferred from {', '.join(transferred)}: intervals are wider")
+    return tuple(found)
+
+
+def model_notes(source: ModelSource, seq_len: int) -> tuple[str, ...]:
+    """A sequence longer than the model's positions reach."""
+    if not source.max_seq_len or seq_len <= source.max_seq_len:
+        return ()
+    return (
+        f"a sequence of {seq_len} is longer than the {source.max_seq_len} positions that {source.name} is "
+        "made for: the real model would fail or need its configuration changed",
+    )

@@ -1,0 +1,28 @@
+"""What a forecast says beside its figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner import api
+
+
+def test_a_dtype_without_units_is_named_with_the_rate_it_gets() -> None:
+    answer = api.infer("gpt2", hardware="t4", prompt_len=64, output_len=8)
+    assert any("no units for bf16" in note and "fp32 rate" in note for note in answer.warnings)
+    half = api.infer("gpt2", hardware="t4", prompt_len=64, output_len=8, framework="fastertransformer")
+    assert not any("no units" in note for note in half.warnings)
+    assert answer.latency_s > half.latency_s
+
+
+@pytest.mark.parametrize(("prompt_len", "noted"), [(1000, False), (1001, True)])
+def test_a_sequence_past_the_positions_is_noted(prompt_len: int, noted: bool) -> None:
+    answer = api.infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=prompt_len, output_len=24)
+    assert any("1024 positions" in note for note in answer.warnings) == noted
+    assert answer.to_dict()["warnings"] == answer.warnings
+
+
+@pytest.mark.parametrize(("seq_len", "noted"), [(1024, False), (2048, True)])
+def test_training_past_the_positions_is_noted_too(seq_len: int, noted: bool) -> None:
+    step = api.predict("gpt2", hardware="a100-sxm4-80gb", plan="dp1", seq_len=seq_len).prediction
+    assert any("1024 positions" in note for note in step.warnings) == noted
