@@ -135,18 +135,7 @@ def memory_of_rank(
     if servers_of(plan) is not None:
         state = replace(state, optimizer=0)
     resting = _resting(state, appear, weight_versions)
-    peaks = []
-    for stage in stages:
-        memories = [unit.costs.memory for unit in stage]
-        peak = peak_of_stage(memories, gradients_appear=appear)
-        others = max(0, held_bytes - sum(m.saved_bytes for m in memories))
-        peaks.append(
-            Peak(
-                activations=others + peak.activations,
-                gradients=resting.gradients + peak.gradients,
-                temporary=peak.temporary,
-            )
-        )
+    peaks = [_beside(resting, stage, held_bytes, gradients_appear=appear) for stage in stages]
     update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
     shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
     if framework.fused_optimizer:
@@ -180,6 +169,18 @@ def memory_of_rank(
         ),
         framework=framework.memory_overhead_bytes,
         fragments=round(fragments),
+    )
+
+
+def _beside(resting: ModelState, stage: list[Unit], held_bytes: int, *, gradients_appear: bool) -> Peak:
+    """Peak of a stage's forward and backward, beside the gradients at rest and what other stages hold."""
+    memories = [unit.costs.memory for unit in stage]
+    peak = peak_of_stage(memories, gradients_appear=gradients_appear)
+    others = max(0, held_bytes - sum(m.saved_bytes for m in memories))
+    return Peak(
+        activations=others + peak.activations,
+        gradients=resting.gradients + peak.gradients,
+        temporary=peak.temporary,
     )
 
 

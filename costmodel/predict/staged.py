@@ -27,6 +27,8 @@ from costmodel.stage_costs import BREAKDOWN_PARTS
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
+    from costmodel.predict.forecaster import Forecaster
+    from costmodel.predict.prediction import StageMemory
     from costmodel.predict.units import Unit
 
 __all__ = ["StageForecast", "StagedForecast", "best_pipeline", "forecast_cut", "micro_batches", "problem_of"]
@@ -238,8 +240,6 @@ def forecast_cut(pricer: StagePricer, stages: Sequence[Stage]) -> StagedForecast
     steps = steps_of(pricer, stages, blocking=pricer.blocking)
     assert steps is not None
     closed = phases(steps, pricer.num_microbatches)
-    times = [pricer.time(stage) for stage in stages]
-    held = step.peak_activation_bytes
     return StagedForecast(
         model=placed[0].source.name,
         micro_batch_size=pricer.micro_batch_size,
@@ -257,33 +257,55 @@ def forecast_cut(pricer: StagePricer, stages: Sequence[Stage]) -> StagedForecast
         bubble_fraction=step.bubble_fraction,
         samples_per_s=pricer.global_batch_size / step_time_s,
         stages=tuple(
-            StageForecast(
-                first_module=groups[i][0].module,
-                last_module=groups[i][-1].module,
-                start=stage.start,
-                stop=stage.stop,
-                hardware=placed[i].profile.name,
-                pool=pricer.pools[spots[i][0]].name,
-                replicas=stage.replicas,
-                placement=stage.placement,
-                policy=stage.policy,
-                forward_s=times[i].forward_s,
-                backward_s=times[i].backward_s,
-                after_s=times[i].tail_s,
-                send_bytes=sizes[i] if i < n - 1 else 0,
-                send_s=sends[i] if i < n - 1 else 0.0,
-                memory_bytes=memory_of_rank(
+            _stage_forecast(
+                pricer,
+                stage,
+                placed[i],
+                groups[i],
+                sent=(sizes[i], sends[i]) if i < n - 1 else (0, 0.0),
+                memory=memory_of_rank(
                     placed[i],
                     plans[i],
                     i,
                     [groups[i]],
-                    held_bytes=int(held[i]),
+                    held_bytes=int(step.peak_activation_bytes[i]),
                     weight_versions=step.weight_versions[i],
-                ).peak_memory_bytes,
-                memory_limit_bytes=int(pricer.pools[spots[i][0]].memory_bytes),
+                ),
             )
             for i, stage in enumerate(stages)
         ),
+    )
+
+
+def _stage_forecast(
+    pricer: StagePricer,
+    stage: Stage,
+    forecaster: Forecaster,
+    units: Sequence[Unit],
+    *,
+    sent: tuple[int, float],
+    memory: StageMemory,
+) -> StageForecast:
+    """One stage's line of a forecast. `sent`: bytes and seconds to the next stage."""
+    pool = pricer.pools[pricer.spot(stage.placement)[0]]
+    times = pricer.time(stage)
+    return StageForecast(
+        first_module=units[0].module,
+        last_module=units[-1].module,
+        start=stage.start,
+        stop=stage.stop,
+        hardware=forecaster.profile.name,
+        pool=pool.name,
+        replicas=stage.replicas,
+        placement=stage.placement,
+        policy=stage.policy,
+        forward_s=times.forward_s,
+        backward_s=times.backward_s,
+        after_s=times.tail_s,
+        send_bytes=sent[0],
+        send_s=sent[1],
+        memory_bytes=memory.peak_memory_bytes,
+        memory_limit_bytes=int(pool.memory_bytes),
     )
 
 

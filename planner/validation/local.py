@@ -200,14 +200,11 @@ def validate_local(
     from calibrate.hosts import load_hosts
     from costmodel.hardware.store import load_profile
 
-    where = load_hosts(hosts) if hosts else None
-    if executor not in ("torch", "onnxruntime") or (executor != "torch" and plans):
-        raise UsageError(f"executor {executor!r}: must be torch, or onnxruntime (forward passes: no plans)")
-    if trace_dir is not None and executor != "torch":
-        raise UsageError(f"--trace records torch's profiler; executor {executor!r} has none: leave it out")
+    _check_executor(executor, plans=bool(plans), traced=trace_dir is not None)
     if (prompt_len is None) != (output_len is None) or (prompt_len and (executor != "torch" or trace_dir)):
         raise UsageError("--prompt and --output go together, under torch and without --trace")
     _check_bucket(bucket_cap_mb, trains=executor == "torch" and not prompt_len)
+    where = load_hosts(hosts) if hosts else None
     chosen = chosen_models(models, global_batch_size)
     profile = load_profile(hardware) if hardware else _calibrated(budget_s, where, progress)
     if executor == "onnxruntime":
@@ -243,6 +240,22 @@ def validate_local(
             hosts=where,
             progress=progress,
         )
+    specs, predictions, no_skill_s = _training_steps(chosen, plans, profile, bucket_cap_mb)
+    results = run_all(specs, settings, hosts=where, progress=progress)
+    if out is not None:
+        save_results(results, out)
+    if trace_dir is not None and progress is not None:
+        progress(f"traces, a folder for each run, are in {trace_dir}; `foreshard validate trace` reads them")
+    return score_runs(results, predictions, yardstick_s=profile.yardstick_s, no_skill_s=no_skill_s)
+
+
+def _training_steps(
+    chosen: Sequence[StandardModel],
+    plans: Sequence[str] | None,
+    profile: HardwareProfile,
+    bucket_cap_mb: float | None,
+) -> tuple[list[RunSpec], list[Prediction], list[float]]:
+    """Of each plan of each model: what to run, what is predicted, and the no-skill baseline's seconds."""
     specs: list[RunSpec] = []
     predictions: list[Prediction] = []
     no_skill_s: list[float] = []
@@ -255,12 +268,15 @@ def validate_local(
             predictions.append(prediction)
             dtype = local.forecaster.framework.compute_dtype
             no_skill_s.append(no_skill_step_s(local.forecaster, plan, dtype=dtype))
-    results = run_all(specs, settings, hosts=where, progress=progress)
-    if out is not None:
-        save_results(results, out)
-    if trace_dir is not None and progress is not None:
-        progress(f"traces, a folder for each run, are in {trace_dir}; `foreshard validate trace` reads them")
-    return score_runs(results, predictions, yardstick_s=profile.yardstick_s, no_skill_s=no_skill_s)
+    return specs, predictions, no_skill_s
+
+
+def _check_executor(executor: str, *, plans: bool, traced: bool) -> None:
+    """UsageError for an executor that is not known or cannot do what is asked."""
+    if executor not in ("torch", "onnxruntime") or (executor != "torch" and plans):
+        raise UsageError(f"executor {executor!r}: must be torch, or onnxruntime (forward passes: no plans)")
+    if traced and executor != "torch":
+        raise UsageError(f"--trace records torch's profiler; executor {executor!r} has none: leave it out")
 
 
 def _check_bucket(bucket_cap_mb: float | None, *, trains: bool) -> None:
