@@ -93,6 +93,11 @@ class FrameworkProfile(BaseModel):
     """A pipeline stage holds what it sent on until the micro-batch's backward; else it is freed once sent."""
     attention_efficiency: float = Field(1.0, gt=0)
     """Speed of the framework's attention kernels over that of the profile's measured ones."""
+    decode_elements_per_s: float = Field(0.0, ge=0)
+    """Elements of keys and values that one multiprocessor takes in a second, in kernels that decode one query
+    head at a time: heads that share keys take them again; 0: decode as the profile measured it."""
+    decode_memory_efficiency: float = Field(1.0, gt=0, le=1)
+    """Share of the memory bandwidth that such kernels draw where that limits them."""
     softmax_batch_multiple: int = Field(1, ge=1)
     """The fused softmax of attention that is written out runs where samples x heads of a rank divide by this;
     elsewhere its steps are kernels of their own (`graph.softmax`)."""

@@ -94,7 +94,9 @@ def dtype_fallbacks(dtype: str) -> Sequence[str]:
     """Dtypes to look at, nearest first, where `dtype` itself was not measured."""
     main = _main(dtype)
     near = _NEIGHBOURS.get(main, ("fp32", "bf16", "fp16"))
-    return near if main == dtype else (main, *near)
+    cache = dtype.partition("+")[2]
+    same_cache = [f"{other}+{cache}" for other in near] if cache else []
+    return near if main == dtype else (*same_cache, main, *near)
 
 
 def peak_flop_per_s(device: DeviceSpec, dtype: str) -> float:

@@ -253,9 +253,9 @@ class InferenceForecaster:
         the same or the profile measured no such attention."""
         if self.framework.cache_dtype == "same":
             return ""
-        dtype = f"{self.framework.compute_dtype}+{self.framework.cache_dtype}kv"
-        measured = {f.dtype for f in self.profile.operators if f.kind == "attention"}
-        return dtype if dtype in measured else ""
+        cache = f"{self.framework.cache_dtype}kv"
+        measured = {f.dtype.partition("+")[2] for f in self.profile.operators if f.kind == "attention"}
+        return f"{self.framework.compute_dtype}+{cache}" if cache in measured else ""
 
     def _units(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> list[Unit]:
         shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)

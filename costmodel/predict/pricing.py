@@ -10,7 +10,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
-from costmodel.hardware.device import element_bytes, math_dtype
+from costmodel.hardware.device import cache_bytes, element_bytes, math_dtype
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.pricing import contended_s, operator_times, streams
@@ -85,6 +85,8 @@ def price_operators(
         share = framework.memory_bound_efficiency if streams(kind) else 1.0
         share *= framework.attention_efficiency if kind == "attention" else 1.0
         device_s[positions] = estimate.median_s / share
+        if kind == "attention" and variant == "decode" and framework.decode_elements_per_s:
+            device_s[positions] = _by_query_head_s(dims, dtype, profile, framework)
         if framework.memory_bound_elements_per_s and streams(kind):
             device_s[positions] += _handling_s(dims["bytes"], dtype, profile, framework)
         contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)
@@ -98,6 +100,21 @@ def price_operators(
         log_sigma=log_sigma,
         fit=tuple(fit),
     )
+
+
+def _by_query_head_s(
+    dims: Mapping[str, FloatArray], dtype: str, profile: HardwareProfile, framework: FrameworkProfile
+) -> FloatArray:
+    """Seconds [n] of decode kernels in which each query head takes its keys and values by itself: those of
+    one key, and the longer of reading them once from memory and of taking them through the multiprocessors
+    once for each query head."""
+    shortest = operator_times(profile, "attention", "decode", dtype, {**dims, "kv_len": np.ones(1)})
+    kept = np.where(dims["window"] > 0, np.minimum(dims["kv_len"], dims["window"]), dims["kv_len"])
+    elements = dims["batch"] * kept * dims["heads"] * (dims["qk_dim"] + dims["v_dim"])
+    device = profile.device
+    taken_s = elements / (framework.decode_elements_per_s * device.multiprocessors)
+    read_s = elements * dims["kv_heads"] / dims["heads"] * cache_bytes(dtype) / device.memory_bytes_per_s
+    return shortest.median_s + np.maximum(taken_s, read_s / framework.decode_memory_efficiency)
 
 
 def streaming_s(

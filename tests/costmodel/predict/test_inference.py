@@ -124,6 +124,36 @@ def test_a_narrow_cache_is_half_as_large_and_quicker_to_read() -> None:
     assert narrow.time_per_output_token_s < same.time_per_output_token_s
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_narrow_cache_measured_beside_one_half_type_serves_the_other(dtype: str) -> None:
+    framework = load_framework("vllm").model_copy(update={"cache_dtype": "fp8", "compute_dtype": dtype})
+    found = InferenceForecaster(
+        source=resolve("gpt2", seq_len=64), profile=load_profile("h100-sxm5-80gb"), framework=framework
+    )
+    assert found.cache_type() == f"{dtype}+fp8kv"
+
+
+def test_kernels_of_one_query_head_take_shared_keys_once_for_each() -> None:
+    """Key heads: 32 of 32 are limited by memory, 2 of 32 by what multiprocessors take."""
+
+    def decode_s(kv_heads: int, elements_per_s: float) -> float:
+        sizes = {"num_hidden_layers": 2, "num_attention_heads": 32, "num_key_value_heads": kv_heads}
+        framework = load_framework("tensorrt-llm")
+        found = InferenceForecaster(
+            source=resolve("llama-3.1-8b", overrides=sizes, seq_len=64),
+            profile=load_profile("h100-sxm5-80gb"),
+            framework=framework.model_copy(update={"decode_elements_per_s": elements_per_s}),
+        )
+        lengths = {"prompt_len": 2048, "output_len": 16}
+        return found.generate(Plan(), batch_size=64, **lengths).time_per_output_token_s
+
+    kept = 2 * 64 * (2048 + 8) * 32 * 2 * 128
+    assert decode_s(32, 1e12) == pytest.approx(decode_s(32, 5e11))
+    slow, quick = decode_s(2, 1e10), decode_s(2, 2e10)
+    assert slow - quick == pytest.approx(kept / (132 * 2e10), rel=0.01)
+    assert decode_s(2, 1e12) < quick
+
+
 def test_a_cache_joined_by_copies_takes_their_time() -> None:
     def token_s(*, joined: bool, output: int) -> float:
         framework = load_framework("pytorch-bf16").model_copy(update={"cache_concatenated": joined})
