@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from calibrate.benchmarks.host import (
     BLOCKS,
+    DEFERRED_BYTES,
     PARAMETERS_PER_BLOCK,
     PIECES,
     UPDATED,
@@ -60,6 +61,7 @@ _RAW_HOST: dict[str, tuple[str, ...]] = {
     "pipeline_action_s": ("pipeline", "blocks"),
     "pipeline_listed_action_s": ("listed", "blocks"),
     "split_parameter_s": ("split", "blocks"),
+    "split_s_per_byte": ("middle_split", "middle_blocks", "split", "blocks"),
     OVERLAP: ("wide_ddp", "wide_blocks", "ddp", "blocks"),
 }
 """Constant -> the host cases its difference is taken of; those of several pieces by their stem."""
@@ -116,8 +118,12 @@ def host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
             f"wide_fsdp_{many}",
         ),
         "pipeline_action_s": (raw.piece_s("pipeline", "blocks") / _BOTH_DIRECTIONS, f"pipeline_{many}"),
-        # what taking weight gradients apart costs, per parameter tensor
+        # what taking weight gradients apart costs: per parameter tensor, and per byte that they are made of
         "split_parameter_s": (raw.piece_s("split", "blocks") / PARAMETERS_PER_BLOCK, f"split_{many}"),
+        "split_s_per_byte": (
+            (raw.piece_s("middle_split", "middle_blocks") - raw.piece_s("split", "blocks")) / DEFERRED_BYTES,
+            f"middle_split_{many}",
+        ),
         "pipeline_listed_action_s": (raw.piece_s("listed", "blocks") / _BOTH_DIRECTIONS, f"listed_{many}"),
         # a step of one linear layer: three products, and what a step does once
         "step_s": (raw.time_s("backward_step") - 3 * raw.time_s("op") - autograd_s, "backward_step"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLOCKS",
+    "DEFERRED_BYTES",
     "PARAMETERS_PER_BLOCK",
     "PIECES",
     "UPDATED",
@@ -47,12 +48,15 @@ WIDE_BYTES = 4 << 20
 _WIDE, _WIDE_ROWS = 1024, 128
 WIDE_OUTPUT_BYTES = 4 * _WIDE * _WIDE_ROWS
 """Output of one wide block."""
+_MIDDLE = 256
+"""Width and rows of the middle-sized blocks: what weight gradients read has left the first two caches."""
+DEFERRED_BYTES = 2 * 4 * _MIDDLE * _MIDDLE
+"""What the weight gradient of one such block is made of: its input and the gradient of its output."""
 _WIDTH = 8
 _FLUSHED_BYTES = 4 << 20
 """More than the first two caches of a core."""
 _RINGS: WeakKeyDictionary[Bench, cycle[torch.Tensor]] = WeakKeyDictionary()
-"""Buffers that all cases flush in turn: one alone would stay in the last cache and cost a case with few
-pieces less than one with many."""
+"""Buffers that all cases flush in turn: one alone would stay in the last cache where pieces are few."""
 
 
 @register_benchmark("host")
@@ -78,7 +82,7 @@ def host_cases(bench: Bench) -> list[Case]:
         }
         for n in PIECES:
             together[f"blocks_{n}"] = _with_pieces(_blocks, n)
-            together[f"split_{n}"] = _with_pieces(_split_backward, n)
+            together[f"split_{n}"] = _with_pieces(_split_blocks, n)
             together[f"layers_{n}"] = _with_pieces(_layers, n)
             together[f"tp_{n}"] = _with_pieces(_tensor_parallel, n)
             together[f"ddp_{n}"] = _with_pieces(_ddp_step, n)
@@ -90,6 +94,10 @@ def host_cases(bench: Bench) -> list[Case]:
             for name, prepare in together.items()
         ]
         for n in () if bench.cuda else PIECES:
+            cases += [
+                _case(f"middle_{name}_{n}", _with_pieces(_middle(trained), n), n_ranks=world, own_clock=True)
+                for name, trained in (("blocks", _train), ("split", _apart))
+            ]
             cases += [
                 _case(f"wide_{name}_{n}", _with_pieces(make, n), n_ranks=world)
                 for name, make in _WIDE_CASES.items()
@@ -220,7 +228,7 @@ def _colder(bench: Bench) -> nn.Module:
     return nn.Identity() if bench.cuda else Colder()
 
 
-def _chain(bench: Bench, blocks: int = BLOCKS, *, colder: bool = False) -> nn.Sequential:
+def _chain(bench: Bench, n: int = BLOCKS, *, colder: bool = False, width: int = _WIDTH) -> nn.Sequential:
     """Blocks of linear, GELU and the addition of a constant, as modules; each flushes last if `colder` (its
     output has a gradient, which the first block's input has not)."""
     import torch
@@ -229,7 +237,7 @@ def _chain(bench: Bench, blocks: int = BLOCKS, *, colder: bool = False) -> nn.Se
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear = nn.Linear(_WIDTH, _WIDTH, device=bench.device)
+            self.linear = nn.Linear(width, width, device=bench.device)
             self.gelu = nn.GELU()
             self.last = _colder(bench) if colder else nn.Identity()
 
@@ -237,11 +245,15 @@ def _chain(bench: Bench, blocks: int = BLOCKS, *, colder: bool = False) -> nn.Se
             y: torch.Tensor = self.last(torch.add(self.gelu(self.linear(x)), x))
             return y
 
-    return nn.Sequential(*(Block() for _ in range(blocks)))
+    return nn.Sequential(*(Block() for _ in range(n)))
 
 
-def _input(bench: Bench) -> torch.Tensor:
-    return bench.take((_WIDTH, _WIDTH)).clone()
+def _input(bench: Bench, width: int = _WIDTH) -> torch.Tensor:
+    return bench.take((width, width)).clone()
+
+
+def _middle(trained: Callable[[nn.Module, torch.Tensor], Call]) -> Callable[[Bench, int], Call]:
+    return lambda b, n: trained(_chain(b, n, width=_MIDDLE), _input(b, _MIDDLE).requires_grad_())
 
 
 def _train(model: nn.Module, x: torch.Tensor) -> Call:
@@ -326,12 +338,15 @@ def _blocks(bench: Bench, n: int) -> Call:
     return _train(_chain(bench, n, colder=True), _input(bench))
 
 
-def _split_backward(bench: Bench, n: int) -> Call:
-    """The blocks with gradients of inputs and of weights taken apart, as torch's zero-bubble schedules do."""
+def _split_blocks(bench: Bench, n: int) -> Call:
+    return _apart(_chain(bench, n, colder=True), _input(bench).requires_grad_())
+
+
+def _apart(model: nn.Module, x: torch.Tensor) -> Call:
+    """`_train` with gradients of inputs and of weights taken apart, as torch's zero-bubble schedules do."""
     import torch
     from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
-    model, x = _chain(bench, n, colder=True), _input(bench).requires_grad_()
     gradient = torch.ones_like(x)
     parameters = list(model.parameters())
 

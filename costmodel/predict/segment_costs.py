@@ -57,6 +57,8 @@ class SegmentCosts:
     memory: SegmentMemory
     error_s: Mapping[tuple[str, str], float]
     """(what errs together, part) -> seconds of one standard deviation; a fit, or a link's collectives."""
+    deferred_bytes: int
+    """What gradients of weights are made of: read again, from further away, where they are taken apart."""
     asynchronous: bool
     """The host queues kernels ahead of the device (cuda); else they are one (cpu)."""
     blocking: bool = False
@@ -176,6 +178,7 @@ def price_segment(
             segment_memory(segment.local, recompute, fused, saved_elsewhere), segment, framework
         ),
         error_s=error,
+        deferred_bytes=sum(op.bytes_read for op in operators if part_of(op, gradients) == "backward_weight"),
         asynchronous=profile.device.kind != "cpu",
         blocking=framework.launch_blocking,
     )

@@ -164,7 +164,7 @@ def unit_costs(
                 backward_input=backward["recompute"] + backward["backward_input"] + backward["host"] + extra,
                 backward_weight=backward["backward_weight"] + dp_work,
                 parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
-                split_s=len(unit.elements) * host_cost_s(forecaster.profile, "split_parameter_s"),
+                split_s=_split_s(forecaster, unit),
                 accumulate_s=accumulate_s(forecaster, sum(unit.elements))
                 if plan.num_microbatches > 1
                 else 0.0,
@@ -174,6 +174,13 @@ def unit_costs(
             )
         )
     return result
+
+
+def _split_s(forecaster: Forecaster, unit: Unit) -> float:
+    """What taking the gradients of a unit's weights apart from those of its inputs costs."""
+    per_parameter_s = host_cost_s(forecaster.profile, "split_parameter_s")
+    per_byte_s = host_cost_s(forecaster.profile, "split_s_per_byte")
+    return len(unit.elements) * per_parameter_s + unit.costs.deferred_bytes * per_byte_s
 
 
 def two_ways(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from calibrate.benchmarks.host import BLOCKS, PIECES, WIDE_BYTES, WIDE_OUTPUT_BYTES
+from calibrate.benchmarks.host import BLOCKS, DEFERRED_BYTES, PIECES, WIDE_BYTES, WIDE_OUTPUT_BYTES
 from calibrate.host_costs import host_costs, overlap_of
 from calibrate.journal import Sample
 from calibrate.timing import THREAD_TIME
@@ -79,6 +79,8 @@ def samples(*, waits: bool = False, wide: bool = True) -> list[Sample]:
     if wide:
         whole_s = moved_s(WIDE_BYTES)
         found += [
+            *pieces("middle_blocks", 3 * _BLOCK_S, timing),
+            *pieces("middle_split", 3 * _BLOCK_S + 2 * 40e-6 + 2e-10 * DEFERRED_BYTES, timing),
             *pieces("wide_blocks", _WIDE_S, "eager_loop"),
             *pieces("wide_fsdp", _WIDE_S + 400e-6 + 3 * whole_s + 1e-10 * WIDE_BYTES, "eager_loop"),
             *pieces("wide_ddp", _WIDE_S + 50e-6 + 0.6 * whole_s, "eager_loop"),
@@ -105,7 +107,13 @@ _EXPECTED = {
 def test_costs_are_the_differences_they_say() -> None:
     found = {name: value.value_s for name, value in host_costs(samples()).items()}
     assert found == pytest.approx(
-        {**_EXPECTED, "dtensor_module_s": 700e-6, "fsdp_copy_s_per_byte": 1e-10}, rel=1e-6
+        {
+            **_EXPECTED,
+            "dtensor_module_s": 700e-6,
+            "fsdp_copy_s_per_byte": 1e-10,
+            "split_s_per_byte": 2e-10,
+        },
+        rel=1e-6,
     )
 
 

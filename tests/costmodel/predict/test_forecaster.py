@@ -8,6 +8,7 @@ import pytest
 
 from costmodel.errors import PlanError, UsageError
 from costmodel.framework import load_framework
+from costmodel.hardware.schema import HostValue
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
 from costmodel.plan import Plan
@@ -123,3 +124,22 @@ def test_sizes_that_do_not_divide() -> None:
         forecaster().forecast(Plan.parse("pp30.gbs30"))
     with pytest.raises(PlanError, match=r"tp\(7\)"):
         forecaster().forecast(Plan.parse("tp7"))
+
+
+def test_taking_weight_gradients_apart_costs_by_what_they_are_made_of() -> None:
+    """Only schedules that take them apart pay, twice for twice the cost of a byte."""
+
+    def step_s(plan: str, per_byte_s: float) -> float:
+        profile = load_profile("a100-sxm4-80gb")
+        cost = HostValue(value_s=per_byte_s, source="test")
+        made = Forecaster(
+            source=resolve("gpt2", overrides={"n_layer": 4, "n_embd": 256, "n_head": 4}, seq_len=128),
+            profile=profile.model_copy(update={"host": {**profile.host, "split_s_per_byte": cost}}),
+            framework=load_framework("pytorch"),
+        )
+        return made.forecast(Plan.parse(plan)).prediction.step_time_s
+
+    for plan, pays in (("pp4.mbs1.gbs32", False), ("pp4.mbs1.gbs32.zb", True)):
+        none_s, one_s, two_s = (step_s(plan, x * 1e-8) for x in (0, 1, 2))
+        assert (one_s > none_s) == pays
+        assert two_s - one_s == pytest.approx(one_s - none_s, rel=0.2)
