@@ -163,7 +163,7 @@ def _updates(
     ends = list(accumulate(len(modules) for modules in prediction.stage_modules))
     stages = [units[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     elements = max((held_elements(stage) for stage in stages), key=sum)
-    if not elements:
+    if not elements or not optimizer_variant(forecaster.optimizer).updates:
         return []
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage else 1
     dims = update_sizes(

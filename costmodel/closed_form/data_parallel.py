@@ -100,6 +100,8 @@ def _update_s(forecaster: Forecaster, configs: Configs, stage: dict[str, FloatAr
     size; the host's part and matrix products of Muon left out."""
     traffic = optimizer_variant(forecaster.optimizer)
     elements = stage["elements"] + stage["copied_elements"]
+    if not traffic.updates:
+        return np.zeros_like(elements, dtype=np.float64)
     n = np.maximum(1.0, stage["n_tensors"])
     sharing = np.where(configs.zero > 0, configs.shard * (configs.replicas // configs.dp), 1)
     cols = np.maximum(1.0, elements / sharing[:, None, None] / n)

@@ -136,8 +136,10 @@ def peak_bytes(
     passing = np.where(appear[:, :, None], stages.appearing, stages.standing)
     others = np.maximum(0.0, most_held[:, None, :] - stages.saved)
     highest = (others + passing).max(axis=1) + resting
-    rooted = optimizer_variant(optimizer).rooted and not framework.fused_optimizer and not looped
-    if each := framework.update_copy_bytes + (4.0 if rooted else 0.0):
+    traffic = optimizer_variant(optimizer)
+    rooted = traffic.rooted and not framework.fused_optimizer and not looped
+    each = framework.update_copy_bytes + (4.0 if rooted else 0.0)
+    if each and traffic.updates:
         temporary = each * elements / np.where(zero >= 1, parts, 1.0)
         highest = np.maximum(highest, gradients + np.floor(temporary))
     above = np.maximum(0.0, highest - gradients)

@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from costmodel.errors import ModelArgumentError
+from costmodel.models.capacity import with_full_experts
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
 from costmodel.models.source import BuiltModel, ModelSource, samples_in
 
@@ -225,6 +226,7 @@ def _from_transformers(
         if module is None:
             module = _module(transformers, made, architectures, name, remote_code is not None)
             if mode is not None:  # fake parameters serve every trace of this mode
+                with_full_experts(module)
                 fakes[mode] = module
         inputs = transformers_inputs(
             module, made, batch, seq_len, training=task == "train", target_len=target_len

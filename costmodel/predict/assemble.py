@@ -175,7 +175,7 @@ def stage_costs(
         n_dtensors=_n_dtensors(plan, units),
         utilisation=utilisation,
     )
-    if forecaster.framework.update_kernels:
+    if forecaster.framework.update_kernels and optimizer_variant(forecaster.optimizer).updates:
         update_s = written_out_s(mine, forecaster.profile, forecaster.framework)
     shapes = [p.local_shape for unit in units for p in unit.shard.parameters if not p.tied]
     update_s += orthogonalisation_s(shapes, forecaster.optimizer, forecaster.profile) / update_ranks(plan)

@@ -33,7 +33,7 @@ __all__ = [
 class Traffic:
     """fp32 tensors of a parameter's size that one update reads and writes, and those it keeps."""
 
-    __slots__ = ("kept", "read", "rooted", "variant", "written")
+    __slots__ = ("kept", "read", "rooted", "updates", "variant", "written")
 
     def __init__(self, variant: str, *, read: int, written: int, kept: int, rooted: bool = False) -> None:
         self.variant = variant
@@ -42,6 +42,8 @@ class Traffic:
         self.kept = kept
         self.rooted = rooted
         """Whether the update makes a root of a tensor's size on its way."""
+        self.updates = bool(written)
+        """Whether there is an update at all; else forward and backward are the step."""
 
 
 OPTIMIZERS = {
@@ -50,8 +52,10 @@ OPTIMIZERS = {
     "adamw": Traffic("adam", read=4, written=3, kept=2, rooted=True),
     "adafactor": Traffic("adafactor", read=2, written=1, kept=0),
     "muon": Traffic("muon", read=3, written=2, kept=1),
+    "none": Traffic("none", read=0, written=0, kept=0),
 }
-"""Adam: reads parameter, gradient, both moments; writes parameter and moments (Kingma & Ba, Alg. 1)."""
+"""Adam: reads parameter, gradient, both moments; writes parameter and moments (Kingma & Ba, Alg. 1). none: a
+step of forward and backward alone, whose gradients nobody takes."""
 
 
 _NEWTON_SCHULZ_STEPS = 5
@@ -66,7 +70,10 @@ def optimizer_variant(name: str) -> Traffic:
 
 
 def state_bytes_per_parameter(name: str, framework: FrameworkProfile) -> float:
-    """Optimizer bytes per parameter: the framework's figure is for Adam; others keep fewer moments."""
+    """Optimizer bytes per parameter: the framework's figure is for Adam; others keep fewer moments, none
+    nothing."""
+    if not optimizer_variant(name).updates:
+        return 0.0
     moments_missing = OPTIMIZERS["adam"].kept - optimizer_variant(name).kept
     return max(0.0, framework.optimizer_state_bytes - 4.0 * moments_missing)
 
@@ -124,9 +131,9 @@ def optimizer_s(
     `n_dtensors` of them are DTensors, which dispatch each of the update's operators once more.
     `utilisation`: the fraction of time that neighbours on the same memory are busy.
     """
-    if not elements:
-        return 0.0, 0.0
     traffic = optimizer_variant(name)
+    if not elements or not traffic.updates:
+        return 0.0, 0.0
     dims = update_sizes(elements, name, profile)
     estimate = operator_times(profile, "optimizer", traffic.variant, "fp32", dims)
     waiting_s = contended_s(profile, "optimizer", traffic.variant, "fp32", dims, estimate.median_s)

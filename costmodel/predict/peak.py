@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from costmodel.graph.model_graph import Phase
 from costmodel.predict.memory import ModelState, communication_bytes, model_state
-from costmodel.predict.optimizer_costs import state_bytes_per_parameter, update_bytes
+from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
 from costmodel.predict.units import expert_elements, held_elements
 from costmodel.strategies.parameter_server import servers_of
@@ -140,7 +140,9 @@ def memory_of_rank(
     shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
     if framework.fused_optimizer:
         update = 0
-    update += round(sum(elements) * framework.update_copy_bytes)
+    updates = optimizer_variant(optimizer).updates
+    if updates:
+        update += round(sum(elements) * framework.update_copy_bytes)
     passing = max((p.total for p in peaks), default=0)
     peaks.append(Peak(activations=0, gradients=state.gradients, temporary=update // shard))
     highest = max(peaks, key=lambda p: p.total)
@@ -149,7 +151,7 @@ def memory_of_rank(
     temporary = min(highest.temporary, above)
     swapped = resident_bytes is not None
     fragments = framework.fragment_bytes + framework.fragment_fraction * above
-    if framework.update_fragment_bytes:
+    if framework.update_fragment_bytes and updates:
         fragments += min(max(0, passing - state.gradients), update // shard)
         if plan.zero_stage < 3:  # whose gradients are flat from the start
             fragments += framework.update_fragment_bytes * sum(elements) / shard

@@ -143,7 +143,11 @@ def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[],
     shape = [dict(model.config), model.seq_len, model.target_len, model.head, model.predicted_share]
     key = json.dumps([*shape, profile.name, framework.model_dump(), variant])
     task = "infer" if row.text("task") == "forward" else "train"  # a forward pass alone has no loss
-    return key, partial(_arguments, row.text("model_name"), model, profile, framework, variant, task)
+    arguments = partial(_arguments, row.text("model_name"), model, profile, framework, variant, task)
+    said = (e["optimizer"] for e in _settings()["optimizer"] if re.search(e["match"], row.text("notes"), re.I))
+    if row.text("task") != "train" or not (optimizer := next(said, None)):
+        return key, arguments
+    return f"{key} {optimizer}", lambda: {**arguments(), "optimizer": optimizer}
 
 
 def _arguments(
