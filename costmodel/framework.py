@@ -144,6 +144,9 @@ class FrameworkProfile(BaseModel):
     """Host time per operator relative to the profile's plain eager dispatch."""
     host_operator_s: float = Field(0.0, ge=0)
     """Host time per kernel where the hardware profile has no measured dispatch."""
+    segment_s: float = Field(0.0, ge=0)
+    """Host time of each segment that torch's allocator takes from the driver for what a forward keeps, where
+    its pool is emptied before (torch.cuda.empty_cache); 0: the pool has them from the step before."""
     launch_blocking: bool = False
     """The host waits for every kernel before it dispatches the next one (CUDA_LAUNCH_BLOCKING=1)."""
     host_collective_s: float = Field(0.0, ge=0)

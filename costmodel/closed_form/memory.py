@@ -128,7 +128,8 @@ def peak_bytes(
         gradients = np.minimum(gradients, np.rint(two * framework.gradient_bytes))
         if offload.stream_weights:
             parameters = np.minimum(parameters, np.rint(two * framework.parameter_bytes))
-    stay = np.full(len(dp), framework.gradients_persist)
+    traffic = optimizer_variant(optimizer)
+    stay = np.full(len(dp), framework.gradients_persist or not traffic.updates)
     if framework.gradient_as_bucket_view:
         stay |= dp > 1
     appear = (~stay & (num_microbatches == 1) & (zero_stage < 2) & (offload is None))[:, None]
@@ -136,7 +137,6 @@ def peak_bytes(
     passing = np.where(appear[:, :, None], stages.appearing, stages.standing)
     others = np.maximum(0.0, most_held[:, None, :] - stages.saved)
     highest = (others + passing).max(axis=1) + resting
-    traffic = optimizer_variant(optimizer)
     rooted = traffic.rooted and not framework.fused_optimizer and not looped
     each = framework.update_copy_bytes + (4.0 if rooted else 0.0)
     if each and traffic.updates:

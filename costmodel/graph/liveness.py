@@ -14,6 +14,7 @@ from costmodel.recompute import Recompute
 __all__ = [
     "SegmentMemory",
     "allocated_bytes",
+    "kept_segments",
     "recomputed_operators",
     "saved_bytes",
     "saved_tensors",
@@ -70,17 +71,41 @@ def saved_bytes(segment: Segment, recompute: str = "none", fused: FusedSegment |
     What is recomputed does not keep what it makes; a fully recomputed block keeps its input only. What fused
     kernels do not write is not held, see `graph.fusion`.
     """
+    return sum(_kept_bytes(segment, recompute, fused))
+
+
+def kept_segments(segment: Segment, recompute: str = "none", fused: FusedSegment | None = None) -> float:
+    """Segments that the CUDA caching allocator takes from the driver for what one instance's forward keeps,
+    where its pool has none.
+
+    Blocks of up to 1 MiB share segments of 2 MiB, those below 10 MiB segments of 20 MiB, as many as fit; each
+    larger one has its own. Source: c10/cuda/CUDACachingAllocator.cpp (kSmallSize, kSmallBuffer,
+    kMinLargeAlloc, kLargeBuffer).
+    """
+    found = 0.0
+    for size in _kept_bytes(segment, recompute, fused):
+        if size <= 2**20:
+            found += size / 2**21
+        elif size < 10 * 2**20:
+            found += 1.0 / (20 * 2**20 // size)
+        else:
+            found += 1.0
+    return found
+
+
+def _kept_bytes(segment: Segment, recompute: str, fused: FusedSegment | None) -> list[int]:
+    """Bytes of each block that `saved_bytes` counts."""
     again = recomputed_operators(segment, recompute)
     if recompute == "full" and again:
-        return segment.output_bytes
+        return [segment.output_bytes]
     dropped = _not_kept(segment, again)
     dropped |= fused.unwritten if fused else frozenset()
     masks = fused.masks if fused else frozenset[int]()
-    return sum(
+    return [
         allocated_bytes(prod(t.shape) if t.index in masks else t.size_bytes)
         for t in segment.tensors
         if t.saved and t.view_of is None and t.index not in dropped
-    )
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,8 @@ board can spend only its power. The rate that its watts buy,
     power_w * FLOP per joule * (process_nm of the source / process_nm of the target) ^ exponent
 
 sets the sustained fraction of its burst rate, where the FLOP per joule are those the source sustained, or
-those known of the dtype from a device that is limited by power (`costmodel/data/energy.json`).
+those known of the dtype from a device that is limited by power (`costmodel/data/energy.json`). A board with
+more power than that sustains what long products reach anywhere (`attainable`).
 
 The correction stays within one architecture (it speaks of tiles and waves of the same kernels); across
 architectures only the form carries over.
@@ -15,7 +16,7 @@ architectures only the form carries over.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +30,7 @@ __all__ = ["borrowed_fits", "device_distance", "sustained_fraction", "transfer_f
 
 _FILE = Path(__file__).resolve().parent.parent / "data" / "energy.json"
 _COMPUTE, _SUSTAINED, _BURST = "compute_efficiency", "sustained_fraction", "burst_s"
+_TILE = "tile_"
 _LEAST_SUSTAINED = 0.1
 _GENERATIONS = ("Pascal", "Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell")
 _AMD = ("CDNA1", "CDNA2", "CDNA3")
@@ -46,6 +48,8 @@ class _Energy(BaseModel):
     source: str
     process_exponent: float
     burst_s: float
+    attainable: dict[str, float]
+    attainable_source: str
     flop_per_joule: dict[str, _Reference]
 
 
@@ -97,6 +101,12 @@ def sustained_fraction(
     return float(min(max(bought, _LEAST_SUSTAINED), 1.0))
 
 
+def _burst_efficiency(parameters: Mapping[str, float]) -> float:
+    """Share of the peak that a fit gives to its best tiles in a burst."""
+    tiles = [value for name, value in parameters.items() if name.startswith(_TILE)]
+    return parameters[_COMPUTE] * max(tiles, default=1.0)
+
+
 def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> OperatorFit:
     """The fit restated for `target`, named `transferred_from` its source, with a wider spread."""
     spread = fallback_spread()
@@ -109,6 +119,8 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
     if {_COMPUTE, _SUSTAINED, _BURST} <= set(parameters):
         held = parameters[_SUSTAINED]
         share = sustained_fraction(source, target, fit.dtype, parameters[_COMPUTE], held)
+        if most := _energy().attainable.get(math_dtype(fit.dtype)):
+            share = min(share, most / _burst_efficiency(parameters))
         parameters[_SUSTAINED] = float(f"{share:.6g}")
         if share < held:  # the source's burst is that of a board with more power to spend
             parameters[_BURST] = min(parameters[_BURST], _energy().burst_s)

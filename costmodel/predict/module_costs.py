@@ -14,6 +14,7 @@ from costmodel.estimate import expected_max
 from costmodel.graph.fusion import fuse
 from costmodel.graph.liveness import recomputed_operators
 from costmodel.graph.model_graph import Phase, Segment, TensorRole
+from costmodel.predict.optimizer_costs import optimizer_variant
 from costmodel.predict.pricing import price_operators
 from costmodel.predict.segment_costs import part_of
 from costmodel.predict.units import accumulate_s
@@ -94,7 +95,8 @@ def _accumulation(
             module = path_in_instance(segment.local, parameter.name.rpartition(".")[0], instance)
             elements[module] = elements.get(module, 0) + prod(parameter.local_shape)
     total = sum(elements.values())
-    seconds = accumulate_s(forecaster, total) * (1.0 - 1.0 / plan.num_microbatches)
+    first = 1.0 / plan.num_microbatches if optimizer_variant(forecaster.optimizer).updates else 0.0
+    seconds = accumulate_s(forecaster, total) * (1.0 - first)
     if not seconds:
         return []
     return [

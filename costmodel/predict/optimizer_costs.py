@@ -55,7 +55,7 @@ OPTIMIZERS = {
     "none": Traffic("none", read=0, written=0, kept=0),
 }
 """Adam: reads parameter, gradient, both moments; writes parameter and moments (Kingma & Ba, Alg. 1). none: a
-step of forward and backward alone, whose gradients nobody takes."""
+step of forward and backward alone: its gradients stay, and the next backward adds to them."""
 
 
 _NEWTON_SCHULZ_STEPS = 5

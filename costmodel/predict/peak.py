@@ -123,8 +123,9 @@ def memory_of_rank(
         n_expert_parameters=expert_elements(units),
         ep=plan.ep,
     )
-    # flat buffers and the reducer's buckets are there before backward
-    stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view)
+    updates = optimizer_variant(optimizer).updates
+    # flat buffers, the reducer's buckets and gradients that nobody takes are there before backward
+    stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view) or not updates
     if offload is not None and not offload.host_update_bytes_per_s:
         offload = None
     appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2 and offload is None
@@ -140,7 +141,6 @@ def memory_of_rank(
     shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
     if framework.fused_optimizer:
         update = 0
-    updates = optimizer_variant(optimizer).updates
     if updates:
         update += round(sum(elements) * framework.update_copy_bytes)
     passing = max((p.total for p in peaks), default=0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from costmodel.graph.fusion import FusedSegment, fuse
-from costmodel.graph.liveness import SegmentMemory, recomputed_operators, segment_memory
+from costmodel.graph.liveness import SegmentMemory, kept_segments, recomputed_operators, segment_memory
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
 from costmodel.graph.softmax import written_out_softmax
 from costmodel.hardware.host_machine import dispatch_factor
@@ -161,6 +161,8 @@ def price_segment(
         factor = dispatch_factor(profile)
         for part, seconds in _framework_host_s(segment, framework, bool(again), recompute).items():
             host[part] += factor * seconds
+        if framework.segment_s:
+            host["forward"] += framework.segment_s * kept_segments(segment.local, recompute, fused)
     for part in ("forward", "backward_input"):
         device[part] += 0.5 * _biases_s(segment, profile, framework)
     calls = [_once_per_node(call, n_nodes(call.axis), framework) for call in segment.collectives]

@@ -12,6 +12,7 @@ import numpy as np
 from costmodel.hardware.pricing import operator_times
 from costmodel.plan import Plan
 from costmodel.predict.buckets import gradient_buckets
+from costmodel.predict.optimizer_costs import optimizer_variant
 from costmodel.predict.placement import axis_groups
 from costmodel.predict.pricing import host_cost_s
 from costmodel.recompute import Recompute
@@ -152,11 +153,15 @@ def unit_costs(
     sharded = plan.zero_stage == 3 and plan.dp > 1
     # measured over forward and backward together; each takes half
     fsdp_s = 0.5 * host_cost_s(forecaster.profile, "fsdp_unit_s") if sharded else 0.0
+    updates = optimizer_variant(forecaster.optimizer).updates
     result = []
     for i, unit in enumerate(units):
+        added_s = accumulate_s(forecaster, sum(unit.elements))
         forward, backward = two_ways(unit.costs, utilisation, waiting)
         extra = CostParts(parts_s={"host": fsdp_s}) if fsdp_s else CostParts()
         dp_work = CostParts(parts_s={"dp_comm": copies_s[i]}) if copies_s[i] else CostParts()
+        if not updates:  # nobody takes the gradients: each backward adds to those of the step before
+            dp_work += CostParts(parts_s={"compute": added_s})
         result.append(
             UnitCosts(
                 name=unit.module,
@@ -165,9 +170,7 @@ def unit_costs(
                 backward_weight=backward["backward_weight"] + dp_work,
                 parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
                 split_s=_split_s(forecaster, unit),
-                accumulate_s=accumulate_s(forecaster, sum(unit.elements))
-                if plan.num_microbatches > 1
-                else 0.0,
+                accumulate_s=added_s if updates and plan.num_microbatches > 1 else 0.0,
                 gather_s=gather_s[i],
                 reduce_s=reduce_s[i],
                 saved_bytes=unit.costs.memory.saved_bytes,
