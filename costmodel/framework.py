@@ -147,6 +147,8 @@ class FrameworkProfile(BaseModel):
     segment_s: float = Field(0.0, ge=0)
     """Host time of each segment that torch's allocator takes from the driver for what a forward keeps, where
     its pool is emptied before (torch.cuda.empty_cache); 0: the pool has them from the step before."""
+    wiped_bytes_per_s: float = Field(0.0, ge=0)
+    """Rate at which the driver wipes what such a pool gave back before it gives it out again; 0: hidden."""
     launch_blocking: bool = False
     """The host waits for every kernel before it dispatches the next one (CUDA_LAUNCH_BLOCKING=1)."""
     host_collective_s: float = Field(0.0, ge=0)

@@ -25,6 +25,7 @@ __all__ = [
 _SELECTIVE_KINDS = ("attention", "softmax", "bmm")
 
 _SMALL_BLOCK_BYTES = 512
+_LASTING = (TensorRole.PARAMETER, TensorRole.BUFFER, TensorRole.INPUT)
 
 
 def allocated_bytes(size_bytes: int) -> int:
@@ -71,7 +72,10 @@ def saved_bytes(segment: Segment, recompute: str = "none", fused: FusedSegment |
     What is recomputed does not keep what it makes; a fully recomputed block keeps its input only. What fused
     kernels do not write is not held, see `graph.fusion`.
     """
-    return sum(_kept_bytes(segment, recompute, fused))
+    again = recomputed_operators(segment, recompute)
+    if recompute == "full" and again:
+        return segment.output_bytes
+    return sum(size for _, size in _kept(segment, again, fused))
 
 
 def kept_segments(segment: Segment, recompute: str = "none", fused: FusedSegment | None = None) -> float:
@@ -82,8 +86,13 @@ def kept_segments(segment: Segment, recompute: str = "none", fused: FusedSegment
     larger one has its own. Source: c10/cuda/CUDACachingAllocator.cpp (kSmallSize, kSmallBuffer,
     kMinLargeAlloc, kLargeBuffer).
     """
+    again = recomputed_operators(segment, recompute)
+    kept = _kept(segment, again, fused)
+    sizes = [size for role, size in kept if role not in _LASTING]
+    if recompute == "full" and again:
+        sizes = [segment.output_bytes]
     found = 0.0
-    for size in _kept_bytes(segment, recompute, fused):
+    for size in sizes:
         if size <= 2**20:
             found += size / 2**21
         elif size < 10 * 2**20:
@@ -93,16 +102,15 @@ def kept_segments(segment: Segment, recompute: str = "none", fused: FusedSegment
     return found
 
 
-def _kept_bytes(segment: Segment, recompute: str, fused: FusedSegment | None) -> list[int]:
-    """Bytes of each block that `saved_bytes` counts."""
-    again = recomputed_operators(segment, recompute)
-    if recompute == "full" and again:
-        return [segment.output_bytes]
+def _kept(
+    segment: Segment, again: frozenset[int], fused: FusedSegment | None
+) -> list[tuple[TensorRole, int]]:
+    """Role and bytes of each block that is held from forward to backward where `again` runs again."""
     dropped = _not_kept(segment, again)
     dropped |= fused.unwritten if fused else frozenset()
     masks = fused.masks if fused else frozenset[int]()
     return [
-        allocated_bytes(prod(t.shape) if t.index in masks else t.size_bytes)
+        (t.role, allocated_bytes(prod(t.shape) if t.index in masks else t.size_bytes))
         for t in segment.tensors
         if t.saved and t.view_of is None and t.index not in dropped
     ]
@@ -242,9 +250,6 @@ class _Sizes:
         read = {self.base(i) for op in ops if op.kind != "host" for i in op.inputs}
         made = {i for op in ops for i in op.outputs if self.base(i) == i}
         return frozenset(i for i in made - read if self._tensors[i].size_bytes in tied)
-
-
-_LASTING = (TensorRole.PARAMETER, TensorRole.BUFFER, TensorRole.INPUT)
 
 
 def _walk(

@@ -1,8 +1,8 @@
 """Experts of a fixed capacity, as they can be traced: each takes as many tokens as it may.
 
 How many tokens an expert gets is in the data, which a trace has not. A router with a capacity (Switch
-Transformers, arXiv 2101.03961, section 2.2) bounds it: tokens above are left out. With more tokens than experts
-can take, or rows padded to the capacity, every expert runs on exactly so many.
+Transformers, arXiv 2101.03961, section 2.2) bounds it: tokens above are left out. With more tokens than
+experts can take, or rows padded to the capacity, every expert runs on exactly so many.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["with_full_experts"]
 
 
 def with_full_experts(module: nn.Module) -> None:
-    """Let every layer of `module` whose router has an `expert_capacity` and whose experts are modules of their
-    own run them on that many tokens of each sequence (all of a shorter one), in place of those data decides on."""
+    """Let layers whose router has an `expert_capacity` and whose experts are modules run each on that many
+    tokens of a sequence (all of a shorter one), in place of those that the data decides on."""
     from torch import nn
 
     for layer in module.modules():
         router, experts = getattr(layer, "router", None), getattr(layer, "experts", None)
-        if isinstance(experts, nn.ModuleDict) and getattr(router, "expert_capacity", 0):
+        if isinstance(experts, nn.ModuleDict) and hasattr(router, "expert_capacity"):
             layer.forward = MethodType(_forward, layer)
 
 
 def _forward(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """[batch, tokens, width] -> the same: route, run each expert on its capacity, add up where tokens came from."""
+    """[batch, tokens, width] -> the same: route, run each expert on its capacity, add up by token."""
     import torch
 
     router, experts = layer.router, layer.experts

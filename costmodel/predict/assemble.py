@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,6 +13,7 @@ from costmodel.estimate import Z90, expected_max
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
+from costmodel.predict.emptied import waits_for_wiping_s
 from costmodel.predict.memory import model_state
 from costmodel.predict.notes import machine_notes, model_notes
 from costmodel.predict.optimizer_costs import (
@@ -24,7 +25,7 @@ from costmodel.predict.optimizer_costs import (
 )
 from costmodel.predict.peak import rank_memory
 from costmodel.predict.planned import planned_starts
-from costmodel.predict.prediction import HardwareUsed, Prediction
+from costmodel.predict.prediction import HardwareUsed, Prediction, StageMemory
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.segment_costs import dtensor_modules
 from costmodel.predict.uncertainty import StepErrors, step_errors
@@ -103,6 +104,8 @@ def _cut(
         utilisation = 0.0 if alone else 1.0 - step.bubble_fraction
     step_overhead_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
     step_overhead_s += _waits_for_input_s(forecaster, plan, step.step_time_s + step_overhead_s)
+    memory = rank_memory(forecaster, plan, groups, step)
+    step_overhead_s += _waits_for_memory_s(forecaster, plan, stages, memory)
     step_time_s = step.step_time_s + step_overhead_s
     breakdown = {part: step.breakdown_s.get(part, 0.0) for part in BREAKDOWN_PARTS}
     breakdown["host"] += step_overhead_s
@@ -121,7 +124,7 @@ def _cut(
         step_time_high_s=step_time_s * math.exp(Z90 * sigma),
         breakdown_s=breakdown,
         bubble_fraction=step.bubble_fraction,
-        memory=rank_memory(forecaster, plan, groups, step),
+        memory=memory,
         device_memory_bytes=int(profile.device.memory_bytes),
         samples_per_s=samples_per_s,
         tokens_per_s=samples_per_s * graph.seq_len if graph.seq_len else None,
@@ -150,6 +153,19 @@ def _waits_for_input_s(forecaster: Forecaster, plan: Plan, step_s: float) -> flo
     """What a step of `step_s` waits for a rank's samples, which are made ready beside it."""
     rate = forecaster.framework.input_samples_per_s
     return max(0.0, plan.global_batch_size / plan.dp / rate - step_s) if rate else 0.0
+
+
+def _waits_for_memory_s(
+    forecaster: Forecaster, plan: Plan, stages: Sequence[StageCosts], memory: Sequence[StageMemory]
+) -> float:
+    """What a step's one forward waits for memory that the driver wipes first (none in a pipeline)."""
+    if plan.pp > 1 or plan.num_microbatches > 1:
+        return 0.0
+    units, rank = stages[0].units, memory[0]
+    lasting = rank.parameters + rank.gradients + rank.optimizer + rank.framework
+    given_back = sum(unit.saved_bytes for unit in units)
+    left = forecaster.profile.device.memory_bytes - lasting - given_back
+    return waits_for_wiping_s(units, left, forecaster.framework.wiped_bytes_per_s)
 
 
 def stage_costs(

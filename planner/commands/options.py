@@ -60,7 +60,9 @@ PlanText = Annotated[
 Framework = Annotated[
     str, typer.Option("--framework", help="What runs the model: a framework profile's name or file.")
 ]
-Optimizer = Annotated[str, typer.Option("--optimizer", help="sgd, adam, adamw, adafactor, muon; none: no update.")]
+Optimizer = Annotated[
+    str, typer.Option("--optimizer", help="sgd, adam, adamw, adafactor, muon; none: no update.")
+]
 Host = Annotated[
     str | None,
     typer.Option("--host", help="What offload works with: a host's name or a JSON file; default: by device."),

@@ -144,7 +144,9 @@ def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[],
     key = json.dumps([*shape, profile.name, framework.model_dump(), variant])
     task = "infer" if row.text("task") == "forward" else "train"  # a forward pass alone has no loss
     arguments = partial(_arguments, row.text("model_name"), model, profile, framework, variant, task)
-    said = (e["optimizer"] for e in _settings()["optimizer"] if re.search(e["match"], row.text("notes"), re.I))
+    said = (
+        e["optimizer"] for e in _settings()["optimizer"] if re.search(e["match"], row.text("notes"), re.I)
+    )
     if row.text("task") != "train" or not (optimizer := next(said, None)):
         return key, arguments
     return f"{key} {optimizer}", lambda: {**arguments(), "optimizer": optimizer}

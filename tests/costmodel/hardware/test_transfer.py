@@ -41,6 +41,24 @@ def test_power_limits_what_a_low_power_board_sustains() -> None:
     assert sustained_fraction(device("T4"), device("V100-PCIe-32GB"), "fp32", 0.9, 0.43) > 0.8
 
 
+def test_a_board_with_power_to_spend_stays_below_its_peak() -> None:
+    donor, fit = "A100-PCIe-40GB", plain_fit(
+        dtype="fp32",
+        timing="event_eager",
+        on="A100-PCIe-40GB",
+        compute_efficiency=1.0,
+        tile_128x256=1.02,
+        sustained_fraction=0.8,
+        burst_s=2e-4,
+    )  # fmt: skip
+    for target in ("A100-SXM4-80GB", "H100-SXM5-80GB"):
+        spec = device(target)
+        moved = transfer_fit(fit, device(donor), spec)
+        time_s = operator_times(profile(moved, on=target), "gemm", "nt", "fp32", BIG).median_s[0]
+        reached = 2.0 * 8192.0**3 / time_s / spec.peak_flop_per_s["fp32"]
+        assert 0.85 < reached < 0.96, target
+
+
 def test_memory_bound_gemm_gains_from_the_faster_memory() -> None:
     h100, h200 = device("H100-SXM5-80GB"), device("H200-SXM")
     fit = plain_fit(on="H100-SXM5-80GB")

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from costmodel.graph import trace_module
-from costmodel.graph.liveness import SegmentMemory, segment_memories
+from costmodel.graph.liveness import SegmentMemory, kept_segments, segment_memories
 from costmodel.graph.model_graph import ModelGraph
 from costmodel.graph.tracing import default_loss
 from costmodel.predict.optimizer_costs import update_bytes
@@ -189,3 +189,26 @@ def test_the_gradient_of_a_tied_table_is_held_once_by_each_use() -> None:
         assert level == pytest.approx(table_bytes, rel=0.05)
     measured = measured_peak_bytes(module, inputs)
     assert predicted_peak_bytes(graph, module, inputs, "none") == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("width", "segments"),
+    [
+        (2**17, 3 * 0.25),  # 0.5 MiB each: four to a segment of 2 MiB
+        (2**20, 3 * 0.2),  # 4 MiB each: five to a segment of 20 MiB
+        (2**22, 3 * 1.0),  # 16 MiB each: one of its own
+    ],
+)
+def test_kept_tensors_take_segments_as_the_caching_allocator_does(width: int, segments: float) -> None:
+    # three logistic functions keep their results; the input, which the product keeps, was there before
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * self.scale).sigmoid().sigmoid().sigmoid().sum()
+
+    with torch.device("meta"):
+        graph = trace_module(Chain(), (torch.empty(1, width),))
+    assert sum(kept_segments(s) for s in graph.segments) == pytest.approx(segments, abs=0.01)

@@ -8,6 +8,7 @@ from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, says
 from planner.validation.published.setting import (
     counted_step_share,
+    row_arguments,
     row_framework,
     row_hardware,
     row_plan,
@@ -218,3 +219,27 @@ def test_exchanges_overlap_where_experts_span_nodes_and_pipelines_interleave() -
     assert row_framework(published(**row, vpp="4")).overlap_ep
     assert not row_framework(published(**row)).overlap_ep
     assert not row_framework(published(**{**row, "ep": "8"}, vpp="4")).overlap_ep
+
+
+def test_steps_timed_without_an_optimizer_are_forecast_without_one() -> None:
+    cells = {**BERT, "gpu": "V100-PCIe-32GB"}
+    plain, without = published(**cells), published(**cells, notes="fw+bw only, NO optimizer step; fw 83 ms")
+    model = model_of(**cells)
+    keys, given = zip(*(row_arguments(row, model) for row in (plain, without)), strict=True)
+    assert keys[0] != keys[1]
+    assert "optimizer" not in given[0]()
+    assert given[1]()["optimizer"] == "none"
+    # a pass without gradients has no optimizer to leave out
+    forward = published(**cells | {"task": "forward"}, notes="NO optimizer step")
+    assert "optimizer" not in row_arguments(forward, model)[1]()
+
+
+@pytest.mark.parametrize(("gpu", "waits"), [("A100-PCIe-80GB", "segment_s"), ("MI210", "wiped_bytes_per_s")])
+def test_passes_from_an_emptied_pool_wait_for_the_allocator_or_the_driver(gpu: str, waits: str) -> None:
+    cells = {"framework": "PyTorch + HF transformers eager", "gpu": gpu, "dtype": "fp32"}
+    notes = "fw+bw only, NO optimizer step; mean of best 5 of 25; attn_implementation=eager"
+    found = row_framework(PublishedRow(id="x-1", cells={**BERT, **cells, "notes": notes}))
+    waiting = {name for name in ("segment_s", "wiped_bytes_per_s") if getattr(found, name)}
+    assert waiting == {waits}
+    usual = row_framework(PublishedRow(id="x-1", cells={**BERT, **cells}))
+    assert not usual.segment_s + usual.wiped_bytes_per_s
