@@ -131,8 +131,12 @@ def _unit_lists(
     while pending:
         path, found, level = pending.pop(0)
         elements = [(f"{path}.{name}" if path else name, child) for name, child in found.named_children()]
-        inner = [_inner(child, name) for name, child in elements] if level < depth else [[]]
-        if all(inner) and len(set(_signatures([child for _, child in elements], known))) == len(elements):
+        inner: list[list[tuple[str, nn.Module]]] = []
+        for name, child in elements if level < depth else ():
+            inner.append(_inner(child, name))
+            if not inner[-1]:
+                break
+        if inner and inner[-1] and len(set(_signatures([child for _, child in elements], known))) == len(elements):
             pending = [(*item, level + 1) for lists in inner for item in lists] + pending
         else:
             result.append((path, found))

@@ -220,14 +220,13 @@ def trace_module(
             as_on_real_tensors(),
             fused_where_written_out(module) if training and attention == "flash" else nullcontext(),
             written_out_by_library(module) if attention == "eager" else nullcontext(),
-            _Swapped(module, mode),
         ):
             if real:
                 args, named = pytree.tree_map(
                     lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
                     (tuple(args), named),
                 )
-            step = _Traced(module, args, named, loss_of, training, paths, attention, autocast)
+            step = _Traced(module, args, named, loss_of, training, paths, attention, autocast, mode)
             units, reader = _finest(step, reduce)
     finally:
         module.train(was_training)
@@ -273,11 +272,12 @@ class _Traced:
     paths: Mapping[int, str]
     attention: str
     autocast: str
+    mode: FakeTensorMode
 
     def record(self, kept: dict[str, list[int]]) -> Reader:
         names = _original_names(self.module, self.paths)
-        with reduced(self.module, kept):
-            capture = _captured(self, names)
+        with reduced(self.module, kept), _Swapped(self.module, self.mode) as made:
+            capture = _captured(self, {id(fake): names[key] for key, fake in made.items()})
             reader = Reader(capture, [p.grad for p in self.module.parameters() if p.grad is not None])
             for p in self.module.parameters():
                 p.grad = None
@@ -345,7 +345,8 @@ class _Swapped:
         self._mode = mode
         self._before: list[tuple[dict[str, Any], str, Any]] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> dict[int, Any]:
+        """id(tensor) of the module -> what stands for it inside."""
         made: dict[int, Any] = {}
         for child in self._module.modules():
             for store in (child._parameters, child._buffers):
@@ -357,6 +358,7 @@ class _Swapped:
                     if made[id(tensor)] is not tensor:
                         self._before.append((store, key, tensor))
                         store[key] = made[id(tensor)]
+        return made
 
     def _replacement(self, tensor: torch.Tensor) -> torch.Tensor:
         fake: Any = tensor.detach()
