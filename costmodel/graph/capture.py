@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -150,7 +150,7 @@ class Capture(TorchDispatchMode):
 
     def _takes_as_gradient(self, args: Sequence[Any]) -> bool:
         """Whether `copy_` would fill such a new tensor, which stands for the gradient from then on."""
-        if not self._new_gradients or storage_key(args[0]) not in self._new_gradients or not self._accumulates():
+        if storage_key(args[0]) not in self._new_gradients or not self._accumulates():
             return False
         self.stolen[storage_key(args[0])] = storage_key(args[1])
         self._nodes[id(args[0])] = self._nodes[id(args[1])]
@@ -213,7 +213,7 @@ def leaves(value: Any) -> list[Any]:
     return [leaf for item in value for leaf in leaves(item)] if isinstance(value, (list, tuple)) else [value]
 
 
-@lru_cache(maxsize=None)
+@cache
 def packet_name(func: Any) -> str:
     """Name of an operator without its overload, such as aten.mm."""
     return str(func.overloadpacket)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -334,7 +334,8 @@ def _mode_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 class _Swapped:
-    """Replaces real parameters and buffers by fake ones for the time of the block; ties are kept.
+    """Replaces real parameters and buffers, and those without values, by fake ones on the CPU for the time of
+    the block; ties are kept.
 
     So are fake ones that were deep-copied: their views have another storage than they have themselves, and
     would count as copies.
@@ -361,11 +362,15 @@ class _Swapped:
         return made
 
     def _replacement(self, tensor: torch.Tensor) -> torch.Tensor:
-        fake: Any = tensor.detach()
-        if not isinstance(fake, FakeTensor):
-            fake = self._mode.from_tensor(fake)
-        elif storage_key(fake) == storage_key(tensor):
-            return tensor
+        if tensor.is_meta and not isinstance(tensor, FakeTensor):
+            with unset_fake_temporarily():
+                fake: Any = FakeTensor(self._mode, tensor.detach(), torch.device("cpu"))
+        else:
+            fake = tensor.detach()
+            if not isinstance(fake, FakeTensor):
+                fake = self._mode.from_tensor(fake)
+            elif storage_key(fake) == storage_key(tensor):
+                return tensor
         return (
             nn.Parameter(fake, requires_grad=tensor.requires_grad)
             if isinstance(tensor, nn.Parameter)

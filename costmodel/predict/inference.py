@@ -219,8 +219,8 @@ class InferenceForecaster:
         return self._at(self.source.seq_len, 0).model_flop(batch_size)
 
     def answer_flop(self, *, batch_size: int, prompt_len: int, output_len: int) -> tuple[float, float]:
-        """FLOP of one prompt, and of one token after it without its attention over earlier ones, by the graphs
-        of a batch."""
+        """FLOP of one prompt, and of one token after it without its attention over earlier ones; by the
+        graphs of a batch."""
         context = prompt_len + output_len // 2
         prompt, token = self._at(prompt_len, 0), self._at(1, context)
         return prompt.model_flop(batch_size), token.model_flop(batch_size)
