@@ -122,6 +122,16 @@ def _inner(element: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
     return found if total and sum(_numel(m) for _, m in found) >= _DOMINANT_FRACTION * total else []
 
 
+def _all_inner(elements: Sequence[tuple[str, nn.Module]]) -> list[list[tuple[str, nn.Module]]]:
+    """`_inner` of every element; empty where one has none."""
+    found = []
+    for path, element in elements:
+        found.append(_inner(element, path))
+        if not found[-1]:
+            return []
+    return found
+
+
 def _unit_lists(
     module: nn.Module, depth: int, known: dict[int, tuple[Any, ...]]
 ) -> list[tuple[str, nn.Module]]:
@@ -131,8 +141,8 @@ def _unit_lists(
     while pending:
         path, found, level = pending.pop(0)
         elements = [(f"{path}.{name}" if path else name, child) for name, child in found.named_children()]
-        inner = [_inner(child, name) for name, child in elements] if level < depth else [[]]
-        if all(inner) and len(set(_signatures([child for _, child in elements], known))) == len(elements):
+        inner = _all_inner(elements) if level < depth else []
+        if inner and len(set(_signatures([child for _, child in elements], known))) == len(elements):
             pending = [(*item, level + 1) for lists in inner for item in lists] + pending
         else:
             result.append((path, found))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -20,10 +22,12 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from costmodel.graph.autocast import autocast
 from costmodel.graph.workspaces import with_workspace
 
-__all__ = ["Capture", "capture_step", "storage_key"]
+__all__ = ["Capture", "capture_step", "leaves", "packet_name", "storage_key"]
 
 _INVISIBLE = ("prim.device", "prim.layout", "aten.detach", "aten.alias", "aten.is_pinned", "aten.lift_fresh")
-
+_DEVICE = torch.ops.prim.device.default
+_COPY = torch.ops.aten.copy_.default
+_NEW = torch.ops.aten.new_empty_strided.default
 
 _CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
 _HALF_ONLY = (torch.ops.aten._grouped_mm.default,)
@@ -73,18 +77,25 @@ class Capture(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the call and record it."""
+        if func is _DEVICE and isinstance(args[0], FakeTensor):  # most calls: autograd asks at every edge
+            return args[0].fake_device
         # modes that watch the model's calls need not see what its operators do inside
         with torch._C.DisableTorchFunction():
             return self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func is _COPY and self._takes_as_gradient(args):
+            return args[0]
         out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else func(*args, **kwargs)
         out = with_workspace(func, args, out)
-        packet = str(func.overloadpacket)
-        if packet in _INVISIBLE:
+        if packet_name(func) in _INVISIBLE:
             self._alias(args, out)
             return out
-        if any(isinstance(t, torch.Tensor) for t in pytree.tree_leaves(out)):
+        if func is _NEW and self._accumulates():
+            self._new_gradients.add(storage_key(out))
+            self.keep.append(out)
+            return out
+        if any(isinstance(t, torch.Tensor) for t in leaves(out)):
             self._record(func, args, kwargs, out)
         return out
 
@@ -96,19 +107,11 @@ class Capture(TorchDispatchMode):
 
     def _record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         grad_node = torch._C._current_autograd_node()
-        if grad_node is not None and self._steals(grad_node, func, args, out):
-            return
-
-        def as_node(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return self._nodes.get(id(value)) or self._constant(value)
-            return value
-
         node = self.graph.create_node(
             "call_function",
             func,
-            pytree.tree_map(as_node, tuple(args)),
-            pytree.tree_map(as_node, dict(kwargs)),
+            tuple(self._as_node(value) for value in args),
+            {key: self._as_node(value) for key, value in kwargs.items()},
         )
         forward: fx.Node | None = None
         if grad_node is None:
@@ -127,36 +130,39 @@ class Capture(TorchDispatchMode):
         if isinstance(out, torch.Tensor):
             self._nodes[id(out)] = node
         else:
-            for position, tensor in enumerate(pytree.tree_leaves(out)):
+            for position, tensor in enumerate(leaves(out)):
                 if not isinstance(tensor, torch.Tensor):
                     continue  # a gradient that nobody asked for
                 item = self.graph.create_node("call_function", _item, (node, position))
                 item.meta.update(val=tensor, module=module, backward=grad_node is not None, item_of=node)
                 self._nodes[id(tensor)] = item
 
-    def _steals(self, grad_node: Any, func: Any, args: Sequence[Any], out: Any) -> bool:
-        """Whether this is the copy of a new gradient that autograd makes of fake tensors only: it takes a
-        real one as it is (torch/csrc/autograd/functions/accumulate_grad.h, "stealable")."""
-        if not grad_node.name().endswith("AccumulateGrad"):
+    def _as_node(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._nodes.get(id(value)) or self._constant(value)
+        return [self._as_node(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    # Autograd takes a new gradient as it is where the tensor is real, and copies a fake one into a new tensor
+    # (torch/csrc/autograd/functions/accumulate_grad.h, "stealable"): neither call is recorded.
+    def _accumulates(self) -> bool:
+        grad_node = torch._C._current_autograd_node()
+        return grad_node is not None and grad_node.name().endswith("AccumulateGrad")
+
+    def _takes_as_gradient(self, args: Sequence[Any]) -> bool:
+        """Whether `copy_` would fill such a new tensor, which stands for the gradient from then on."""
+        if storage_key(args[0]) not in self._new_gradients or not self._accumulates():
             return False
-        packet = str(func.overloadpacket)
-        if packet == "aten.copy_" and storage_key(args[0]) in self._new_gradients:
-            self.stolen[storage_key(args[0])] = storage_key(args[1])
-            self._nodes[id(args[0])] = self._nodes[id(args[1])]
-            self.keep.append((args, out))
-            return True
-        if packet == "aten.new_empty_strided":
-            self._new_gradients.add(storage_key(out))
-            self.keep.append(out)
-            return True
-        return False
+        self.stolen[storage_key(args[0])] = storage_key(args[1])
+        self._nodes[id(args[0])] = self._nodes[id(args[1])]
+        self.keep.append(args)
+        return True
 
     def _flop(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
         """FLOP by torch's registry; with `fused_attention`, CPU attention counts as a GPU's does."""
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             return int(formula(*args, **kwargs, out_val=out))
-        name = str(func.overloadpacket)
+        name = packet_name(func)
         if self.fused_attention and name.startswith(_CPU_ATTENTION):
             tensors = [a for a in args if isinstance(a, torch.Tensor)]
             if name.endswith("backward"):
@@ -197,7 +203,20 @@ class Capture(TorchDispatchMode):
 
 
 def _item(value: Any, position: int) -> Any:
-    return pytree.tree_leaves(value)[position]
+    return leaves(value)[position]
+
+
+def leaves(value: Any) -> list[Any]:
+    """What an operator's arguments or results hold, lists and dictionaries opened, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for item in value for leaf in leaves(item)] if isinstance(value, (list, tuple)) else [value]
+
+
+@cache
+def packet_name(func: Any) -> str:
+    """Name of an operator without its overload, such as aten.mm."""
+    return str(func.overloadpacket)
 
 
 def storage_key(tensor: torch.Tensor) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from costmodel.graph.capture import Capture, storage_key
+from costmodel.graph.capture import Capture, leaves, packet_name, storage_key
 from costmodel.graph.model_graph import Operator, Phase, TensorInfo, TensorRole
 from costmodel.operator_costs import OPERATOR_COSTS, Call, Piece, TensorMeta
 
@@ -59,6 +59,7 @@ class Reader:
         self._index: dict[fx.Node, int] = {}
         self._base: dict[int, int] = {}
         self._operator_of: dict[fx.Node, int] = {}
+        self._metas: dict[fx.Node, TensorMeta] = {}
         keys = (storage_key(g) for g in gradients)
         self._gradients = {capture.stolen.get(key, key) for key in keys}
         for node in capture.graph.nodes:
@@ -107,7 +108,7 @@ class Reader:
 
     def _operator(self, node: fx.Node) -> None:
         func: Any = node.target
-        inputs = [n for n in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)]
+        inputs = [n for n in leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)]
         result = self._result(node)
         call = self._call(node, func, inputs, result)
         forward = node.meta["forward"]
@@ -137,17 +138,25 @@ class Reader:
             )
 
     def _call(self, node: fx.Node, func: Any, inputs: list[fx.Node], result: _Result) -> Call:
-        def meta(value: Any) -> Any:
-            return _meta(self._index[value], value.meta["val"]) if isinstance(value, fx.Node) else value
-
         return Call(
-            target=str(func.overloadpacket),
-            args=tuple(pytree.tree_map(meta, node.args)),
-            kwargs=pytree.tree_map(meta, dict(node.kwargs)),
-            tensors=tuple(meta(n) for n in inputs),
+            target=packet_name(func),
+            args=tuple(self._described(value) for value in node.args),
+            kwargs={key: self._described(value) for key, value in node.kwargs.items()},
+            tensors=tuple(self._meta(n) for n in inputs),
             outputs=tuple(_meta(i, t) for i, t in zip(result.indices, result.tensors, strict=True)),
             flop=node.meta["flop"],
         )
+
+    def _described(self, value: Any) -> Any:
+        """An argument with its tensors as TensorMeta."""
+        if isinstance(value, fx.Node):
+            return self._meta(value)
+        return [self._described(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def _meta(self, node: fx.Node) -> TensorMeta:
+        if node not in self._metas:
+            self._metas[node] = _meta(self._index[node], node.meta["val"])
+        return self._metas[node]
 
     def _pieces(self, node: fx.Node, call: Call, inputs: list[fx.Node], result: _Result) -> Sequence[Piece]:
         func: Any = node.target
@@ -190,10 +199,14 @@ def _integer_arguments(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, int | tuple[int, ...]]:
     found: dict[str, int | tuple[int, ...]] = {}
-    names = [a.name for a in func._schema.arguments]
-    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+    for name, value in [*zip(_argument_names(func), args, strict=False), *kwargs.items()]:
         if type(value) is int:
             found[name] = value
         elif isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
             found[name] = tuple(value)
     return found
+
+
+@cache
+def _argument_names(func: Any) -> tuple[str, ...]:
+    return tuple(argument.name for argument in func._schema.arguments)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -220,14 +220,13 @@ def trace_module(
             as_on_real_tensors(),
             fused_where_written_out(module) if training and attention == "flash" else nullcontext(),
             written_out_by_library(module) if attention == "eager" else nullcontext(),
-            _Swapped(module, mode),
         ):
             if real:
                 args, named = pytree.tree_map(
                     lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
                     (tuple(args), named),
                 )
-            step = _Traced(module, args, named, loss_of, training, paths, attention, autocast)
+            step = _Traced(module, args, named, loss_of, training, paths, attention, autocast, mode)
             units, reader = _finest(step, reduce)
     finally:
         module.train(was_training)
@@ -273,11 +272,12 @@ class _Traced:
     paths: Mapping[int, str]
     attention: str
     autocast: str
+    mode: FakeTensorMode
 
     def record(self, kept: dict[str, list[int]]) -> Reader:
         names = _original_names(self.module, self.paths)
-        with reduced(self.module, kept):
-            capture = _captured(self, names)
+        with reduced(self.module, kept), _Swapped(self.module, self.mode) as made:
+            capture = _captured(self, {id(fake): names[key] for key, fake in made.items()})
             reader = Reader(capture, [p.grad for p in self.module.parameters() if p.grad is not None])
             for p in self.module.parameters():
                 p.grad = None
@@ -334,7 +334,8 @@ def _mode_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 class _Swapped:
-    """Replaces real parameters and buffers by fake ones for the time of the block; ties are kept.
+    """Replaces real parameters and buffers, and those without values, by fake ones on the CPU for the time of
+    the block; ties are kept.
 
     So are fake ones that were deep-copied: their views have another storage than they have themselves, and
     would count as copies.
@@ -345,7 +346,8 @@ class _Swapped:
         self._mode = mode
         self._before: list[tuple[dict[str, Any], str, Any]] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> dict[int, Any]:
+        """id(tensor) of the module -> what stands for it inside."""
         made: dict[int, Any] = {}
         for child in self._module.modules():
             for store in (child._parameters, child._buffers):
@@ -357,13 +359,18 @@ class _Swapped:
                     if made[id(tensor)] is not tensor:
                         self._before.append((store, key, tensor))
                         store[key] = made[id(tensor)]
+        return made
 
     def _replacement(self, tensor: torch.Tensor) -> torch.Tensor:
-        fake: Any = tensor.detach()
-        if not isinstance(fake, FakeTensor):
-            fake = self._mode.from_tensor(fake)
-        elif storage_key(fake) == storage_key(tensor):
-            return tensor
+        if tensor.is_meta and not isinstance(tensor, FakeTensor):
+            with unset_fake_temporarily():
+                fake: Any = FakeTensor(self._mode, tensor.detach(), torch.device("cpu"))
+        else:
+            fake = tensor.detach()
+            if not isinstance(fake, FakeTensor):
+                fake = self._mode.from_tensor(fake)
+            elif storage_key(fake) == storage_key(tensor):
+                return tensor
         return (
             nn.Parameter(fake, requires_grad=tensor.requires_grad)
             if isinstance(tensor, nn.Parameter)

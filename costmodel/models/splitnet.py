@@ -8,6 +8,7 @@ communication between the first and the last block. What lies before and after t
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,12 @@ def split_source(source: ModelSource, groups: int) -> ModelSource:
 
     def build(micro_batch_size: int, seq_len: int) -> BuiltModel:
         built = source.builder(micro_batch_size, seq_len)
-        split_module(built.module, groups)
-        return built
+        module = deepcopy(built.module)  # a source may hand out one module several times
+        split_module(module, groups)
+        return replace(built, module=module)
 
-    return replace(source, builder=build)
+    identity = f"{source.identity}/splitnet{groups}" if source.identity else ""
+    return replace(source, builder=build, identity=identity)
 
 
 def split_module(module: nn.Module, groups: int) -> int:

@@ -214,14 +214,16 @@ class InferenceForecaster:
         machine = machine_notes(self.profile, self.framework.compute_dtype)
         return (*machine, *model_notes(self.source, seq_len))
 
-    def forward_flop(self) -> float:
-        """FLOP of one sample's forward pass at the source's own sequence length."""
-        return self._at(self.source.seq_len, 0).model_flop()
+    def forward_flop(self, *, batch_size: int) -> float:
+        """FLOP of one sample's forward pass at the source's own sequence length, by the graph of a batch."""
+        return self._at(self.source.seq_len, 0).model_flop(batch_size)
 
-    def answer_flop(self, *, prompt_len: int, output_len: int) -> tuple[float, float]:
-        """FLOP of one prompt, and of one token after it without its attention over earlier ones."""
+    def answer_flop(self, *, batch_size: int, prompt_len: int, output_len: int) -> tuple[float, float]:
+        """FLOP of one prompt, and of one token after it without its attention over earlier ones; by the
+        graphs of a batch."""
         context = prompt_len + output_len // 2
-        return self._at(prompt_len, 0).model_flop(), self._at(1, context).model_flop()
+        prompt, token = self._at(prompt_len, 0), self._at(1, context)
+        return prompt.model_flop(batch_size), token.model_flop(batch_size)
 
     def _at(self, seq_len: int, context: int) -> Forecaster:
         """Forecaster of forward passes at a sequence length; `context` > 0: keys of each new token."""

@@ -64,24 +64,28 @@ def peak_of(peaks: Mapping[str, float], dtype: str) -> float:
 
 
 def step_flop(forecaster: Forecaster, plan: Plan) -> float:
-    """FLOP of one step: forward, backward and recomputation of the global batch, summed over ranks."""
-    return (forecaster.model_flop() + _again_flop(forecaster, plan.recompute)) * plan.global_batch_size
+    """FLOP of one step: forward, backward and recomputation of the global batch, summed over ranks.
+
+    By the graph of the plan's micro-batch, which its forecast takes too.
+    """
+    sample = forecaster.model_flop(plan.micro_batch_size) + _again_flop(forecaster, plan)
+    return sample * plan.global_batch_size
 
 
-def _again_flop(forecaster: Forecaster, recompute: str) -> float:
-    """Forward FLOP of one sample that run a second time under a policy of `costmodel.recompute`."""
-    policy = Recompute.parse(recompute)
+def _again_flop(forecaster: Forecaster, plan: Plan) -> float:
+    """Forward FLOP of one sample that run a second time under the plan's recomputation."""
+    policy = Recompute.parse(plan.recompute)
     if policy.kind == "none":
         return 0.0
     total, block = 0, 0
-    for segment in forecaster.graph(1).segments:
+    for segment in forecaster.graph(plan.micro_batch_size).segments:
         if not segment.is_block:
             continue
         for number in range(block, block + segment.count):
             again = recomputed_operators(segment, policy.of_block(number))
             total += sum(op.flop for op in segment.phase(Phase.FORWARD) if op.index in again)
         block += segment.count
-    return float(total)
+    return total / plan.micro_batch_size
 
 
 def no_skill_step_s(forecaster: Forecaster, plan: Plan, *, dtype: str) -> float:

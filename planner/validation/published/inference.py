@@ -66,14 +66,16 @@ def predict_inference(
     if task == "forward":
         cost = cache[key].forward(plan, batch_size=batch)
         seconds, tokens, sigma = cost.time_s, batch * max(1, model.seq_len), cost.log_sigma
-        parts, flop = cost.breakdown_s, cache[key].forward_flop()
+        parts, flop = cost.breakdown_s, cache[key].forward_flop(batch_size=batch)
     else:
         output_len = row.integer("output_len", 1) if task == "decode" else 1
         if task == "decode" and output_len < 2:
             return "the source does not say how many tokens were generated"
         answer = cache[key].generate(plan, batch_size=batch, prompt_len=model.seq_len, output_len=output_len)
         sigma, parts = answer.log_sigma, answer.breakdown_s
-        prompt, token = cache[key].answer_flop(prompt_len=model.seq_len, output_len=output_len)
+        prompt, token = cache[key].answer_flop(
+            batch_size=batch, prompt_len=model.seq_len, output_len=output_len
+        )
         if task == "prefill":
             seconds, tokens, flop = answer.time_to_first_token_s, batch * model.seq_len, prompt
         elif _per_token().search(row.text("notes")):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -41,6 +44,7 @@ _TRACE_COLUMNS = ("task", "dtype", "flash_attention", "framework", "gpu")
 _ROWS_WORTH_WORKERS = 40
 _TRACE_ROWS = 10
 """Tracing a model in one type takes about as long as pricing so many rows."""
+_IMPORTED_BY_TRACES = ("torch._dynamo", "transformers.modeling_utils")
 
 
 def validate_published(path: Path, *, limit: int | None = None) -> Report:
@@ -80,12 +84,22 @@ def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
     if workers < 2 or len(rows) < _ROWS_WORTH_WORKERS:
         scored = [_score_all(part) for part in parts]
     else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin) as pool:
             scored = list(pool.map(_score_all, parts))
     found = {
         n: row for share, part in zip(shares, scored, strict=True) for n, row in zip(share, part, strict=True)
     }
     return [scored for number in range(len(rows)) for scored in found[number]]
+
+
+def _begin() -> None:
+    """Start a process made for scoring: what it imports is left out of the collections of garbage that traces
+    bring about, which would walk it again and again."""
+    with suppress(ImportError):
+        for name in _IMPORTED_BY_TRACES:
+            import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 def _traced_as(row: PublishedRow) -> tuple[str, ...]:

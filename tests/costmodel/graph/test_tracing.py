@@ -121,6 +121,41 @@ def test_reduction_equals_a_full_trace(name: str) -> None:
     assert short.n_operators == pytest.approx(full.n_operators, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "n_layer": 4, "n_embd": 32, "n_head": 2, "vocab_size": 64},
+        {
+            "model_type": "bert",
+            "num_hidden_layers": 1,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "vocab_size": 64,
+        },
+        {
+            "model_type": "llama",
+            "num_hidden_layers": 3,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "vocab_size": 64,
+            "tie_word_embeddings": True,
+        },
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_a_model_made_without_values_is_traced_as_one_with_them(config: dict[str, object]) -> None:
+    source = resolve_config(config, name="tiny", micro_batch_size=2, seq_len=8)
+    built = source.build()
+    parameters = dict(built.module.named_parameters())
+    assert not any(p.is_meta for p in parameters.values())
+    real = trace_module(built.module, built.args, built.kwargs, attention="flash")
+    assert dict(built.module.named_parameters()).keys() == parameters.keys()
+    assert all(p is parameters[name] for name, p in built.module.named_parameters())
+    assert trace(source, attention="flash").segments == real.segments
+
+
 def test_a_module_somebody_wrote_this_morning() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

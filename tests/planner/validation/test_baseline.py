@@ -61,6 +61,15 @@ def test_flop_are_three_forwards_and_a_fourth_where_all_is_recomputed(forecaster
     assert core - plain == pytest.approx(LAYERS * 4.0 * 8 * SEQ**2 * HIDDEN, rel=0.1)
 
 
+def test_it_asks_for_no_graph_but_the_plans(forecaster: Forecaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    graph = forecaster.graph
+    monkeypatch.setattr(forecaster, "graph", lambda size: asked.append(size) or graph(size))
+    by_size = {m: step_flop(forecaster, Plan.parse(f"mbs{m}.gbs8.full2")) for m in (1, 2, 4)}
+    assert sorted(set(asked)) == [1, 2, 4]
+    assert len(set(by_size.values())) == 1
+
+
 def test_step_by_hand(forecaster: Forecaster) -> None:
     plan = Plan.parse("dp2.pp2.mbs1.gbs8.full")
     expected = (4 * block_flop(8) + 3 * head_flop(8)) / (4 * 156e12) * (1 + 1 / 4)
