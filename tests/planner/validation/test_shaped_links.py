@@ -1,5 +1,5 @@
 """The best strategy changes with the network, and the forecast sees it: two ranks in two network namespaces,
-joined by a veth pair, once as fast as it is and once held to 100 Mbit/s by a token bucket."""
+joined by a veth pair, once as fast as it is and once held to 200 Mbit/s by a token bucket."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_winner_changes_with_the_link_and_both_are_forecast(tmp_path: Path) 
             )
             assert fast is not None
             measured_fast, forecast_fast = compare(fast, hosts)
-            shape(hosts, "100mbit")
+            shape(hosts, "200mbit")
             links = calibrate(out=tmp_path / "slow.json", budget_s=10.0, hosts=hosts, only=("collectives",))
             assert links is not None
             # the same cores, another link
