@@ -123,3 +123,12 @@ def test_sizes_that_do_not_divide() -> None:
         forecaster().forecast(Plan.parse("pp30.gbs30"))
     with pytest.raises(PlanError, match=r"tp\(7\)"):
         forecaster().forecast(Plan.parse("tp7"))
+
+
+@pytest.mark.parametrize("plan", ["dp4.mbs1.gbs16", "dp4.zero3.mbs4"])
+def test_other_hardware_prices_anew_what_was_priced_before(plan: str) -> None:
+    made, hardware = forecaster(), "h100-sxm5-80gb"
+    before_s = made.forecast(Plan.parse(plan)).prediction.step_time_s
+    moved_s = made.on(profile=load_profile(hardware)).forecast(Plan.parse(plan)).prediction.step_time_s
+    assert moved_s == forecaster(hardware).forecast(Plan.parse(plan)).prediction.step_time_s
+    assert moved_s != before_s
