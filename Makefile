@@ -15,9 +15,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/foreshard demo --out foreshard-out
 
-# two processes, a file's tests in one: tests with real ranks take two cores
+# two processes of one thread each, a file's tests in one: tests with real ranks take two cores
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,7 +25,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 notebooks: $(STAMP)
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 notebooks
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

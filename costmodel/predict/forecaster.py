@@ -24,6 +24,7 @@ from costmodel.hardware.collectives import SIZE_GRID_BYTES, collective_times, fa
 from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.learnt import link_term
+from costmodel.hardware.pricing import operator_times
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
@@ -110,6 +111,7 @@ class Forecaster:
         """By identity of the sharded graph, which `_sharded` keeps."""
         self._collectives: dict[CollectiveKey, TimeEstimate] = {}
         self._curves: dict[tuple[str, CollectiveGroup], FloatArray] = {}
+        self._streamed: dict[tuple[str, float, float], float] = {}
         self._groups: Mapping[str, CollectiveGroup] = {}
 
     def on(
@@ -131,7 +133,7 @@ class Forecaster:
             other.profile, other.framework = profile or self.profile, framework or self.framework
         other.host = host or (host_of(other.profile) if profile is not None else self.host)
         other._branched, other._priced, other._collectives = {}, {}, {}
-        other._kernels, other._curves = {}, {}
+        other._kernels, other._curves, other._streamed = {}, {}, {}
         seen = [(f.attention, f.framework.compute_dtype, f.framework.casts_to) for f in (self, other)]
         if seen[0] == seen[1]:
             other.__dict__["graphs"] = self.graphs
@@ -247,6 +249,19 @@ class Forecaster:
         at = np.log2(np.maximum(size_bytes, 1.0))
         times_s = np.exp(np.interp(at, np.log2(SIZE_GRID_BYTES), self._curves[key]))
         return np.where(size_bytes > 0, times_s, 0.0)
+
+    def streamed_s(self, variant: str, elements: float, traffic_bytes: float) -> float:
+        """Seconds of one elementwise kernel over fp32 `elements`, `traffic_bytes` read and written in all."""
+        key = (variant, elements, traffic_bytes)
+        if key not in self._streamed:
+            dims = {
+                "rows": np.array([1.0]),
+                "cols": np.array([elements]),
+                "bytes": np.array([traffic_bytes]),
+            }
+            times = operator_times(self.profile, "elementwise", variant, "fp32", dims)
+            self._streamed[key] = float(times.median_s[0])
+        return self._streamed[key]
 
     def link_name(self, plan: Plan, axis: str) -> str:
         """The link over which the groups of an axis communicate; "" without a network."""

@@ -8,6 +8,8 @@ tp_index.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.plan import Plan
 from costmodel.strategies.placing import pipeline_inside
@@ -16,6 +18,7 @@ from costmodel.strategies.splitting import mesh_of
 __all__ = ["axis_group", "axis_groups", "crosses_node"]
 
 
+@lru_cache(maxsize=4096)
 def axis_group(degree: int, stride: int, ranks_per_node: int) -> CollectiveGroup:
     """The group of `degree` ranks that are `stride` apart, on nodes of `ranks_per_node`.
 

@@ -95,7 +95,7 @@ class ErrorModel:
 
     `host`, `bubble`: standard deviation over the seconds; `framework`: over the residual spread that the
     framework's profile states. `splits`: first word of a component -> respect ->
-    share of its variance; respects are those of `_respect`.
+    share of its variance; respects are those of `_respects`.
     """
 
     host: float
@@ -121,17 +121,18 @@ class ErrorModel:
     def factors(self, components: Mapping[str, float], plan: Plan) -> StepErrors:
         """The factors of a plan's components (name -> seconds of one standard deviation)."""
         found: dict[str, float] = {}
+        respects = _respects(plan)
         for name, seconds in components.items():
             for respect, share in self.splits[name.partition(" ")[0]].items():
                 if share > 0.0 and seconds > 0.0:
-                    value = _respect(respect, plan)
+                    value = respects[respect]
                     found[f"{name} @{value}" if value else name] = seconds * math.sqrt(share)
         return StepErrors(keys=tuple(found), seconds=tuple(found.values()))
 
 
-def _respect(name: str, plan: Plan) -> str:
-    """What two plans must have equal to share a factor; "" = they always do."""
-    values = {
+def _respects(plan: Plan) -> dict[str, str]:
+    """Respect -> what two plans must have equal in it to share a factor; "" = they always do."""
+    return {
         "all": "",
         "shapes": f"mbs{plan.micro_batch_size}.tp{plan.tp}.cp{plan.cp}.ep{plan.ep}.{plan.sequence_parallel}",
         "group": f"dp{plan.dp}.tp{plan.tp}.pp{plan.pp}",
@@ -141,7 +142,6 @@ def _respect(name: str, plan: Plan) -> str:
         "mbs": f"mbs{plan.micro_batch_size}",
         "plan": str(plan),
     }
-    return values[name]
 
 
 @lru_cache(maxsize=1)

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from costmodel.hardware.pricing import operator_times
 from costmodel.plan import Plan
 from costmodel.predict.buckets import gradient_buckets
 from costmodel.predict.optimizer_costs import optimizer_variant
@@ -131,18 +128,7 @@ def copy_s(forecaster: Forecaster, size_bytes: float) -> float:
     """Time to copy `size_bytes` of fp32 on the device (read once, written once)."""
     if size_bytes <= 0:
         return 0.0
-    estimate = operator_times(
-        forecaster.profile,
-        "elementwise",
-        "copy",
-        "fp32",
-        {
-            "rows": np.array([1.0]),
-            "cols": np.array([size_bytes / 4.0]),
-            "bytes": np.array([2.0 * size_bytes]),
-        },
-    )
-    return float(estimate.median_s[0])
+    return forecaster.streamed_s("copy", size_bytes / 4.0, 2.0 * size_bytes)
 
 
 def unit_costs(
@@ -206,8 +192,7 @@ def accumulate_s(forecaster: Forecaster, elements: int) -> float:
     if not elements:
         return 0.0
     size = forecaster.framework.gradient_bytes * elements
-    dims = {"rows": np.array([1.0]), "cols": np.array([float(elements)]), "bytes": np.array([3.0 * size])}
-    return float(operator_times(forecaster.profile, "elementwise", "add", "fp32", dims).median_s[0])
+    return forecaster.streamed_s("add", float(elements), 3.0 * size)
 
 
 def _narrowed(forecaster: Forecaster, plan: Plan, axis: str) -> Forecaster:

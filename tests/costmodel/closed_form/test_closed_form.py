@@ -19,7 +19,7 @@ from costmodel.plan import Plan
 from costmodel.predict import Forecaster
 
 SMALL = {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 512, "n_positions": 64}
-TIED = {"num_layers": 3, "d_model": 128, "d_ff": 256, "num_heads": 4, "vocab_size": 512}
+TIED = {"num_layers": 2, "d_model": 128, "d_ff": 256, "num_heads": 4, "vocab_size": 512}
 CASES = {
     "megatron": ("gpt2", SMALL, "a100-sxm4-80gb", "megatron"),
     "ddp in buckets": ("gpt2", SMALL, "h100-sxm5-80gb", "pytorch"),
@@ -55,7 +55,7 @@ def space(case: str) -> Evaluated:
             shard=(0, 8),
             recompute=("none", "full"),
             inside=(False, True),
-            max_micro_batch_size=8,
+            max_micro_batch_size=4,
         ),
     )
 

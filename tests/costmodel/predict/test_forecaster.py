@@ -143,3 +143,12 @@ def test_taking_weight_gradients_apart_costs_by_what_they_are_made_of() -> None:
         none_s, one_s, two_s = (step_s(plan, x * 1e-8) for x in (0, 1, 2))
         assert (one_s > none_s) == pays
         assert two_s - one_s == pytest.approx(one_s - none_s, rel=0.2)
+
+
+@pytest.mark.parametrize("plan", ["dp4.mbs1.gbs16", "dp4.zero3.mbs4"])
+def test_other_hardware_prices_anew_what_was_priced_before(plan: str) -> None:
+    made, hardware = forecaster(), "h100-sxm5-80gb"
+    before_s = made.forecast(Plan.parse(plan)).prediction.step_time_s
+    moved_s = made.on(profile=load_profile(hardware)).forecast(Plan.parse(plan)).prediction.step_time_s
+    assert moved_s == forecaster(hardware).forecast(Plan.parse(plan)).prediction.step_time_s
+    assert moved_s != before_s

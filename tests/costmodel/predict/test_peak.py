@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdKeyDictionary
 
 from costmodel.graph import trace_module
 from costmodel.graph.liveness import SegmentMemory, kept_segments, segment_memories
@@ -46,21 +47,32 @@ def _tensors(inputs: Inputs) -> list[torch.Tensor]:
     return [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
 
 
+class _TotalsOnly(MemTracker):
+    """MemTracker without its peaks per module: they cost a walk over all modules at every operator."""
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        per_module, self.memory_tracking = self.memory_tracking, WeakIdKeyDictionary()
+        super()._update_peak_stats(peak_state)
+        self.memory_tracking = per_module
+
+
 def measured_peak_bytes(module: nn.Module, inputs: Inputs) -> int:
     """Most bytes during the second of two steps of AdamW, tensor by tensor."""
     optimizer = torch.optim.AdamW(module.parameters(), foreach=False)
-    tracker = MemTracker()
-    tracker.track_external(module, optimizer, *_tensors(inputs))
     args, kwargs = inputs
-    for step in range(2):
-        with tracker:
-            loss = default_loss(module(*args, **kwargs))
-            loss.backward()
-            del loss
-            optimizer.step()
-            optimizer.zero_grad()
-        if step == 0:
-            tracker.reset_mod_stats()
+
+    def step() -> None:
+        loss = default_loss(module(*args, **kwargs))
+        loss.backward()
+        del loss
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # makes the moments
+    tracker = _TotalsOnly()
+    tracker.track_external(module, optimizer, *_tensors(inputs))
+    with tracker:
+        step()
     snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     return int(next(size for key, size in snapshot.items() if str(key).endswith("Total")))
 
