@@ -8,9 +8,9 @@ communication between the first and the last block. What lies before and after t
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from costmodel.errors import ModelArgumentError
 
@@ -25,12 +25,14 @@ __all__ = ["split_module", "split_source"]
 
 def split_source(source: ModelSource, groups: int) -> ModelSource:
     """The same model with its blocks split into `groups` branches. Raises ModelArgumentError on building."""
+    done: WeakSet[nn.Module] = WeakSet()
 
     def build(micro_batch_size: int, seq_len: int) -> BuiltModel:
         built = source.builder(micro_batch_size, seq_len)
-        module = deepcopy(built.module)  # a source may hand out one module several times
-        split_module(module, groups)
-        return replace(built, module=module)
+        if built.module not in done:  # a source may hand out one module for several traces
+            split_module(built.module, groups)
+            done.add(built.module)
+        return built
 
     identity = f"{source.identity}/splitnet{groups}" if source.identity else ""
     return replace(source, builder=build, identity=identity)
