@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
-from costmodel.closed_form.memory import StageBytes, held_bytes, peak_bytes
+from costmodel.closed_form.memory import StageBytes, held_bytes, levels_of, peak_bytes
 from costmodel.closed_form.offload import host_work
 from costmodel.closed_form.stages import STAGE_COLUMNS, stage_rows
-from costmodel.closed_form.step import Stages, kind_of, step_bound_s
+from costmodel.closed_form.step import Stages, chains_end_s, kind_of
 from costmodel.closed_form.units import UnitTable, unit_table
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray, IntArray
@@ -23,6 +24,7 @@ from costmodel.predict.pricing import host_cost_s
 from costmodel.strategies.offload import offload_of
 
 if TYPE_CHECKING:
+    from costmodel.closed_form.memory import Levels
     from costmodel.closed_form.space import Evaluated
     from costmodel.hardware.kinds import CollectiveGroup
     from costmodel.predict.forecaster import Forecaster
@@ -167,11 +169,11 @@ class Pricer:
         held = stage["saved_bytes"]
         if self._forecaster.framework.keeps_stage_outputs:
             held = held + stage["send_bytes"]
-        for schedule, word, mine in self._orders(rows):
-            kind = kind_of(space.choices.schedules[schedule], vpp)
-            memory = peak_bytes(
+
+        @cache
+        def levels(word: int) -> Levels:
+            return levels_of(
                 sizes,
-                held_bytes(held, kind, m),
                 framework=self._forecaster.framework,
                 optimizer=self._forecaster.optimizer,
                 zero_stage=zero,
@@ -182,7 +184,18 @@ class Pricer:
                 looped=self._looped,
                 offload=self._offload(word, rows),
             )
-            space.memory_bytes[rows[mine]] = memory[config[mine]]
+
+        @cache
+        def memory(kind: str, word: int) -> FloatArray:
+            return peak_bytes(levels(word), most_held(kind))
+
+        @cache
+        def most_held(kind: str) -> FloatArray:
+            return held_bytes(held, kind, m)
+
+        for schedule, word, mine in self._orders(rows):
+            kind = kind_of(space.choices.schedules[schedule], vpp)
+            space.memory_bytes[rows[mine]] = memory(kind, word)[config[mine]]
 
     def _time(self, rows: IntArray, pp: int, vpp: int) -> None:
         space = self._space
@@ -191,21 +204,25 @@ class Pricer:
         stage = self._stage(configs.key, pp, vpp)
         work = self._work(configs, stage)
         ends = tails(self._forecaster, configs, stage, work.backward_s)
+        sharded = _sharded(configs)
+        found = sharded_step(self._forecaster, configs, sharded, self._tables, ends) if len(sharded) else 0.0
+
+        @cache
+        def chains(kind: str, action_s: float, p2p_overlap: bool) -> FloatArray:
+            return chains_end_s(_with_schedule(work, action_s, p2p_overlap), kind, ends.before_s)
+
         for schedule, word, mine in self._orders(rows):
             name = space.choices.schedules[schedule]
-            kind = kind_of(name, vpp)
-            stages = self._ordered(work, name, pp, vpp)
+            seconds = action_s(self._forecaster, name, vpp) if pp > 1 else 0.0
+            overlap = self._forecaster.framework.overlaps_p2p(name, vpp)
+            done = chains(kind_of(name, vpp), seconds, overlap)
             if (offload := self._offload(word, rows)) is not None:
-                bound = self._offloaded(offload, configs, stage, stages, ends, kind)
+                bound = self._offloaded(offload, configs, stage, done, ends)
                 space.bound_s[rows[mine]] = bound[config[mine]] + self._step_s
                 space.estimate_s[rows[mine]] = space.bound_s[rows[mine]]
                 continue
-            bound = step_bound_s(stages, kind, ends.bound_s, ends.before_s)
-            estimate = step_bound_s(stages, kind, ends.estimate_s, ends.before_s)
-            sharded = _sharded(configs)
-            if len(sharded):
-                found = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
-                bound[sharded] = estimate[sharded] = found
+            bound, estimate = ((done + end_s).max(axis=1) for end_s in (ends.bound_s, ends.estimate_s))
+            bound[sharded] = estimate[sharded] = found
             space.bound_s[rows[mine]] = bound[config[mine]] + self._step_s
             space.estimate_s[rows[mine]] = estimate[config[mine]] + self._step_s
 
@@ -230,11 +247,10 @@ class Pricer:
         offload: Offload,
         configs: Configs,
         stage: dict[str, FloatArray],
-        stages: Stages,
+        done_s: FloatArray,
         ends: Tails,
-        kind: str,
     ) -> FloatArray:
-        """A step whose update the host makes is no shorter."""
+        """A step whose update the host makes is no shorter. `done_s` [n, p]: the end of ranks' backwards."""
         work = host_work(
             offload,
             stage["elements"],
@@ -244,7 +260,7 @@ class Pricer:
             num_microbatches=configs.num_microbatches,
         )
         end_s = ends.bound_s - ends.update_s + work.after_s
-        bound = step_bound_s(stages, kind, end_s, ends.before_s)
+        bound = (done_s + end_s).max(axis=1)
         sharded = _sharded(configs)
         if len(sharded):
             ends = replace(ends, update_s=work.after_s)
@@ -310,16 +326,6 @@ class Pricer:
             p2p_overlap=False,
         )
 
-    def _ordered(self, work: Stages, schedule: str, pp: int, vpp: int) -> Stages:
-        """The work under a schedule, with what it costs by itself."""
-        seconds = action_s(self._forecaster, schedule, vpp) if pp > 1 else 0.0
-        return replace(
-            work,
-            forward_s=work.forward_s + seconds,
-            input_s=work.input_s + seconds,
-            p2p_overlap=self._forecaster.framework.overlaps_p2p(schedule, vpp),
-        )
-
     def _send_s(self, configs: Configs, send_bytes: FloatArray) -> FloatArray:
         """As `predict.assemble` prices handing activations on: in slices that the next stage gathers."""
         forecaster = self._forecaster
@@ -328,6 +334,12 @@ class Pricer:
         send_s = configs.collective_s(forecaster, "p2p", send_bytes / slices, "pp")
         gathered = np.where(sliced[:, None, None], send_bytes, 0.0)
         return send_s + configs.collective_s(forecaster, "all_gather", gathered, "tp")
+
+
+def _with_schedule(work: Stages, action_s: float, p2p_overlap: bool) -> Stages:
+    """The work with what a schedule costs by itself for each forward and backward."""
+    forward_s, input_s = work.forward_s + action_s, work.input_s + action_s
+    return replace(work, forward_s=forward_s, input_s=input_s, p2p_overlap=p2p_overlap)
 
 
 def _sharded(configs: Configs) -> IntArray:

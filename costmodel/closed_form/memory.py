@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
     from costmodel.step import Offload
 
-__all__ = ["StageBytes", "held_bytes", "peak_bytes"]
+__all__ = ["Levels", "StageBytes", "held_bytes", "levels_of", "peak_bytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +90,26 @@ def _of_chunk(passes: IntArray, c: int, q: int, v: int) -> IntArray:
     return passes // (q * v) * q + np.clip(passes % (q * v) - c * q, 0, q)
 
 
-def peak_bytes(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """What holds memory beside the activations of other micro-batches; shape [n, p] unless said."""
+
+    lasting: FloatArray
+    """Parameters, gradients, optimizer state and buffers of communication."""
+    gradients: FloatArray
+    resting: FloatArray
+    """Gradients that are there while a micro-batch passes."""
+    passing: FloatArray
+    """Highest level while one micro-batch passes each stage, [n, v, p]."""
+    saved: FloatArray
+    """Activations that it keeps there, [n, v, p]."""
+    update: FloatArray
+    """Gradients and temporaries of the update."""
+    fixed: float
+
+
+def levels_of(
     stages: StageBytes,
-    most_held: FloatArray,
     *,
     framework: FrameworkProfile,
     optimizer: str,
@@ -103,8 +120,8 @@ def peak_bytes(
     num_microbatches: IntArray,
     looped: bool,
     offload: Offload | None = None,
-) -> FloatArray:
-    """Bytes on the fullest rank, shape [n]; as `zero_stage`, `dp`, `shard`, `ep` and `num_microbatches` have.
+) -> Levels:
+    """The levels of plans of any schedule; `zero_stage`, `dp`, `shard`, `ep`, `num_microbatches`: shape [n].
 
     `shard`: ranks that divide what ZeRO divides, of `ep` of which each holds other experts.
     `looped`: the optimizer updates tensor by tensor; its temporary is left out then (it is small).
@@ -133,19 +150,29 @@ def peak_bytes(
     if framework.gradient_as_bucket_view:
         stay |= dp > 1
     appear = (~stay & (num_microbatches == 1) & (zero_stage < 2) & (offload is None))[:, None]
-    resting = np.where(appear, 0.0, gradients)
-    passing = np.where(appear[:, :, None], stages.appearing, stages.standing)
-    others = np.maximum(0.0, most_held[:, None, :] - stages.saved)
-    highest = (others + passing).max(axis=1) + resting
     rooted = traffic.rooted and not framework.fused_optimizer and not looped
     each = framework.update_copy_bytes + (4.0 if rooted else 0.0)
+    temporary = np.zeros_like(elements)
     if each and traffic.updates:
-        temporary = each * elements / np.where(zero >= 1, parts, 1.0)
-        highest = np.maximum(highest, gradients + np.floor(temporary))
-    above = np.maximum(0.0, highest - gradients)
-    total = parameters + gradients + state + above
-    total += _communication(stages, elements, framework, zero, dp[:, None])
-    return np.asarray(total.max(axis=1) + framework.workspace_bytes + framework.memory_overhead_bytes)
+        temporary = np.floor(each * elements / np.where(zero >= 1, parts, 1.0))
+    buffers = _communication(stages, elements, framework, zero, dp[:, None])
+    return Levels(
+        lasting=parameters + gradients + state + buffers,
+        gradients=gradients,
+        resting=np.where(appear, 0.0, gradients),
+        passing=np.where(appear[:, :, None], stages.appearing, stages.standing),
+        saved=stages.saved,
+        update=gradients + temporary,
+        fixed=framework.workspace_bytes + framework.memory_overhead_bytes,
+    )
+
+
+def peak_bytes(levels: Levels, most_held: FloatArray) -> FloatArray:
+    """Bytes on the fullest rank, shape [n]. `most_held`: as `held_bytes` says, [n, p]."""
+    others = np.maximum(0.0, most_held[:, None, :] - levels.saved)
+    highest = np.maximum((others + levels.passing).max(axis=1) + levels.resting, levels.update)
+    above = np.maximum(0.0, highest - levels.gradients)
+    return np.asarray((levels.lasting + above).max(axis=1) + levels.fixed)
 
 
 def _communication(

@@ -20,7 +20,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray
 
-__all__ = ["KINDS", "Stages", "backward_ends", "kind_of", "step_bound_s"]
+__all__ = ["KINDS", "Stages", "backward_ends", "chains_end_s", "kind_of"]
 
 KINDS = {
     "1f1b": ("alternate", "alternate"),
@@ -98,10 +98,11 @@ def backward_ends(stages: Stages, kind: str) -> tuple[FloatArray, FloatArray]:
     return before + work + m * weights + (m - 1.0) * adding, way_back
 
 
-def step_bound_s(stages: Stages, kind: str, end_s: FloatArray, before_s: FloatArray) -> FloatArray:
-    """No step is shorter than this; seconds, shape [n].
+def chains_end_s(stages: Stages, kind: str, before_s: FloatArray) -> FloatArray:
+    """When each rank's backwards end at the earliest; seconds, shape [n, p]. With what a rank does after them
+    no step is shorter than the latest of its ranks.
 
-    `end_s` [n, p]: what a rank does after its backwards; `before_s` [n, p]: what it does besides them before.
+    `before_s` [n, p]: what a rank does besides its forwards and backwards before.
     """
     ends, way_back = backward_ends(stages, kind)
     ends = ends + before_s
@@ -114,7 +115,7 @@ def step_bound_s(stages: Stages, kind: str, end_s: FloatArray, before_s: FloatAr
         reach = np.maximum(reach + last_weight, every)
     elif kind == "flow shop":
         reach = np.maximum(reach, _flow_shop(stages))
-    return np.asarray((reach + end_s).max(axis=1))
+    return np.asarray(reach)
 
 
 def _one_micro_batch(stages: Stages, kind: str) -> FloatArray:

@@ -140,7 +140,7 @@ def test_exact_where_it_is_exact(plan: str) -> None:
 
 def test_even_1f1b_is_m_plus_p_minus_1_stages() -> None:
     """(m + p - 1)(F + B) where stages are equal and nothing is sent (arXiv 2006.09503, section 2.2)."""
-    from costmodel.closed_form.step import Stages, step_bound_s
+    from costmodel.closed_form.step import Stages, chains_end_s
 
     n, p, m = 3, 4, np.array([1, 4, 10])
     ones = np.ones((n, 1, p))
@@ -155,12 +155,14 @@ def test_even_1f1b_is_m_plus_p_minus_1_stages() -> None:
     )
     nothing = np.zeros((n, p))
     expected = (m + p - 1) * 3.0
-    np.testing.assert_allclose(step_bound_s(stages, "alternate", nothing, nothing), expected)
-    np.testing.assert_allclose(step_bound_s(stages, "flow shop", nothing, nothing), expected)
+    step_s = {
+        kind: chains_end_s(stages, kind, nothing).max(axis=1)
+        for kind in ("alternate", "flow shop", "lagging")
+    }
+    np.testing.assert_allclose(step_s["alternate"], expected)
+    np.testing.assert_allclose(step_s["flow shop"], expected)
     late = np.minimum(m, p) - 1
-    np.testing.assert_array_less(
-        step_bound_s(stages, "lagging", nothing, nothing)[late > 0], expected[late > 0]
-    )
+    np.testing.assert_array_less(step_s["lagging"][late > 0], expected[late > 0])
 
 
 def test_units_cost_what_a_forecast_says() -> None:
