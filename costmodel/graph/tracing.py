@@ -223,7 +223,7 @@ def trace_module(
         ):
             if real:
                 args, named = pytree.tree_map(
-                    lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v,
+                    lambda v: _as_fake(v, mode) if isinstance(v, torch.Tensor) else v,
                     (tuple(args), named),
                 )
             step = _Traced(module, args, named, loss_of, training, paths, attention, autocast, mode)
@@ -333,6 +333,14 @@ def _mode_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     return None
 
 
+def _as_fake(tensor: torch.Tensor, mode: FakeTensorMode) -> Any:
+    """The fake tensor of a real one, or of one without values as if it were on the CPU."""
+    if not tensor.is_meta:
+        return mode.from_tensor(tensor)
+    with unset_fake_temporarily():
+        return FakeTensor(mode, tensor.detach(), torch.device("cpu"))
+
+
 class _Swapped:
     """Replaces real parameters and buffers, and those without values, by fake ones on the CPU for the time of
     the block; ties are kept.
@@ -362,15 +370,11 @@ class _Swapped:
         return made
 
     def _replacement(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_meta and not isinstance(tensor, FakeTensor):
-            with unset_fake_temporarily():
-                fake: Any = FakeTensor(self._mode, tensor.detach(), torch.device("cpu"))
-        else:
-            fake = tensor.detach()
-            if not isinstance(fake, FakeTensor):
-                fake = self._mode.from_tensor(fake)
-            elif storage_key(fake) == storage_key(tensor):
-                return tensor
+        fake: Any = tensor.detach()
+        if not isinstance(fake, FakeTensor):
+            fake = _as_fake(fake, self._mode)
+        elif storage_key(fake) == storage_key(tensor):
+            return tensor
         return (
             nn.Parameter(fake, requires_grad=tensor.requires_grad)
             if isinstance(tensor, nn.Parameter)

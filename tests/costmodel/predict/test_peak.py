@@ -222,5 +222,6 @@ def test_kept_tensors_take_segments_as_the_caching_allocator_does(width: int, se
             return (x * self.scale).sigmoid().sigmoid().sigmoid().sum()
 
     with torch.device("meta"):
-        graph = trace_module(Chain(), (torch.empty(1, width),))
+        module, x = Chain(), torch.empty(1, width)
+    graph = trace_module(module, (x,))
     assert sum(kept_segments(s) for s in graph.segments) == pytest.approx(segments, abs=0.01)
