@@ -370,11 +370,12 @@ class _Swapped:
         return made
 
     def _replacement(self, tensor: torch.Tensor) -> torch.Tensor:
-        fake: Any = tensor.detach()
-        if not isinstance(fake, FakeTensor):
-            fake = _as_fake(fake, self._mode)
-        elif storage_key(fake) == storage_key(tensor):
-            return tensor
+        if not isinstance(tensor, FakeTensor):
+            fake = _as_fake(tensor if tensor.is_meta else tensor.detach(), self._mode)
+        else:
+            fake = tensor.detach()
+            if storage_key(fake) == storage_key(tensor):
+                return tensor
         return (
             nn.Parameter(fake, requires_grad=tensor.requires_grad)
             if isinstance(tensor, nn.Parameter)
