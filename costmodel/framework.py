@@ -149,10 +149,15 @@ class FrameworkProfile(BaseModel):
     its pool is emptied before (torch.cuda.empty_cache); 0: the pool has them from the step before."""
     wiped_bytes_per_s: float = Field(0.0, ge=0)
     """Rate at which the driver wipes what such a pool gave back before it gives it out again; 0: hidden."""
+    host_overlap_power: float = Field(0.0, ge=0)
+    """Power p of (host^p + device^p)^(1/p), the time of a block in which now the device waits for the host,
+    now works its queue off; 0: the longer one of both, as where a long queue evens them out."""
     launch_blocking: bool = False
     """The host waits for every kernel before it dispatches the next one (CUDA_LAUNCH_BLOCKING=1)."""
     host_collective_s: float = Field(0.0, ge=0)
     """Host time of issuing one collective inside a layer."""
+    host_late_s: float = Field(0.0, ge=0)
+    """Mean lateness of a host where a collective inside a layer waits for the last one of its ranks."""
     step_overhead_s: float = Field(0.0, ge=0)
     input_samples_per_s: float = Field(0.0, ge=0)
     """Samples that one rank's input pipeline delivers (decoded images, say); 0: as many as it takes."""

@@ -40,7 +40,8 @@ def with_fewer_predictions(source: ModelSource, head: str, share: float) -> Mode
             return built
         return replace(built, kwargs={**built.kwargs, "labels": labels[:, :positions].contiguous()})
 
-    return replace(source, builder=build)
+    identity = f"{source.identity}/{head}:{share:g}" if source.identity else ""
+    return replace(source, builder=build, identity=identity)
 
 
 def _gather_before(module: nn.Module, head: str, positions: int) -> None:

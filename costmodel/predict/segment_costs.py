@@ -63,6 +63,8 @@ class SegmentCosts:
     """The host queues kernels ahead of the device (cuda); else they are one (cpu)."""
     blocking: bool = False
     """On such a device, but the host waits for each kernel before it dispatches the next."""
+    overlap_power: float = 0.0
+    """How evenly host and device share a block (`FrameworkProfile.host_overlap_power`)."""
 
     def parts(self, part: str, utilisation: float, waiting: float = 0.0) -> CostParts:
         """One part's cost while neighbours on the same memory are busy this fraction of the time.
@@ -86,7 +88,16 @@ class SegmentCosts:
         host = sum(self.host_s[part] for part in parts)
         if self.blocking:
             return CostParts(parts_s={"host": host})
-        return CostParts(parts_s={"host": max(0.0, host - sum(cost.total_s for cost in parts.values()))})
+        device = sum(cost.total_s for cost in parts.values())
+        return CostParts(parts_s={"host": _longer_s(host, device, self.overlap_power) - device})
+
+
+def _longer_s(host_s: float, device_s: float, power: float) -> float:
+    """The longer one of both, or their norm of that power: never less than it, never more than their sum."""
+    longer = max(host_s, device_s)
+    if power < 1.0 or longer <= 0.0:
+        return longer
+    return longer * (1.0 + (min(host_s, device_s) / longer) ** power) ** (1.0 / power)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +194,7 @@ def price_segment(
         deferred_bytes=sum(op.bytes_read for op in operators if part_of(op, gradients) == "backward_weight"),
         asynchronous=profile.device.kind != "cpu",
         blocking=framework.launch_blocking,
+        overlap_power=framework.host_overlap_power,
     )
 
 
@@ -212,13 +224,18 @@ def _with_loss(memory: SegmentMemory, segment: ShardedSegment, framework: Framew
 def _framework_host_s(
     segment: ShardedSegment, framework: FrameworkProfile, again: bool, recompute: str
 ) -> dict[str, float]:
-    """Part -> host time of issuing collectives, beside that of kernels."""
+    """Part -> host time of collectives beside that of kernels: issuing them, and waiting for the last rank's.
+
+    Where hosts are late by exponential times of one mean, the last of n is late by 1 + 1/2 + .. + 1/n of it.
+    """
     host = dict.fromkeys(PARTS, 0.0)
     for call in segment.collectives:
+        last = sum(1.0 / rank for rank in range(2, call.n_ranks + 1))
+        seconds = framework.host_collective_s + framework.host_late_s * last
         forward = call.phase is Phase.FORWARD
-        host["forward" if forward else "backward_input"] += framework.host_collective_s
+        host["forward" if forward else "backward_input"] += seconds
         if forward and again and recompute == "full":
-            host["recompute"] += framework.host_collective_s
+            host["recompute"] += seconds
     return host
 
 

@@ -16,6 +16,9 @@ The tile whose longer side is shortest wins, as the library's heuristics aim for
     time = both * (1 + (1/sustained - 1) * share of compute * both / (both + burst)) + launch + k * latency
            + quantise * (traffic of quantising A) / bandwidth        where A is quantised by the operator
 
+where peak is that of products whose rows are aligned to the loads of the library's kernels, or the share of
+it that others reach (`hardware.alignment`).
+
 The factor of `both` is the board's power limit: work longer than `burst` runs at the sustained clock. Block
 scales are taken from the activations themselves, so such an operator first reads A wide and writes it narrow.
 """
@@ -27,6 +30,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from costmodel.estimate import FloatArray
+from costmodel.hardware.alignment import aligned_share
 from costmodel.hardware.device import element_bytes, peak_flop_per_s, weight_bytes
 from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter
 from costmodel.hardware.schema import DeviceSpec
@@ -86,6 +90,7 @@ class GemmForm(Form):
         batch, m, n, k = _sizes(dims)
         sms = float(device.multiprocessors)
         rate = peak_flop_per_s(device, dtype) / sms * theta["compute_efficiency"]
+        rate = rate * aligned_share(device, dtype, variant, {"m": m, "n": n, "k": k})
         bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
         sharp = theta["wave_sharpness"]
         traffic = self.least_bytes(dims, dtype, variant)

@@ -195,6 +195,15 @@ def _unsaid(row: PublishedRow) -> dict[str, Any]:
     return found
 
 
+def _corrected(row: PublishedRow) -> dict[str, Any]:
+    """What the plan was, by the row's own times, where the table says otherwise."""
+    found: dict[str, Any] = {}
+    for entry in _settings()["corrections"]:
+        if says(row, entry["where"]):
+            found |= entry["plan"]
+    return found
+
+
 def _zero_stage(row: PublishedRow) -> int:
     """The row's ZeRO stage, or what its scripts set."""
     said = row.text("zero_stage")
@@ -227,7 +236,7 @@ def row_plan(row: PublishedRow) -> Plan | str:
         "sequence_parallel": bool(row.flag("sequence_parallel")),
         "recompute": "none",
     } | _unsaid(row)
-    recompute = row.text("recompute") or unsaid["recompute"]
+    recompute = _corrected(row).get("recompute") or row.text("recompute") or unsaid["recompute"]
     zero_stage = _zero_stage(row)
     group = re.search(_settings()["shard_group"]["match"], row.text("notes"))
     shard = int(group.group(1)) if group and dp % int(group.group(1)) == 0 else 0

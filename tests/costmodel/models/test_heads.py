@@ -7,6 +7,7 @@ import pytest
 from costmodel.errors import ModelArgumentError
 from costmodel.graph import trace
 from costmodel.graph.model_graph import ModelGraph, Phase
+from costmodel.graph.scalable import GraphStore
 from costmodel.models import ModelSource, resolve_config, with_fewer_predictions
 
 WIDTH, VOCAB, SEQ = 64, 1000, 32
@@ -47,3 +48,14 @@ def test_a_module_that_is_not_there_and_a_share_that_is_none_are_refused() -> No
         with_fewer_predictions(plain, "lm_head", 0.5).build("meta")
     with pytest.raises(ModelArgumentError, match=r"share\(1.5\)"):
         with_fewer_predictions(plain, "cls.predictions", 1.5)
+
+
+def test_stored_graphs_tell_heads_apart() -> None:
+    """A forecast must not depend on which one was asked for first."""
+    store = GraphStore()
+    asked = [
+        store.graph(source(share), training=True, attention="as_run", dtype="fp32").at(micro_batch_size=2)
+        for share in (None, 0.25, 0.5, None)
+    ]
+    flop = [forward_flop(graph) for graph in asked]
+    assert flop[0] == flop[3] > flop[2] > flop[1]

@@ -33,7 +33,8 @@ def forecast(plan: Plan, name: str = "megatron", **changes: Any) -> Prediction:
 def test_every_shipped_framework_forecasts_and_says_where_its_figures_come_from(name: str) -> None:
     framework = load_framework(name)
     assert framework.source
-    fitted = ("host_operator_s", "host_collective_s", "step_overhead_s", "memory_bound_efficiency")
+    fitted = ("host_operator_s", "host_collective_s", "host_late_s", "host_overlap_power")
+    fitted += ("step_overhead_s", "memory_bound_efficiency")
     defaults = type(framework)(name="x", source="x")
     for field in fitted:
         if getattr(framework, field) != getattr(defaults, field):
@@ -70,7 +71,7 @@ def test_small_kernels_wait_for_the_host_and_large_ones_do_not() -> None:
     assert host_s(1, 0.0) == 0.0
     assert host_s(1, 5e-5) > 0.0
     assert host_s(1, 1e-4) > 2 * host_s(1, 5e-5)
-    assert host_s(512, 1e-5) == pytest.approx(0.0, abs=1e-9)
+    assert host_s(512, 1e-5) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_slower_memory_bound_kernels_take_longer_and_products_do_not() -> None:
@@ -131,6 +132,31 @@ def test_a_host_that_waits_for_every_kernel_adds_its_time_whole() -> None:
     )
     smaller = forecast(Plan(micro_batch_size=8, global_batch_size=8), launch_blocking=True, **timed)
     assert blocked.breakdown_s["host"] == pytest.approx(smaller.breakdown_s["host"])  # as many kernels
+
+
+def test_a_host_that_is_late_now_and_then_costs_more_than_the_longer_and_less_than_both() -> None:
+    plan = Plan(micro_batch_size=16, global_batch_size=16)
+    host = {"host_operator_s": 2e-5, "step_overhead_s": 0.0}
+    device = forecast(plan, host_operator_s=0.0, step_overhead_s=0.0).step_time_s
+    longer, smooth, even = (
+        forecast(plan, host_overlap_power=p, **host).step_time_s for p in (0.0, 3.0, 50.0)
+    )
+    waited = forecast(plan, launch_blocking=True, **host).step_time_s
+    assert device < longer < smooth < waited
+    assert even == pytest.approx(longer, rel=0.02)
+
+
+def test_the_more_ranks_a_collective_waits_for_the_later_the_last_host() -> None:
+    late = {"host_operator_s": 1e-3, "host_overlap_power": 0.0, "host_collective_s": 0.0}
+
+    def lateness_s(tp: int) -> float:
+        plan = Plan(tp=tp, micro_batch_size=2, global_batch_size=2)
+        with_it, without = (forecast(plan, host_late_s=s, **late).step_time_s for s in (1e-4, 0.0))
+        return with_it - without
+
+    assert lateness_s(1) == pytest.approx(0.0)
+    assert lateness_s(2) > 0.0
+    assert lateness_s(4) == pytest.approx(lateness_s(2) * (1 / 2 + 1 / 3 + 1 / 4) / (1 / 2), rel=0.01)
 
 
 def test_an_update_written_out_takes_dispatches_or_passes() -> None:

@@ -147,7 +147,8 @@ def test_sequences_sorted_by_length_are_padded_less(seq: str, mean: int) -> None
 def test_masked_positions_are_gathered_where_the_code_does() -> None:
     assert model_of(framework="OneFlow", model_name="BERT-base").predicted_share == 20 / 128
     assert model_of(framework="LiBai", model_name="BERT-base").predicted_share == 1.0
-    assert model_of(framework="NGC PyTorch", model_name="BERT-base").head == ""
+    assert model_of(framework="NGC PyTorch", model_name="BERT-base").head == "cls.predictions"
+    assert model_of(framework="PyTorch DDP + apex", model_name="BERT-base").head == ""
 
 
 @pytest.mark.parametrize(
@@ -243,3 +244,30 @@ def test_passes_from_an_emptied_pool_wait_for_the_allocator_or_the_driver(gpu: s
     assert waiting == {waits}
     usual = row_framework(PublishedRow(id="x-1", cells={**BERT, **cells}))
     assert not usual.segment_s + usual.wiped_bytes_per_s
+
+
+def test_what_a_sources_own_times_contradict_is_corrected() -> None:
+    one_node = published(
+        source="vTrain data/ground_truth_single.csv", recompute="full", n_gpus="1", micro_batch="1"
+    )
+    plan = row_plan(one_node)
+    assert not isinstance(plan, str)
+    assert plan.recompute == "selective"
+    several = published(
+        source="vTrain data/ground_truth_multi.csv", recompute="full", n_gpus="1", micro_batch="1"
+    )
+    plan = row_plan(several)
+    assert not isinstance(plan, str)
+    assert plan.recompute == "full"
+
+
+def test_a_vocabulary_that_was_not_padded_stays_odd() -> None:
+    cells = {"model_family": "gpt", "layers": "12", "hidden": "1024", "heads": "16", "seq_len": "1024"}
+    said = {**cells, "notes": "vocab (vTrain default 50257)", "source": "vTrain data/ground_truth_single.csv"}
+    for tp, multiple in (("1", 1), ("2", 128)):
+        row = published(**said, tp=tp)
+        framework = row_framework(row)
+        assert framework.vocab_multiple == multiple
+        model = row_model(row, vocab_multiple=framework.vocab_multiple)
+        assert isinstance(model, RowModel)
+        assert model.vocab % 128 == 50257 % 128 if multiple == 1 else model.vocab % 128 == 0

@@ -1,0 +1,57 @@
+"""What products lose on matrix units where the rows of a matrix do not start on a boundary of their loads.
+
+A kernel that loads 16 bytes at a time needs every row of its operands and of its result to be a multiple of
+them; a width of 50,257 in fp16 leaves 2 bytes, and the library falls back on kernels with loads that narrow,
+often of an older generation. Shares of the aligned rate by bytes stand in `data/alignment.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from costmodel.estimate import FloatArray
+from costmodel.hardware.device import element_bytes, math_dtype
+from costmodel.hardware.schema import DeviceSpec
+
+__all__ = ["aligned_share"]
+
+_DATA = Path(__file__).parents[1] / "data" / "alignment.json"
+_ROWS = {"nt": ("k", "n"), "nn": ("k", "n"), "tn": ("m", "n")}
+"""The sizes that rows of A, B and the result have, by layout: all matrices lie row by row."""
+_MATRIX_UNITS = 3.0
+"""A dtype whose peak is this many times that of fp32 has matrix units; pairs of halves reach 2."""
+
+
+@lru_cache(maxsize=1)
+def _shares() -> tuple[int, dict[int, float]]:
+    table = json.loads(_DATA.read_text())
+    return int(table["vector_bytes"]), {int(b): float(s) for b, s in table["matrix_unit_share"].items()}
+
+
+def aligned_share(
+    device: DeviceSpec, dtype: str, variant: str, sizes: dict[str, FloatArray]
+) -> FloatArray | float:
+    """Share of the aligned rate that products of these sizes `m`, `n`, `k` reach, [n], or 1 for all of them.
+
+    1 where rows are a multiple of 16 bytes, where the dtype is computed without matrix units (fp32) and for
+    a layout other than nt, nn and tn.
+    """
+    peaks = device.peak_flop_per_s
+    wide = peaks.get(math_dtype(dtype), 0.0) >= _MATRIX_UNITS * peaks.get("fp32", np.inf)
+    if not wide or variant not in _ROWS:
+        return 1.0
+    vector_bytes, shares = _shares()
+    element = element_bytes(dtype)
+    per_vector = vector_bytes / element
+    rows = [np.asarray(sizes[name]) for name in _ROWS[variant]]
+    if not any(np.any(row % per_vector) for row in rows):
+        return 1.0
+    share = np.ones(rows[0].shape)
+    for row_bytes, part in sorted(shares.items(), reverse=True):
+        for row in rows:
+            share = np.where(row * element % (2 * row_bytes) == 0, share, np.minimum(share, part))
+    return share

@@ -1,0 +1,60 @@
+"""Products whose rows do not start on the boundaries of their kernels' loads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from costmodel.hardware.alignment import aligned_share
+from costmodel.hardware.forms.gemm import GemmForm
+from costmodel.hardware.store import load_profile
+
+A100 = load_profile("a100-sxm4-80gb").device
+TOKENS, WIDTH, VOCABULARY = 4096.0, 1024.0, 50257.0
+
+
+def _sizes(m: float, n: float, k: float) -> dict[str, np.ndarray]:
+    return {"m": np.array([m]), "n": np.array([n]), "k": np.array([k])}
+
+
+@pytest.mark.parametrize(
+    ("variant", "sizes"),
+    [
+        ("nt", _sizes(TOKENS, VOCABULARY, WIDTH)),
+        ("nn", _sizes(TOKENS, WIDTH, VOCABULARY)),
+        ("tn", _sizes(VOCABULARY, WIDTH, TOKENS)),
+    ],
+)
+def test_an_odd_vocabulary_slows_its_three_products(variant: str, sizes: dict[str, np.ndarray]) -> None:
+    assert float(np.asarray(aligned_share(A100, "fp16", variant, sizes)).item()) < 0.6
+    even = {name: np.where(size == VOCABULARY, 50304.0, size) for name, size in sizes.items()}
+    assert np.all(np.asarray(aligned_share(A100, "fp16", variant, even)) == 1.0)
+
+
+def test_rows_that_no_matrix_lies_along_do_not_matter() -> None:
+    """The tokens of a forward product count its rows: none is longer for an odd number of them."""
+    assert np.all(np.asarray(aligned_share(A100, "bf16", "nt", _sizes(1331, 2048, 1024))) == 1.0)
+
+
+def test_units_without_matrices_are_not_slowed() -> None:
+    assert np.all(np.asarray(aligned_share(A100, "fp32", "nt", _sizes(TOKENS, VOCABULARY, WIDTH))) == 1.0)
+    p100 = load_profile("p100-pcie-16gb").device
+    assert np.all(np.asarray(aligned_share(p100, "fp16", "nt", _sizes(TOKENS, VOCABULARY, WIDTH))) == 1.0)
+
+
+def test_the_further_off_the_boundary_the_slower() -> None:
+    sizes = _sizes(TOKENS, 0.0, WIDTH) | {"n": np.array([4096.0, 4100.0, 4098.0, 4097.0])}
+    sizes = {name: np.broadcast_to(size, (4,)) for name, size in sizes.items()}
+    share = np.asarray(aligned_share(A100, "bf16", "nt", sizes))
+    assert share[0] == 1.0
+    assert np.all(np.diff(share) < 0.0)
+
+
+def test_padding_a_vocabulary_pays() -> None:
+    """Compute-bound: more columns take less time where they end on a boundary."""
+    form = GemmForm()
+    theta = {p.name: p.start for p in form.parameters(A100, "fp16", "nt")}
+    odd, padded = (
+        form.physical(theta, A100, _sizes(TOKENS, n, WIDTH), "fp16", "nt").item() for n in (50257.0, 50304.0)
+    )
+    assert padded < 0.7 * odd
