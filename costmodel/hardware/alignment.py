@@ -8,6 +8,7 @@ often of an older generation. Shares of the aligned rate by bytes stand in `data
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def _shares() -> tuple[int, dict[int, float]]:
 
 
 def aligned_share(
-    device: DeviceSpec, dtype: str, variant: str, sizes: dict[str, FloatArray]
+    device: DeviceSpec, dtype: str, variant: str, sizes: Mapping[str, FloatArray]
 ) -> FloatArray | float:
     """Share of the aligned rate that products of these sizes `m`, `n`, `k` reach, [n], or 1 for all of them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ def _longer_s(host_s: float, device_s: float, power: float) -> float:
     longer = max(host_s, device_s)
     if power < 1.0 or longer <= 0.0:
         return longer
-    return longer * (1.0 + (min(host_s, device_s) / longer) ** power) ** (1.0 / power)
+    return longer * math.pow(1.0 + math.pow(min(host_s, device_s) / longer, power), 1.0 / power)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

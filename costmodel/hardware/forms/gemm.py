@@ -89,8 +89,8 @@ class GemmForm(Form):
         """Seconds [n]; see the module for the formula."""
         batch, m, n, k = _sizes(dims)
         sms = float(device.multiprocessors)
-        rate = peak_flop_per_s(device, dtype) / sms * theta["compute_efficiency"]
-        rate = rate * aligned_share(device, dtype, variant, {"m": m, "n": n, "k": k})
+        aligned = aligned_share(device, dtype, variant, {"m": m, "n": n, "k": k})
+        rate = peak_flop_per_s(device, dtype) / sms * theta["compute_efficiency"] * aligned
         bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
         sharp = theta["wave_sharpness"]
         traffic = self.least_bytes(dims, dtype, variant)
