@@ -2,7 +2,7 @@
 
 A kernel that loads 16 bytes at a time needs every row of its operands and of its result to be a multiple of
 them; a width of 50,257 in fp16 leaves 2 bytes, and the library falls back on kernels with loads that narrow,
-often of an older generation. Shares of the aligned rate by bytes stand in `data/alignment.json`.
+often of an older generation. Shares of the aligned rate stand in `data/alignment.json`; short rows lose less.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _MATRIX_UNITS = 3.0
 
 
 @lru_cache(maxsize=1)
-def _shares() -> tuple[int, dict[int, float]]:
+def _table() -> tuple[int, int, dict[int, float]]:
     table = json.loads(_DATA.read_text())
-    return int(table["vector_bytes"]), {int(b): float(s) for b, s in table["matrix_unit_share"].items()}
+    shares = {int(size): float(share) for size, share in table["matrix_unit_share"].items()}
+    return int(table["vector_bytes"]), int(table["long_row"]), shares
 
 
 def aligned_share(
@@ -45,7 +46,7 @@ def aligned_share(
     wide = peaks.get(math_dtype(dtype), 0.0) >= _MATRIX_UNITS * peaks.get("fp32", np.inf)
     if not wide or variant not in _ROWS:
         return 1.0
-    vector_bytes, shares = _shares()
+    vector_bytes, long_row, shares = _table()
     element = element_bytes(dtype)
     per_vector = vector_bytes / element
     rows = [np.asarray(sizes[name]) for name in _ROWS[variant]]
@@ -54,5 +55,6 @@ def aligned_share(
     share = np.ones(rows[0].shape)
     for row_bytes, part in sorted(shares.items(), reverse=True):
         for row in rows:
-            share = np.where(row * element % (2 * row_bytes) == 0, share, np.minimum(share, part))
+            reached = 1.0 - (1.0 - part) * np.minimum(row / long_row, 1.0)
+            share = np.where(row * element % (2 * row_bytes) == 0, share, np.minimum(share, reached))
     return share
