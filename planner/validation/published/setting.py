@@ -233,6 +233,8 @@ def row_plan(row: PublishedRow) -> Plan | str:
     group = re.search(_settings()["shard_group"]["match"], row.text("notes"))
     shard = int(group.group(1)) if group and dp % int(group.group(1)) == 0 else 0
     vpp = row.integer("vpp", 1) or 1
+    if chunk := int(unsaid.get("layers_per_chunk", 0)):
+        vpp = max(1, row.integer("layers") // (pp * chunk))
     schedule = "gpipe" if row.text("pipeline_schedule") == "gpipe" else "interleaved" if vpp > 1 else "1f1b"
     try:
         return Plan(
