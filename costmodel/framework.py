@@ -106,6 +106,9 @@ class FrameworkProfile(BaseModel):
     shard_interfaces: int = Field(0, ge=0)
     """Interfaces of a node that ZeRO-3's gathers and reductions between nodes keep busy; 0: all."""
     overlap_dp: bool = True
+    overlap_gather: bool = False
+    """Under ZeRO-1 and 2: updated parameters are gathered beside the next step's first forward, which waits
+    for each unit's; else after the update."""
     overlap_reduce: bool = True
     """Under ZeRO-3: whether a unit's gradients are reduced beside the next unit's backward; gathers are."""
     share_network: bool = False

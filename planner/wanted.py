@@ -111,7 +111,9 @@ def operator_shares(forecaster: Forecaster, prediction: Prediction) -> dict[_Key
         segment = same[0].shard.local
         fused = fuse(segment, forecaster.fusion).operators
         images = any(op.kind == "conv" for op in fused)
-        prices = price_operators(fused, forecaster.profile, forecaster.framework)
+        prices = price_operators(
+            fused, forecaster.profile, forecaster.framework, long_run=forecaster.training
+        )
         again = recomputed_operators(segment, plan.recompute) if recomputed else frozenset()
         for place, op in enumerate(fused):
             if not prices.fit[place]:

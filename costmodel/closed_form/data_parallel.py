@@ -66,6 +66,8 @@ def tails(
         before = whole[:, 1:, :].sum(axis=1)
     updated = np.where(scattered, elements * framework.parameter_comm_bytes, 0.0)
     gather = configs.collective_s(forecaster, "all_gather", updated, "dp").sum(axis=1)
+    if framework.overlap_dp and framework.overlap_gather:
+        gather = np.zeros_like(gather)  # beside the next forward
     tied = _tied_s(forecaster, configs, stage)
     return Tails(
         bound_s=least + update + gather + tied,

@@ -37,13 +37,14 @@ from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit, Residual
 
-__all__ = ["choose_fit", "contended_s", "datasheet_fit", "operator_times", "streams"]
+__all__ = ["choose_fit", "contended_s", "datasheet_fit", "long_run_s", "operator_times", "streams"]
 
 _TIMINGS = ("cuda_graph", "kernel_only", "eager_loop", "torch_loop", "event_eager", "derived_from_efficiency")
 """Nearest to the kernel's own time first."""
 _BLOCK = 16384
 _THREADS = 4
 _HALF = ("bf16", "fp16")
+_PRODUCTS = ("gemm", "bmm")
 _AS_KIND = {"grouped_gemm": "bmm", "unmodelled": "elementwise"}
 """Kinds that fall to another one where no form is registered for them."""
 
@@ -97,6 +98,18 @@ def contended_s(
         return np.zeros_like(times_s)
     priced, sizes = _as_priced_kind(kind, _sizes(kind, dims))
     return np.minimum(per_byte_s * form_of(priced).least_bytes(sizes, dtype, variant), 0.5 * times_s)
+
+
+def long_run_s(
+    profile: HardwareProfile, kind: str, variant: str, dtype: str, dims: Mapping[str, ArrayLike]
+) -> FloatArray:
+    """Least seconds [n] that products take in work long enough for the board's power limit to hold; 0 where
+    the datasheet knows none, and for other kinds."""
+    limit = profile.device.long_run_flop_per_s.get(dtype, 0.0) if kind in _PRODUCTS else 0.0
+    sizes = _sizes(kind, dims)
+    if not limit:
+        return np.zeros(len(next(iter(sizes.values()))))
+    return np.asarray(form_of(kind).flop(sizes, variant) / limit, dtype=np.float64)
 
 
 def streams(kind: str) -> bool:

@@ -87,6 +87,9 @@ class DeviceSpec(_Frozen):
     sustained_speed: dict[str, float] = {}
     """Rate of products and attention over a donor's at the same datasheet peaks, by dtype: what whole runs
     tell of a device that no operator table covers."""
+    long_run_flop_per_s: dict[str, float] = {}
+    """Most that products reach in work that keeps the device busy for seconds (a step of training), by dtype:
+    what the board's power sustains, where tables of short measurements say more."""
     sources: dict[str, str] = {}
     """Field -> where its value comes from."""
 

@@ -276,6 +276,7 @@ def simulate_plan(
         zero_stage=plan.zero_stage,
         dp=plan.dp * plan.cp,
         overlap_dp=forecaster.framework.overlap_dp,
+        overlap_gather=forecaster.framework.overlap_gather,
         p2p_overlap=forecaster.framework.overlaps_p2p(plan.schedule, plan.vpp),
         receives_listed=forecaster.framework.lists_receives(plan.schedule, plan.vpp),
         # a CPU issues each collective itself: FSDP2 waits for a forward gather and for each reduction

@@ -99,7 +99,7 @@ class Forecaster:
         self.network_variant = network_variant
         self.host = host or host_of(profile)
         self._styles = styles
-        self._training = training
+        self.training = training
         self._adapt = adapt
         self._store = graphs
         self._adapted: dict[int, ModelGraph] = {}
@@ -179,7 +179,7 @@ class Forecaster:
         traced = scalable_graph if self._store is None else self._store.graph
         return traced(
             self.source,
-            training=self._training,
+            training=self.training,
             attention=self.attention,
             dtype=self.framework.traced_dtype,
             autocast=self.framework.casts_to,
@@ -304,7 +304,13 @@ class Forecaster:
             segments = graph.segments
             if id(graph) not in self._kernels:
                 self._kernels[id(graph)] = tuple(
-                    price_kernels(s, profile=self.profile, framework=self.framework, fusion=self.fusion)
+                    price_kernels(
+                        s,
+                        profile=self.profile,
+                        framework=self.framework,
+                        fusion=self.fusion,
+                        long_run=self.training,
+                    )
                     for s in segments
                 )
             saved = saved_tensors(s.local for s in segments)

@@ -60,7 +60,9 @@ def operator_costs(forecaster: Forecaster, plan: Plan, *, bubble_fraction: float
     block = 0
     for segment in forecaster.sharded(plan).segments:
         operators = fuse(segment.local, forecaster.fusion).operators
-        priced = price_operators(operators, forecaster.profile, forecaster.framework)
+        priced = price_operators(
+            operators, forecaster.profile, forecaster.framework, long_run=forecaster.training
+        )
         gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
         device_s = (priced.device_s - priced.contended_s * (1.0 - utilisation)) * slower
         for instance in range(segment.count):

@@ -13,7 +13,7 @@ from costmodel.graph.model_graph import Operator, Phase
 from costmodel.hardware.device import cache_bytes, element_bytes, math_dtype
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
-from costmodel.hardware.pricing import contended_s, operator_times, streams
+from costmodel.hardware.pricing import contended_s, long_run_s, operator_times, streams
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -52,9 +52,16 @@ def host_cost_s(profile: HardwareProfile, name: str) -> float:
 
 
 def price_operators(
-    operators: Sequence[Operator], profile: HardwareProfile, framework: FrameworkProfile
+    operators: Sequence[Operator],
+    profile: HardwareProfile,
+    framework: FrameworkProfile,
+    *,
+    long_run: bool = False,
 ) -> PricedOperators:
     """Price operators in groups of one (kind, variant, dtype), vectorised over each group.
+
+    `long_run`: they are part of work that keeps the device busy for long (a step of training), so that its
+    power limit holds.
 
     On a device with its own queue (cuda) the host's dispatch runs beside the kernels and is returned as
     `host_s`. On a CPU the measured operator time already holds its dispatch; `host_s` is then what eager
@@ -84,7 +91,10 @@ def price_operators(
         estimate = operator_times(profile, kind, variant, dtype, dims, framework=library)
         share = framework.memory_bound_efficiency if streams(kind) else 1.0
         share *= framework.attention_efficiency if kind == "attention" else 1.0
-        device_s[positions] = estimate.median_s / share
+        median_s = estimate.median_s
+        if long_run and profile.device.long_run_flop_per_s:
+            median_s = np.maximum(median_s, long_run_s(profile, kind, variant, dtype, dims))
+        device_s[positions] = median_s / share
         if kind == "attention" and variant == "decode" and framework.decode_elements_per_s:
             device_s[positions] = _by_query_head_s(dims, dtype, profile, framework)
         if framework.memory_bound_elements_per_s and streams(kind):

@@ -113,9 +113,14 @@ class Kernels:
 
 
 def price_kernels(
-    segment: ShardedSegment, *, profile: HardwareProfile, framework: FrameworkProfile, fusion: str
+    segment: ShardedSegment,
+    *,
+    profile: HardwareProfile,
+    framework: FrameworkProfile,
+    fusion: str,
+    long_run: bool = False,
 ) -> Kernels:
-    """Fuse and price the operators of one instance."""
+    """Fuse and price the operators of one instance; `long_run` as in `price_operators`."""
     fused = fuse(segment.local, fusion)
     operators = fused.operators
     if fusion == "fused":
@@ -125,7 +130,8 @@ def price_kernels(
             batch_multiple=framework.softmax_batch_multiple,
             max_keys=framework.softmax_max_keys,
         )
-    return Kernels(fused=fused, operators=operators, priced=price_operators(operators, profile, framework))
+    priced = price_operators(operators, profile, framework, long_run=long_run)
+    return Kernels(fused=fused, operators=operators, priced=priced)
 
 
 def price_segment(

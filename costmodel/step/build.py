@@ -88,6 +88,8 @@ class _Issuer:
         self._where = {(s.stage, s.micro_batch): rank for rank, row in enumerate(order) for s in row}
         self._final = _final_backwards(order, options.window)
         self._accumulates: set[tuple[int, int]] = set()
+        self._gathered: set[tuple[int, int]] = set()
+        """Ranks and stages whose parameters of the step before are whole."""
         self._costs: dict[tuple[int, str, bool], CostParts] = {}
         self._copies: dict[tuple[int, int], dict[int, int]] = {}
         """Per stage and unit: ranks whose gradients are whole but not reduced so far."""
@@ -129,7 +131,10 @@ class _Issuer:
         last = (step.stage, step.kind, step.micro_batch) in self._final
         sharded = options.dp > 1 and options.zero_stage == 3
         reduces = options.reduces and backward and (sharded or last)
-        gathers = sharded and step.kind != "W"
+        first = options.gathers_late and step.kind == "F" and (rank, step.stage) not in self._gathered
+        gathers = (sharded and step.kind != "W") or first
+        if first:
+            self._gathered.add((rank, step.stage))
         offload = options.offload
         streams = offload is not None and offload.stream_weights and step.kind != "W"
         to_host = offload is not None and last and offload.host_update_bytes_per_s > 0
@@ -192,6 +197,8 @@ class _Issuer:
             # a gather is issued when the unit `ahead` before this one starts, that is after the one before it
             gate = position - 1 - ahead
             ready = [history[gate]] if gate >= 0 else first
+            if options.gathers_late:  # updated when the step began: nothing to wait for
+                ready = []
             if streams and unit.parameter_bytes:
                 ready = [self._stream_in(rank, unit, ready)]
                 wait += ready

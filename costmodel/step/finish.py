@@ -35,7 +35,7 @@ def end_step(
         if options.offload is not None and options.offload.host_update_bytes_per_s:
             seconds *= options.offload.device_fraction
         made = builder.compute(rank, "optimizer", "optimizer", {"optimizer": seconds}, data)
-        if options.dp > 1 and (options.pulls or options.zero_stage in (1, 2)):
+        if options.dp > 1 and (options.pulls or options.zero_stage in (1, 2)) and not options.gathers_late:
             gather = sum(u.gather_s for stage in mine for u in stage.units)
             name = "nccl:recv parameters" if options.pulls else "nccl:all_gather parameters"
             if gather:

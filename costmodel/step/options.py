@@ -66,6 +66,8 @@ class Options:
     """Units whose parameters are gathered ahead of the one that computes (ZeRO-3)."""
     overlap_reduce: bool = True
     """Whether a unit's gradient reduction runs beside the next unit's backward."""
+    overlap_gather: bool = False
+    """Whether parameters updated under ZeRO-1 and 2 are gathered beside the next step's first forward."""
     action_s: float = 0.0
     """Host time of each pipeline action beyond its operators."""
     tied_embedding_s: float = 0.0
@@ -100,6 +102,12 @@ class Options:
     def reduces(self) -> bool:
         """Whether gradients are reduced between ranks at all."""
         return self.dp > 1 or self.copies > 1
+
+    @property
+    def gathers_late(self) -> bool:
+        """Whether updated parameters are gathered by the forward that needs them first."""
+        late = self.overlap_gather and self.overlap_dp and self.dp > 1 and self.zero_stage in (1, 2)
+        return late and not self.pulls and not self.window and self.offload is None
 
     @property
     def shard(self) -> int:

@@ -226,16 +226,17 @@ def row_plan(row: PublishedRow) -> Plan | str:
     mbs = row.integer("micro_batch")
     if not mbs and not row.integer("global_batch"):
         mbs = _said_batch(row)
+    unsaid: dict[str, Any] = {
+        "sequence_parallel": bool(row.flag("sequence_parallel")),
+        "recompute": "none",
+    } | _unsaid(row)
     filled = _settings()["unknown_batch"]["micro_batches_per_stage"] * pp if pp > 1 else 1
+    filled = int(unsaid.get("num_microbatches", filled))
     gbs = row.integer("global_batch") or mbs * dp * filled
     if not gbs:
         return "the source does not say the batch"
     if not mbs:
         mbs = max(1, gbs // dp) if pp == 1 and gbs // dp <= 8 else 1
-    unsaid: dict[str, Any] = {
-        "sequence_parallel": bool(row.flag("sequence_parallel")),
-        "recompute": "none",
-    } | _unsaid(row)
     recompute = _corrected(row).get("recompute") or row.text("recompute") or unsaid["recompute"]
     zero_stage = _zero_stage(row)
     group = re.search(_settings()["shard_group"]["match"], row.text("notes"))

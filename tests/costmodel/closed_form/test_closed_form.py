@@ -184,3 +184,25 @@ def test_what_cannot_be_run_is_counted() -> None:
 def test_schedules_without_a_closed_form_are_named() -> None:
     with pytest.raises(PlanError, match=r"zb-v.*no closed form"):
         Choices(n_devices=2, global_batch_size=4, n_units=4, schedules=("zb-v",))
+
+
+def test_no_step_is_shorter_than_its_bound_where_parameters_come_late() -> None:
+    """Updated parameters are gathered beside the next forward, which hides all of it or little."""
+    made = Forecaster(
+        source=resolve("gpt2", overrides=SMALL, seq_len=64),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=load_framework("megatron-core").model_copy(update={"overlap_gather": True}),
+    )
+    choices = Choices(
+        n_devices=16,
+        global_batch_size=32,
+        n_units=made.n_units(),
+        tp=(1, 2),
+        schedules=("gpipe", "1f1b"),
+        zero=(0, 1, 2),
+    )
+    found = evaluate(made, choices)
+    rows = [int(row) for row in np.flatnonzero(np.isfinite(found.memory_bytes))]
+    for row in random.Random(0).sample(rows, 40):
+        plan = found.plan(row)
+        assert found.bound_s[row] <= made.forecast(plan).prediction.step_time_s * (1 + 1e-8), plan

@@ -11,7 +11,7 @@ from costmodel.errors import UsageError
 from costmodel.hardware.device import peak_flop_per_s
 from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.evaluate import form_of
-from costmodel.hardware.pricing import choose_fit, operator_times
+from costmodel.hardware.pricing import choose_fit, long_run_s, operator_times
 from costmodel.hardware.schema import Correction
 from tests.costmodel.hardware.devices import device, plain_fit, profile
 
@@ -143,3 +143,15 @@ def test_a_correction_of_other_features_is_left_out() -> None:
     prefill = choose_fit(profile(rough), "attention", "prefill", "bf16")
     assert prefill is not None
     assert prefill.correction is not None
+
+
+def test_long_work_is_bound_by_what_the_boards_power_sustains() -> None:
+    p = profile(plain_fit())
+    limited = p.model_copy(
+        update={"device": device().model_copy(update={"long_run_flop_per_s": {"bf16": 1e14}})}
+    )
+    assert long_run_s(limited, "gemm", "nt", "bf16", SQUARE) == pytest.approx(2 * 4096.0**3 / 1e14)
+    assert long_run_s(limited, "gemm", "nt", "fp8", SQUARE) == 0.0
+    assert long_run_s(p, "gemm", "nt", "bf16", SQUARE) == 0.0
+    flat = {"rows": [4096.0], "cols": [4096.0], "bytes": [1e9]}
+    assert long_run_s(limited, "elementwise", "add", "bf16", flat) == 0.0

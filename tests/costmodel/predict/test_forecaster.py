@@ -152,3 +152,22 @@ def test_other_hardware_prices_anew_what_was_priced_before(plan: str) -> None:
     moved_s = made.on(profile=load_profile(hardware)).forecast(Plan.parse(plan)).prediction.step_time_s
     assert moved_s == forecaster(hardware).forecast(Plan.parse(plan)).prediction.step_time_s
     assert moved_s != before_s
+
+
+def test_the_power_limit_holds_in_training_alone() -> None:
+    """A board that sustains a tenth of its measured rate trains slower; a lone forward is as measured."""
+    profile = load_profile("h100-sxm5-80gb")
+    times = {}
+    for rate in (1e13, 1e20):
+        device = profile.device.model_copy(update={"long_run_flop_per_s": {"bf16": rate}})
+        for training in (True, False):
+            made = Forecaster(
+                source=resolve("gpt2", overrides=SIZES | {"n_embd": 1024}, seq_len=64),
+                profile=profile.model_copy(update={"device": device}),
+                framework=load_framework("pytorch-bf16"),
+                training=training,
+            )
+            parts = made.segments(Plan.parse("mbs4"))
+            times[rate, training] = sum(sum(s.device_s.values()) for s in parts)
+    assert times[1e13, True] > 1.5 * times[1e20, True]
+    assert times[1e13, False] == times[1e20, False]

@@ -197,3 +197,25 @@ def test_gradients_taken_apart_cost_the_later_stages_host_time() -> None:
     }
     assert lengths == {"0W0": pytest.approx(1.0), "1W0": pytest.approx(1.5)}
     assert step(split, "1f1b").makespan_s == step(plain, "1f1b").makespan_s
+
+
+@pytest.mark.parametrize(("gather_s", "exposed_s"), [(0.2, 0.2), (1.5, 1.5 * 4 - 3 * 1.0)])
+def test_updated_parameters_are_gathered_beside_the_next_forward(gather_s: float, exposed_s: float) -> None:
+    """Four units of 1 s forward: the first gather is waited for, the others as far as they take longer."""
+    stages = [stage(0, forward_s=4.0, backward_s=8.0, units=4, gather_s=gather_s, optimizer_s=0.5)]
+    step = lambda **how: simulate_step(stages, dp=2, num_microbatches=2, **how).step_time_s  # noqa: E731
+    alone = 2 * 12.0 + 0.5
+    assert step(zero_stage=1) == pytest.approx(alone + 4 * gather_s)
+    assert step(zero_stage=1, overlap_gather=True) == pytest.approx(alone + exposed_s)
+    assert step(zero_stage=0, overlap_gather=True) == pytest.approx(step(zero_stage=0))
+    assert step(zero_stage=1, overlap_gather=True, overlap_dp=False) == pytest.approx(alone + 4 * gather_s)
+
+
+def test_later_stages_gather_while_they_wait_for_their_first_inputs() -> None:
+    stages = [stage(i, forward_s=2.0, backward_s=4.0, units=2, gather_s=0.5) for i in range(2)]
+    how = {"dp": 2, "num_microbatches": 2, "zero_stage": 2, "schedule": "1f1b"}
+    late = simulate_step(stages, overlap_gather=True, **how).step_time_s
+    none = simulate_step(
+        [replace(s, units=tuple(replace(u, gather_s=0.0) for u in s.units)) for s in stages], **how
+    )
+    assert late == pytest.approx(none.step_time_s + 0.5)

@@ -271,3 +271,34 @@ def test_a_vocabulary_that_was_not_padded_stays_odd() -> None:
         model = row_model(row, vocab_multiple=framework.vocab_multiple)
         assert isinstance(model, RowModel)
         assert model.vocab % 128 == 50257 % 128 if multiple == 1 else model.vocab % 128 == 0
+
+
+def test_a_batch_that_only_the_scripts_name_is_accumulated() -> None:
+    source = "FlagOpen/FlagPerf training/nvidia/aquila2_7b-flagscale/README.md"
+    cells = {"framework": "FlagScale (Megatron)", "source": source, "n_gpus": "8", "micro_batch": "4"}
+    plan = row_plan(published(**cells, pp="8", dp="1"))
+    assert not isinstance(plan, str)
+    assert plan.num_microbatches == 9
+    assert not row_framework(published(**cells)).overlap_dp
+
+
+def test_overlaps_that_a_row_lists_are_done() -> None:
+    cells = {
+        "framework": "Megatron-Core",
+        "source": "Megatron-LM README images/model_table.png",
+        "notes": "overlap-grad-reduce, overlap-param-gather, tp-comm-overlap on",
+        "global_batch": "384",
+        "tp": "8",
+        "dp": "48",
+        "layers": "84",
+    }
+    whole = row_plan(published(**cells, pp="1", n_gpus="384"))
+    split = row_plan(published(**cells, pp="2", n_gpus="768"))
+    assert not isinstance(whole, str)
+    assert not isinstance(split, str)
+    assert (whole.zero_stage, split.zero_stage, split.vpp) == (1, 1, 1)
+    assert row_framework(published(**cells)).overlap_gather
+    assert not row_framework(published(**{**cells, "notes": "tp-comm-overlap on"})).overlap_gather
+    said = row_plan(published(**cells, pp="2", vpp="2", n_gpus="768"))
+    assert not isinstance(said, str)
+    assert said.vpp == 2
