@@ -89,6 +89,8 @@ class _Issuer:
         self._final = _final_backwards(order, options.window)
         self._accumulates: set[tuple[int, int]] = set()
         self._costs: dict[tuple[int, str, bool], CostParts] = {}
+        self._sharded = options.dp > 1 and options.zero_stage == 3
+        self._reduces = options.reduces
         self._copies: dict[tuple[int, int], dict[int, int]] = {}
         """Per stage and unit: ranks whose gradients are whole but not reduced so far."""
         self._saved = [sum(u.saved_bytes for u in stage.units) for stage in stages]
@@ -106,17 +108,15 @@ class _Issuer:
 
     def missing(self, step: Step) -> _Key | None:
         """What the step starts from and is not there yet."""
-        needed: list[_Key] = []
+        stage, micro_batch = step.stage, step.micro_batch
         if step.kind == "F":
-            if step.stage:
-                needed = [(step.stage - 1, "F", step.micro_batch)]
-        elif step.kind == "W":
-            needed = [(step.stage, "G", step.micro_batch)]
-        else:
-            needed = [(step.stage, "F", step.micro_batch)]
-            if step.stage < len(self.stages) - 1:
-                needed.append((step.stage + 1, "G", step.micro_batch))
-        return next((key for key in needed if key not in self.done), None)
+            key = (stage - 1, "F", micro_batch)
+            return key if stage and key not in self.done else None
+        key = (stage, "G" if step.kind == "W" else "F", micro_batch)
+        if key not in self.done:
+            return key
+        key = (stage + 1, "G", micro_batch)
+        return key if step.kind != "W" and stage < len(self.stages) - 1 and key not in self.done else None
 
     def issue(self, rank: int, step: Step, partner: Step | None) -> None:
         options = self.options
@@ -127,9 +127,8 @@ class _Issuer:
         backward = step.kind in ("B", "W")
         again = backward and (rank, step.stage) in self._accumulates
         last = (step.stage, step.kind, step.micro_batch) in self._final
-        sharded = options.dp > 1 and options.zero_stage == 3
-        reduces = options.reduces and backward and (sharded or last)
-        gathers = sharded and step.kind != "W"
+        reduces = self._reduces and backward and (self._sharded or last)
+        gathers = self._sharded and step.kind != "W"
         offload = options.offload
         streams = offload is not None and offload.stream_weights and step.kind != "W"
         to_host = offload is not None and last and offload.host_update_bytes_per_s > 0
@@ -142,7 +141,8 @@ class _Issuer:
             parts = with_host(cost, options.action_s)
             held = self._held(step, self._saved[step.stage])
             final = self.builder.compute(rank, str(step), step.kind, parts, after, holds_bytes=held)
-        self._ended[rank, step] = final
+        if self._posted:
+            self._ended[rank, step] = final
         if step.kind != "W":
             self.done[step.stage, "F" if step.kind == "F" else "G", step.micro_batch] = final
         if backward:
