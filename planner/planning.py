@@ -42,9 +42,6 @@ def plan(
     own prices of a device-hour by profile. Raises InfeasibleError where nothing fits.
     """
     from planner import api
-    from planner.explaining import explain_pair
-    from planner.objectives import Terms, pareto
-    from planner.prices import require_price
     from planner.problem import Problem
     from planner.search import search
 
@@ -60,6 +57,9 @@ def plan(
     )
     found = search(made, n_devices=n_devices, global_batch_size=global_batch_size, options=options, top=top)
     if tuple(objectives) != _FRONT:
+        from planner.objectives import Terms, pareto
+        from planner.prices import require_price
+
         price = require_price(hardware, prices).usd_per_hour if "cost" in objectives else None
         terms = Terms(usd_per_hour=price, board_w=made.profile.device.power_w, samples=global_batch_size)
         found = replace(found, pareto=pareto([r.prediction for r in found.ranked], objectives, terms))
@@ -78,6 +78,8 @@ def plan(
         deciding=_deciding(made, found),
     )
     if explain is not None:
+        from planner.explaining import explain_pair
+
         found = replace(found, explanation=explain_pair(made, *explain))
     return found if asked is None else found.with_standing(made.forecast(asked).prediction)
 

@@ -104,9 +104,10 @@ class Pricer:
             rows = rows[self._key[rows] >= 0]
             for part, pp, vpp in self._cuts(rows):
                 self._memory(part, pp, vpp)
-            for number in np.unique(way[rows]):
-                if self._space.memory_bytes[rows[way[rows] == number]].min() > capacity:
-                    full.add(int(number))
+            ways, which = np.unique(way[rows], return_inverse=True)
+            least = np.full(len(ways), np.inf)
+            np.minimum.at(least, which.reshape(-1), self._space.memory_bytes[rows])
+            full.update(ways[least > capacity].tolist())
         self._leave_out_idle_offload(capacity)
         for part, pp, vpp in self._cuts(np.flatnonzero(self._space.memory_bytes <= capacity)):
             self._time(part, pp, vpp)
@@ -230,7 +231,7 @@ class Pricer:
         """(schedule, offload, which of the rows) of what is the rows' own beside their config."""
         at = self._columns
         code = at["schedule"][rows] * len(self._space.choices.offload) + at["offload"][rows]
-        for number in np.unique(code):
+        for number in np.flatnonzero(np.bincount(code)):
             schedule, word = divmod(int(number), len(self._space.choices.offload))
             yield schedule, word, code == number
 

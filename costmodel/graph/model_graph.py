@@ -83,6 +83,27 @@ class Operator:
     """Integer (and integer-list) arguments by schema name, such as dim, dims, dim0, dim1, start, end,
     split_size, size, groups: what shapes alone do not tell about how dimensions map."""
 
+    def resized(self, *, dims: Mapping[str, int], flop: int, bytes_read: int, bytes_written: int) -> Operator:
+        """The same call with other sizes; a search makes a hundred thousand of them, `replace` takes twice as
+        long."""
+        return Operator(
+            index=self.index,
+            target=self.target,
+            kind=self.kind,
+            variant=self.variant,
+            dtype=self.dtype,
+            dims=dims,
+            flop=flop,
+            bytes_read=bytes_read,
+            bytes_written=bytes_written,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            phase=self.phase,
+            module=self.module,
+            forward_index=self.forward_index,
+            arguments=self.arguments,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:

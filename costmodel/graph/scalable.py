@@ -144,17 +144,19 @@ def _segment(a: Segment, b: Segment, size: int) -> Segment:
 def _operator(a: Operator, b: Operator, size: int) -> Operator:
     if a.target != b.target or a.kind != b.kind or a.dims.keys() != b.dims.keys():
         raise ValueError("different operators")
-    return replace(
-        a,
+    between = a.resized(
         dims={key: _line(value, b.dims[key], size) for key, value in a.dims.items()},
         flop=_line(a.flop, b.flop, size),
         bytes_read=_line(a.bytes_read, b.bytes_read, size),
         bytes_written=_line(a.bytes_written, b.bytes_written, size),
-        arguments={
-            key: _line(value, b.arguments.get(key, value), size) for key, value in a.arguments.items()
-        },
     )
+    if a.arguments == b.arguments:
+        return between
+    arguments = {key: _line(value, b.arguments.get(key, value), size) for key, value in a.arguments.items()}
+    return replace(between, arguments=arguments)
 
 
 def _tensor(a: TensorInfo, b: TensorInfo, size: int) -> TensorInfo:
+    if a.shape == b.shape and a.size_bytes == b.size_bytes:
+        return a
     return replace(a, shape=_line(a.shape, b.shape, size), size_bytes=_line(a.size_bytes, b.size_bytes, size))

@@ -44,7 +44,7 @@ class Partitions:
         run = prefix[None, :] - prefix[:, None] + cut[:, None] + after[None, :]
         run[np.tril_indices(n + 1)] = np.inf
         self._run: FloatArray = run
-        self._squares: FloatArray = np.where(np.isfinite(run), run, 0.0) ** 2
+        self._squares: FloatArray = run**2
         self._worst = np.full(n + 1, np.inf)
         self._spread = np.full(n + 1, np.inf)
         self._worst[0] = self._spread[0] = 0.0
@@ -67,14 +67,15 @@ class Partitions:
         return tuple(reversed(starts))
 
     def _one_more(self) -> None:
-        bottleneck = np.maximum(self._worst[:, None], self._run)
-        least = bottleneck.min(axis=0)
-        near = bottleneck <= least * (1 + 1e-9)
-        spread = np.where(near & np.isfinite(bottleneck), self._spread[:, None] + self._squares, np.inf)
+        k = len(self._came_from)  # so many stages take at least k units, one more at least k + 1
+        before, after = slice(k, self._n), slice(k + 1, self._n + 1)
+        bottleneck = np.maximum(self._worst[before, None], self._run[before, after])
+        near = bottleneck <= bottleneck.min(axis=0) * (1 + 1e-9)
+        spread = np.where(near, self._spread[before, None] + self._squares[before, after], np.inf)
         pick = spread.argmin(axis=0)
-        at = np.arange(self._n + 1)
-        self._worst, self._spread = bottleneck[pick, at], spread[pick, at]
-        self._came_from.append(pick)
+        at = np.arange(len(pick))
+        self._worst[after], self._spread[after] = bottleneck[pick, at], spread[pick, at]
+        self._came_from.append(np.concatenate([np.zeros(k + 1, dtype=np.int64), pick + k]))
 
 
 def even_partition(blocks: Sequence[int], n_stages: int, stages: str) -> tuple[int, ...]:

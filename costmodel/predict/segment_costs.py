@@ -110,6 +110,8 @@ class Kernels:
     """Those of `fused`, with the kernels that the framework's fused ones fall back to."""
     priced: PricedOperators
     """Of `operators`."""
+    parts: tuple[str, ...]
+    """Out of PARTS, of each of `operators`."""
 
 
 def price_kernels(
@@ -130,8 +132,13 @@ def price_kernels(
             batch_multiple=framework.softmax_batch_multiple,
             max_keys=framework.softmax_max_keys,
         )
-    priced = price_operators(operators, profile, framework, long_run=long_run)
-    return Kernels(fused=fused, operators=operators, priced=priced)
+    gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
+    return Kernels(
+        fused=fused,
+        operators=operators,
+        priced=price_operators(operators, profile, framework, long_run=long_run),
+        parts=tuple(part_of(op, gradients) for op in operators),
+    )
 
 
 def price_segment(
@@ -155,23 +162,24 @@ def price_segment(
     collectives too).
     """
     fused, operators, priced = kernels.fused, kernels.operators, kernels.priced
-    gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
     device, contended = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     host = dict.fromkeys(PARTS, 0.0)
     error: dict[tuple[str, str], float] = {}
     again = recomputed_operators(segment.local, recompute)
     module_s = host_cost_s(profile, "dtensor_module_s")
     dispatched = dtensor_modules(segment)
-    for position, op in enumerate(operators):
-        part = part_of(op, gradients)
+    columns = (priced.device_s, priced.contended_s, priced.host_s, priced.log_sigma)
+    numbers = zip(*(values.tolist() for values in columns), strict=True)
+    for op, part, fit, (device_s, contended_s, host_s, sigma) in zip(
+        operators, kernels.parts, priced.fit, numbers, strict=True
+    ):
         for name in (part, "recompute") if op.index in again else (part,):
-            seconds = float(priced.device_s[position])
-            device[name] += seconds
-            contended[name] += float(priced.contended_s[position])
-            host[name] += float(priced.host_s[position])
-            if priced.fit[position]:
-                key = (f"fit {priced.fit[position]}", name)
-                error[key] = error.get(key, 0.0) + seconds * float(priced.log_sigma[position])
+            device[name] += device_s
+            contended[name] += contended_s
+            host[name] += host_s
+            if fit:
+                key = (f"fit {fit}", name)
+                error[key] = error.get(key, 0.0) + device_s * sigma
     # measured over forward and backward together; each takes half
     for part in ("forward", "backward_input"):
         host[part] += 0.5 * module_s * len(dispatched)
@@ -198,7 +206,11 @@ def price_segment(
             segment_memory(segment.local, recompute, fused, saved_elsewhere), segment, framework
         ),
         error_s=error,
-        deferred_bytes=sum(op.bytes_read for op in operators if part_of(op, gradients) == "backward_weight"),
+        deferred_bytes=sum(
+            op.bytes_read
+            for op, part in zip(operators, kernels.parts, strict=True)
+            if part == "backward_weight"
+        ),
         asynchronous=profile.device.kind != "cpu",
         blocking=framework.launch_blocking,
         overlap_power=framework.host_overlap_power,

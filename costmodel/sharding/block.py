@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from math import prod
+from typing import Any
 
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
-from costmodel.sharding.strategies.call import rule_name
+from costmodel.sharding.strategies.call import Strategy, rule_name
 
 __all__ = ["Block", "Value", "is_float", "read_block", "tensor_bytes"]
 
@@ -41,11 +43,11 @@ class Value:
     """A parameter, or a view or cast of one."""
     parameter: str = ""
     """Name of that parameter."""
+    size_bytes: int = field(init=False)
+    """Bytes that move when the value does."""
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that move when the value does."""
-        return tensor_bytes(self.info)
+    def __post_init__(self) -> None:
+        self.size_bytes = tensor_bytes(self.info)
 
     @property
     def is_parameter(self) -> bool:
@@ -74,14 +76,22 @@ class Block:
     them can make the part that is wanted."""
     backward: dict[int, tuple[Operator, ...]]
     """Backward operators of each forward position."""
+    strategies: dict[tuple[int, frozenset[int]], list[list[Strategy]]] = field(default_factory=dict)
+    """Filled by `candidates`, and `work_s` by `problem`: what does not depend on the rules of a search."""
+    work_s: dict[Any, dict[tuple[int, tuple[Strategy, ...]], float]] = field(default_factory=dict)
 
 
 def tensor_bytes(info: TensorInfo) -> int:
     """Bytes of a tensor's elements; a view, which owns none, counts what it shows."""
     if info.size_bytes or not info.shape:
         return info.size_bytes
-    bits = re.search(r"\d+", info.dtype)
-    return prod(info.shape) * (max(int(bits[0]) // 8, 1) if bits else 1)
+    return prod(info.shape) * _element_bytes(info.dtype)
+
+
+@cache
+def _element_bytes(dtype: str) -> int:
+    bits = re.search(r"\d+", dtype)
+    return max(int(bits[0]) // 8, 1) if bits else 1
 
 
 def is_float(info: TensorInfo) -> bool:
@@ -89,8 +99,28 @@ def is_float(info: TensorInfo) -> bool:
     return not info.dtype.startswith(_WHOLE_NUMBERS)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Same:
+    """A segment as a key: equal to itself alone."""
+
+    segment: Segment
+
+    def __hash__(self) -> int:
+        return id(self.segment)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.segment is self.segment
+
+
 def read_block(segment: Segment, *, is_first: bool = False) -> Block:
-    """Build the view. `is_first`: the segment's inputs are the model's, without gradients."""
+    """The view, one for all searches on a segment. `is_first`: the segment's inputs are the model's, without
+    gradients."""
+    return _read(_Same(segment), is_first)
+
+
+@lru_cache(maxsize=16)
+def _read(of: _Same, is_first: bool) -> Block:
+    segment = of.segment
     tensors = {t.index: t for t in segment.tensors}
     forward = segment.phase(Phase.FORWARD)
     values: list[Value] = []

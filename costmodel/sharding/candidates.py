@@ -15,6 +15,9 @@ __all__ = ["Axis", "Rules", "candidates", "sequence_shards"]
 
 _SWEEPS = 4
 
+_Chunks = dict[tuple[int, int], frozenset[int]]
+"""(input or output, dimension) -> chunk counts above one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
@@ -71,17 +74,10 @@ def sequence_shards(shape: tuple[int, ...], rules: Rules, n: int) -> list[Shard]
 def candidates(block: Block, axis: Axis, rules: Rules) -> list[list[Strategy]]:
     """Strategies per forward operator, with packed shards spread through the block and, unless the batch may
     be split, without what cannot be reached from sharded weights."""
-    packed = _Packed()
-    found: list[list[Strategy]] = [[] for _ in block.forward]
-    known: list[object] = [None] * len(block.forward)
-    for _ in range(_SWEEPS):
-        for p in range(len(block.forward)):
-            call = _call(block, p, axis, rules, packed)
-            packing = (call.packed_in, call.packed_out)
-            if packing != known[p]:
-                found[p], known[p] = list(strategies_for(call)), packing
-        if not packed.learn(block, found):
-            break
+    key = axis.n, frozenset() if rules.local_modules else rules.uneven
+    if key not in block.strategies:
+        block.strategies[key] = _every(block, *key)
+    found = block.strategies[key]
     if rules.local_modules:
         found = [executable_strategies(block, p, found[p], rules.styles) for p in range(len(found))]
     if rules.allow_batch:
@@ -89,40 +85,61 @@ def candidates(block: Block, axis: Axis, rules: Rules) -> list[list[Strategy]]:
     return _reachable(block, axis, rules, found)
 
 
+def _every(block: Block, n: int, uneven: frozenset[int]) -> list[list[Strategy]]:
+    """Strategies per forward operator on n ranks, whatever the rules."""
+    packed = _Packed()
+    found: list[list[Strategy]] = [[] for _ in block.forward]
+    known: list[object] = [None] * len(block.forward)
+    for _ in range(_SWEEPS):
+        changed = []
+        for p in range(len(block.forward)):
+            packing = packed.at(block.inputs[p]), packed.at(block.outputs[p])
+            if packing != known[p]:
+                found[p], known[p] = list(strategies_for(_call(block, p, n, uneven, *packing))), packing
+                changed.append(p)
+        if not packed.learn(block, found, changed):
+            break
+    return found
+
+
 class _Packed:
     """Chunk counts above one seen at each value's dimensions."""
 
     def __init__(self) -> None:
-        self.seen: dict[tuple[int, int], frozenset[int]] = {}
+        self.seen: dict[int, dict[int, frozenset[int]]] = {}
+        """Value -> dimension -> chunk counts."""
 
-    def learn(self, block: Block, found: list[list[Strategy]]) -> bool:
+    def learn(self, block: Block, found: list[list[Strategy]], positions: list[int]) -> bool:
         changed = False
-        for position, strategies in enumerate(found):
+        for position in positions:
             values = (*block.inputs[position], *block.outputs[position])
-            for strategy in strategies:
+            for strategy in found[position]:
                 for v, layout in zip(values, (*strategy.inputs, *strategy.outputs), strict=True):
                     shard = layout.forward
                     if isinstance(shard, Shard) and shard.chunks > 1:
-                        known = self.seen.get((v, shard.dim), frozenset())
+                        dims = self.seen.setdefault(v, {})
+                        known = dims.get(shard.dim, frozenset())
                         if shard.chunks not in known:
-                            self.seen[(v, shard.dim)] = known | {shard.chunks}
+                            dims[shard.dim] = known | {shard.chunks}
                             changed = True
         return changed
 
-    def at(self, values: tuple[int, ...]) -> dict[tuple[int, int], frozenset[int]]:
-        return {(i, d): c for i, v in enumerate(values) for (w, d), c in self.seen.items() if w == v}
+    def at(self, values: tuple[int, ...]) -> _Chunks:
+        seen = self.seen
+        return {(i, d): c for i, v in enumerate(values) if v in seen for d, c in seen[v].items()}
 
 
-def _call(block: Block, position: int, axis: Axis, rules: Rules, packed: _Packed) -> Call:
-    ins, outs = block.inputs[position], block.outputs[position]
+def _call(
+    block: Block, position: int, n: int, uneven: frozenset[int], packed_in: _Chunks, packed_out: _Chunks
+) -> Call:
     return Call(
         op=block.forward[position],
-        inputs=tuple(block.values[v].info.shape for v in ins),
-        outputs=tuple(block.values[v].info.shape for v in outs),
-        n=axis.n,
-        packed_in=packed.at(ins),
-        packed_out=packed.at(outs),
-        uneven=frozenset() if rules.local_modules else rules.uneven,
+        inputs=tuple(block.values[v].info.shape for v in block.inputs[position]),
+        outputs=tuple(block.values[v].info.shape for v in block.outputs[position]),
+        n=n,
+        packed_in=packed_in,
+        packed_out=packed_out,
+        uneven=uneven,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from math import ceil
 
 from costmodel.graph.model_graph import Operator, TensorInfo
@@ -159,23 +159,22 @@ def _is_last(strategy: Strategy, forward: Operator) -> bool:
 
 def _moved(infos: tuple[TensorInfo, ...], layouts: tuple[Layout, ...], n: int) -> float:
     """Local bytes over whole bytes of a list of tensors."""
-    total = sum(tensor_bytes(info) for info in infos)
-    if not total:
-        return 1.0
-    local = sum(
-        tensor_bytes(info) * local_fraction(info.shape, layout.forward, n)
-        for info, layout in zip(infos, layouts, strict=True)
-    )
-    return local / total
+    total = local = 0.0
+    for info, layout in zip(infos, layouts, strict=True):
+        size = tensor_bytes(info)
+        total += size
+        local += size * local_fraction(info.shape, layout.forward, n)
+    return local / total if total else 1.0
 
 
-def _with_bytes(op: Operator, dims: object, flop: int, read: float, written: float) -> Operator:
-    assert hasattr(dims, "items")
-    sizes = dict(dims)  # type: ignore[call-overload]
+def _with_bytes(op: Operator, dims: Mapping[str, int], flop: int, read: float, written: float) -> Operator:
+    if dims is op.dims and flop == op.flop and read == written == 1.0:
+        return op
+    sizes = dict(dims)
     bytes_read, bytes_written = round(op.bytes_read * read), round(op.bytes_written * written)
     if "bytes" in sizes:
         whole = op.bytes_read + op.bytes_written
         sizes["bytes"] = (
             round(sizes["bytes"] * (bytes_read + bytes_written) / whole) if whole else sizes["bytes"]
         )
-    return replace(op, dims=sizes, flop=flop, bytes_read=bytes_read, bytes_written=bytes_written)
+    return op.resized(dims=sizes, flop=flop, bytes_read=bytes_read, bytes_written=bytes_written)

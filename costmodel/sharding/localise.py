@@ -9,7 +9,7 @@ from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo
 from costmodel.sharding.block import Block, tensor_bytes
 from costmodel.sharding.candidates import Axis
 from costmodel.sharding.local import local_backward, local_forward, local_generic, local_table_gradient
-from costmodel.sharding.placements import Partial, Placement, Replicate, Shard, local_shape
+from costmodel.sharding.placements import Partial, Placement, Replicate, Shard, local_fraction, local_shape
 from costmodel.sharding.sharded import CollectiveCall, LocalParameter, ShardedSegment
 from costmodel.sharding.solver import Assignment, Conversion
 
@@ -22,6 +22,7 @@ def localise(block: Block, assignment: Assignment) -> ShardedSegment:
     segment = block.segment
     placed = _placements(block, assignment)
     forward = {op.index: position for position, op in enumerate(block.forward)}
+    whole = {t.index: t for t in segment.tensors}
     operators: list[Operator] = []
     shares: dict[int, float] = {}
     """Backward tensor -> local over whole."""
@@ -37,17 +38,15 @@ def localise(block: Block, assignment: Assignment) -> ShardedSegment:
             outs = tuple(block.values[v].info for v in block.outputs[position])
             operators.append(local_forward(op, assignment.strategies[position][0], ins, outs, axis.n))
         elif op.phase is Phase.BACKWARD:
-            operators.append(_backward(op, block, assignment, forward, placed, shares, axis))
+            operators.append(_backward(op, block, assignment, forward, whole, placed, shares, axis))
         else:
             operators.append(_optimizer(op, share))
     tensors = tuple(_tensor(t, placed, shares, axis) for t in segment.tensors)
-    sizes = {t.index: t for t in tensors}
     out = segment.output_bytes
     if block.exit is not None:
         before = block.values[block.exit].info
         shard = _exit_placement(block, assignment, placed)
-        out -= tensor_bytes(before) - ceil(tensor_bytes(before) * _share(before.shape, shard, axis.n))
-    assert all(t.index in sizes for t in segment.tensors)
+        out -= tensor_bytes(before) - ceil(tensor_bytes(before) * local_fraction(before.shape, shard, axis.n))
     local = replace(segment, operators=tuple(operators), tensors=tensors, output_bytes=max(out, 0))
     return ShardedSegment(
         local=local,
@@ -55,11 +54,6 @@ def localise(block: Block, assignment: Assignment) -> ShardedSegment:
         parameters=parameters,
         assignment=assignment,
     )
-
-
-def _share(shape: tuple[int, ...], placement: Placement, n: int) -> float:
-    total = prod(shape)
-    return prod(local_shape(shape, placement, n)) / total if total else 1.0
 
 
 def _placements(block: Block, assignment: Assignment) -> dict[int, Placement]:
@@ -109,15 +103,15 @@ def _backward(
     block: Block,
     assignment: Assignment,
     forward: dict[int, int],
+    tensors: dict[int, TensorInfo],
     placed: dict[int, Placement],
     shares: dict[int, float],
     axis: Axis,
 ) -> Operator:
-    tensors = {t.index: t for t in block.segment.tensors}
     position = forward.get(op.forward_index) if op.forward_index is not None else None
     if position is None:
         known = [shares[i] for i in op.inputs if i in shares]
-        known += [_share(tensors[i].shape, placed[i], axis.n) for i in op.inputs if i in placed]
+        known += [local_fraction(tensors[i].shape, placed[i], axis.n) for i in op.inputs if i in placed]
         whole = [i for i in op.inputs if prod(tensors[i].shape) > 1]
         sharded = bool(known) and min(known) < 1.0 and len(known) >= 1 and bool(whole)
         local = local_generic(op, axis.n) if sharded else op
@@ -146,7 +140,7 @@ def _gradient_share(
         for v, layout in zip(values, layouts, strict=True):
             own = block.values[v].info.shape
             if prod(own) == prod(shape) and isinstance(layout.gradient, Shard):
-                return _share(own, layout.gradient, axis.n)
+                return local_fraction(own, layout.gradient, axis.n)
             if own == shape:
                 return 1.0
     return 1.0 / axis.n if strategy.parallel and len(shape) > 1 else 1.0
@@ -157,8 +151,7 @@ def _optimizer(op: Operator, share: float) -> Operator:
     for key in ("cols", "bytes"):
         if key in dims:
             dims[key] = ceil(dims[key] * share)
-    return replace(
-        op,
+    return op.resized(
         dims=dims,
         flop=ceil(op.flop * share),
         bytes_read=ceil(op.bytes_read * share),
@@ -173,8 +166,10 @@ def _tensor(
     axis: Axis,
 ) -> TensorInfo:
     if info.index in placed:
+        if not isinstance(placed[info.index], Shard):
+            return info
         shape = local_shape(info.shape, placed[info.index], axis.n)
-        share = _share(info.shape, placed[info.index], axis.n)
+        share = local_fraction(info.shape, placed[info.index], axis.n)
         return replace(info, shape=shape, size_bytes=ceil(info.size_bytes * share))
     if info.index in shares and shares[info.index] < 1.0:
         return replace(info, size_bytes=ceil(info.size_bytes * shares[info.index]))

@@ -192,7 +192,7 @@ def _eliminate(
     elif len(near) == 2:
         u, w = near
         left = costs[v][:, None] + tables[0]
-        folded = np.stack([np.min(left[:, [s]] + tables[1], axis=0) for s in range(left.shape[1])])
+        folded = np.min(left[:, :, None] + tables[1][:, None, :], axis=0)
         known = pairs.get((u, w))
         pairs[(u, w)] = folded if known is None else known + folded
         around[u].add(w)

@@ -17,8 +17,9 @@ fixes the backward collectives too (Megatron-LM's conjugate operators f and g, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
 from math import ceil, prod
+from typing import NamedTuple
 
 __all__ = [
     "BROADCAST",
@@ -39,16 +40,16 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Replicate:
-    """Every rank holds the whole tensor."""
+class Replicate(NamedTuple):
+    """Every rank holds the whole tensor. Placements are tuples, as a search compares millions of them."""
+
+    kind: str = "R"
 
     def __str__(self) -> str:
         return "R"
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """Every rank holds 1/n of dimension `dim`, taken from each of its `chunks` equal pieces."""
 
     dim: int
@@ -58,9 +59,10 @@ class Shard:
         return f"S({self.dim})" if self.chunks == 1 else f"S({self.dim}/{self.chunks})"
 
 
-@dataclass(frozen=True, slots=True)
-class Partial:
+class Partial(NamedTuple):
     """Every rank holds a summand of the tensor."""
+
+    kind: str = "P"
 
     def __str__(self) -> str:
         return "P"
@@ -69,8 +71,7 @@ class Partial:
 Placement = Replicate | Shard | Partial
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """Placement of a tensor and of its gradient on one mesh axis."""
 
     forward: Placement
@@ -85,13 +86,13 @@ BROADCAST = Layout(Replicate(), Partial())
 PARTIAL = Layout(Partial(), Replicate())
 
 
+@cache
 def sharded(dim: int, chunks: int = 1) -> Layout:
     """Tensor and gradient sharded alike."""
     return Layout(Shard(dim, chunks), Shard(dim, chunks))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
+class Transfer(NamedTuple):
     """One collective on the axis. `size_bytes` follows nccl-tests (all-to-all: what one rank holds)."""
 
     op: str
@@ -133,8 +134,9 @@ def local_shape(shape: tuple[int, ...], placement: Placement, n: int) -> tuple[i
 
 def local_fraction(shape: tuple[int, ...], placement: Placement, n: int) -> float:
     """Elements of the largest local part over elements of the whole tensor."""
-    total = prod(shape)
-    return prod(local_shape(shape, placement, n)) / total if total else 1.0
+    if not isinstance(placement, Shard) or not prod(shape):
+        return 1.0
+    return local_shape(shape, placement, n)[placement.dim] / shape[placement.dim]
 
 
 def view_shard(before: tuple[int, ...], after: tuple[int, ...], shard: Shard, n: int) -> Shard | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -93,13 +95,18 @@ class Problem:
         self.entry: Port | None = None
         self.leaves: Port | None = None
         self._price: dict[tuple[str, int, str], float] = {}
+        self._tables: dict[Any, FloatArray] = {}
         per_axis = [candidates(block, axis, rules) for axis in axes]
+        known = block.work_s.setdefault((axes, rules.insist, cost), {})
         for position in range(len(block.forward)):
             choices = [
                 c for c in product(*(found[position] for found in per_axis)) if self._fits(position, c)
             ]
             self.states.append(choices)
-            costs = np.array([self._work_s(position, c) for c in choices])
+            for c in choices:
+                if (position, c) not in known:
+                    known[position, c] = self._work_s(position, c)
+            costs = np.array([known[position, c] for c in choices])
             self.network.add_node(costs + self._whole_s(position, choices, float(costs.max())))
         for v, value in enumerate(block.values):
             self._connect(v, value)
@@ -221,7 +228,7 @@ class Problem:
         return entry is not None and self.block.values[entry].info.shape == self.block.values[v].info.shape
 
     def _node(self, layouts: set[Layouts]) -> Port:
-        ordered = tuple(sorted(layouts, key=str))
+        ordered = tuple(sorted(layouts, key=_name))
         return Port(node=self.network.add_node(np.zeros(len(ordered))), layouts=ordered)
 
     def _boundary_port(self, value: Value, others: list[Port]) -> Port:
@@ -289,14 +296,26 @@ class Problem:
             Joint(value=v, source=source, target=target, after=after, before=before, what=what)
         )
         value = self.block.values[v]
-        left, left_of = _unique(source.layouts)
-        right, right_of = _unique(target.layouts)
         if self.rules.local_modules and gather:
             gather = may_gather(self.block, after, self.rules.styles)
+        alike = value.info.shape, value.size_bytes, value.has_gradient, value.of_parameter
+        key = (*alike, gather, source.layouts, target.layouts)
+        if key not in self._tables:
+            self._tables[key] = self._table(value, source.layouts, target.layouts, gather)
+        self.network.add_pair(source.node, target.node, self._tables[key])
+
+    def _table(
+        self, value: Value, source: tuple[Layouts, ...], target: tuple[Layouts, ...], gather: bool
+    ) -> FloatArray:
+        """Price of every change of layout, shape [layouts of the source, of the target]."""
+        left, left_of = _unique(source)
+        right, right_of = _unique(target)
         table = np.array([[self._change_s(value, s, t, gather) for t in right] for s in left])
-        self.network.add_pair(source.node, target.node, table[np.ix_(left_of, right_of)])
+        return np.asarray(table[left_of][:, right_of])
 
     def _change_s(self, value: Value, source: Layouts, target: Layouts, gather: bool) -> float:
+        if source == target:
+            return 0.0
         if not self._may_change(value, source, target, gather):
             return float("inf")
         moves = transfers(source, target, value.size_bytes, self.axes, gradient=value.has_gradient)
@@ -339,6 +358,11 @@ class Problem:
             ):
                 return True
         return False
+
+
+@cache
+def _name(layouts: Layouts) -> str:
+    return str(layouts)
 
 
 def _unique(layouts: tuple[Layouts, ...]) -> tuple[list[Layouts], list[int]]:

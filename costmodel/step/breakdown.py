@@ -31,21 +31,24 @@ def breakdown(
     busy = [0.0] * n_ranks
     free_at = [0.0] * n_ranks
     newest = [-1] * n_ranks
-    for i, action in enumerate(timeline.actions):
+    totals = walker.totals
+    for i, (action, start, end) in enumerate(
+        zip(timeline.actions, timeline.start_s, timeline.end_s, strict=True)
+    ):
         rank = action.rank
-        start, end = timeline.start_s[i], timeline.end_s[i]
         if newest[rank] < 0 or end > timeline.end_s[newest[rank]]:
             newest[rank] = i
         if action.stream != "compute":
             continue
-        walker.wait(i, free_at[rank], start)
+        if start > free_at[rank]:
+            walker.wait(i, free_at[rank], start)
         inside = walker.inside(start, end)
         if inside > 0 and action.parts_s:
             scale = inside / sum(action.parts_s.values())
             for part, seconds in action.parts_s.items():
-                walker.totals[part] += seconds * scale
+                totals[part] += seconds * scale
         else:
-            walker.totals["compute"] += inside
+            totals["compute"] += inside
         busy[rank] += inside
         free_at[rank] = end
     until = window_s[1]
@@ -55,8 +58,8 @@ def breakdown(
             walker.span(newest[rank], tail, end)
             walker.wait(newest[rank], tail, timeline.start_s[newest[rank]])
             tail = end
-        walker.totals["bubble"] += walker.inside(tail, until)
-    return {part: seconds / n_ranks for part, seconds in walker.totals.items()}, tuple(busy)
+        totals["bubble"] += walker.inside(tail, until)
+    return {part: seconds / n_ranks for part, seconds in totals.items()}, tuple(busy)
 
 
 class _Walker:
@@ -90,11 +93,12 @@ class _Walker:
 
     def wait(self, i: int, start: float, end: float) -> None:
         """Count the span before action i in which its rank waited."""
-        ends = self._timeline.end_s
+        ends, actions = self._timeline.end_s, self._timeline.actions
         while end > start:
-            candidates = self._timeline.actions[i].after
-            before = self._before[i]
-            blocker = max(candidates, key=lambda j: ends[j], default=-1)
+            before, blocker = self._before[i], -1
+            for j in actions[i].after:
+                if blocker < 0 or ends[j] > ends[blocker]:
+                    blocker = j
             if before >= 0 and (blocker < 0 or ends[before] > ends[blocker]):
                 blocker = before
             if blocker < 0 or ends[blocker] <= start:

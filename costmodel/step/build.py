@@ -91,6 +91,9 @@ class _Issuer:
         self._gathered: set[tuple[int, int]] = set()
         """Ranks and stages whose parameters of the step before are whole."""
         self._costs: dict[tuple[int, str, bool], CostParts] = {}
+        self._sharded = options.dp > 1 and options.zero_stage == 3
+        self._reduces = options.reduces
+        self._late = options.gathers_late
         self._copies: dict[tuple[int, int], dict[int, int]] = {}
         """Per stage and unit: ranks whose gradients are whole but not reduced so far."""
         self._saved = [sum(u.saved_bytes for u in stage.units) for stage in stages]
@@ -108,17 +111,15 @@ class _Issuer:
 
     def missing(self, step: Step) -> _Key | None:
         """What the step starts from and is not there yet."""
-        needed: list[_Key] = []
+        stage, micro_batch = step.stage, step.micro_batch
         if step.kind == "F":
-            if step.stage:
-                needed = [(step.stage - 1, "F", step.micro_batch)]
-        elif step.kind == "W":
-            needed = [(step.stage, "G", step.micro_batch)]
-        else:
-            needed = [(step.stage, "F", step.micro_batch)]
-            if step.stage < len(self.stages) - 1:
-                needed.append((step.stage + 1, "G", step.micro_batch))
-        return next((key for key in needed if key not in self.done), None)
+            key = (stage - 1, "F", micro_batch)
+            return key if stage and key not in self.done else None
+        key = (stage, "G" if step.kind == "W" else "F", micro_batch)
+        if key not in self.done:
+            return key
+        key = (stage + 1, "G", micro_batch)
+        return key if step.kind != "W" and stage < len(self.stages) - 1 and key not in self.done else None
 
     def issue(self, rank: int, step: Step, partner: Step | None) -> None:
         options = self.options
@@ -129,10 +130,9 @@ class _Issuer:
         backward = step.kind in ("B", "W")
         again = backward and (rank, step.stage) in self._accumulates
         last = (step.stage, step.kind, step.micro_batch) in self._final
-        sharded = options.dp > 1 and options.zero_stage == 3
-        reduces = options.reduces and backward and (sharded or last)
-        first = options.gathers_late and step.kind == "F" and (rank, step.stage) not in self._gathered
-        gathers = (sharded and step.kind != "W") or first
+        reduces = self._reduces and backward and (self._sharded or last)
+        first = self._late and step.kind == "F" and (rank, step.stage) not in self._gathered
+        gathers = (self._sharded and step.kind != "W") or first
         if first:
             self._gathered.add((rank, step.stage))
         offload = options.offload
@@ -147,7 +147,8 @@ class _Issuer:
             parts = with_host(cost, options.action_s)
             held = self._held(step, self._saved[step.stage])
             final = self.builder.compute(rank, str(step), step.kind, parts, after, holds_bytes=held)
-        self._ended[rank, step] = final
+        if self._posted:
+            self._ended[rank, step] = final
         if step.kind != "W":
             self.done[step.stage, "F" if step.kind == "F" else "G", step.micro_batch] = final
         if backward:
@@ -197,7 +198,7 @@ class _Issuer:
             # a gather is issued when the unit `ahead` before this one starts, that is after the one before it
             gate = position - 1 - ahead
             ready = [history[gate]] if gate >= 0 else first
-            if options.gathers_late:  # updated when the step began: nothing to wait for
+            if self._late:  # updated when the step began: nothing to wait for
                 ready = []
             if streams and unit.parameter_bytes:
                 ready = [self._stream_in(rank, unit, ready)]
