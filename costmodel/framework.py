@@ -166,6 +166,9 @@ class FrameworkProfile(BaseModel):
     """The same for every client whose answers are streamed meanwhile."""
     pass_tokens: int = Field(8192, ge=1)
     """Tokens of a forward pass of a server; longer prompts come in chunks, short ones together."""
+    pipeline_tokens: int = Field(0, ge=0)
+    """Most tokens of the micro-batches that the framework cuts an inference pipeline's batch into; 0: it cuts
+    none."""
     mixes_prompts: bool = True
     """A server's passes take prompts and running requests together; else prompts have passes of their own."""
     merges_projections: bool = False
