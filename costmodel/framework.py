@@ -161,9 +161,11 @@ class FrameworkProfile(BaseModel):
     request_overhead_s: float = Field(0.0, ge=0)
     """The same for every running request of the pass."""
     arrival_overhead_s: float = Field(0.0, ge=0)
-    """What an arriving request takes before its first pass (server, tokenizer, scheduler)."""
+    """What a request's first token takes beside the passes (server, tokenizer, scheduler, streaming)."""
     client_overhead_s: float = Field(0.0, ge=0)
     """The same for every client whose answers are streamed meanwhile."""
+    prompt_token_overhead_s: float = Field(0.0, ge=0)
+    """The same for every token of its prompt."""
     pass_tokens: int = Field(8192, ge=1)
     """Tokens of a forward pass of a server; longer prompts come in chunks, short ones together."""
     pipeline_tokens: int = Field(0, ge=0)
