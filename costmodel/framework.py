@@ -169,11 +169,16 @@ class FrameworkProfile(BaseModel):
     request_overhead_s: float = Field(0.0, ge=0)
     """The same for every running request of the pass."""
     arrival_overhead_s: float = Field(0.0, ge=0)
-    """What an arriving request takes before its first pass (server, tokenizer, scheduler)."""
+    """What a request's first token takes beside the passes (server, tokenizer, scheduler, streaming)."""
     client_overhead_s: float = Field(0.0, ge=0)
     """The same for every client whose answers are streamed meanwhile."""
+    prompt_token_overhead_s: float = Field(0.0, ge=0)
+    """The same for every token of its prompt."""
     pass_tokens: int = Field(8192, ge=1)
     """Tokens of a forward pass of a server; longer prompts come in chunks, short ones together."""
+    pipeline_tokens: int = Field(0, ge=0)
+    """Most tokens of the micro-batches that the framework cuts an inference pipeline's batch into; 0: it cuts
+    none."""
     mixes_prompts: bool = True
     """A server's passes take prompts and running requests together; else prompts have passes of their own."""
     merges_projections: bool = False

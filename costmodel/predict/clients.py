@@ -1,28 +1,31 @@
 """Clients that always have one request open: time to first token and per token of a server under them.
 
-With c requests running, `steps` = output - 1 tokens each after the first, and a prompt adding e seconds to
-the passes that take it in (its whole forward where prompts have passes of their own):
+The server is played through pass by pass. Before each it takes the requests that have come, first come first
+served, while running ones leave room for them (tokens of a pass, and memory):
 
-    step        t = pass(c) + (c / steps) e             a request's steps see one prompt of every other one
-    first token the rest of the running pass + own passes + wait for other prompts
-    cycle       first token + steps t                   c counts those past their first token
+    prompts     ride in the passes of running requests, cut to what room is left, or have passes of their own
+    others      run until one of them ends or new ones are looked for: so many equal passes at once
+    clients     send the next request when one is answered
 
-Load generators start all clients at once: in the mean a prompt of the first wave waits for half the wave's
-work w. The next ones come as far apart as their forerunners were taken in, over w, and as the lengths of
-answers differ, over sqrt(12 j) deviations of a cycle in wave j; they wait as in M/D/1 at w over that width,
-but no longer than a queue at full load grows to over one wave. Clients beyond those that fit wait for one to
-end. A server that looks for new requests only every `poll_steps` steps takes in together what came meanwhile,
-after (poll_steps - 1) / 2 steps more in the mean.
+Load generators start all clients at once. Lengths differ from request to request (golden-ratio sequences, so
+that nothing is drawn), which spreads later ones; those that were taken in together otherwise end together.
+Times are means over the requests, the first wave counted once in `requests_each`. A server that looks for new
+requests only every `poll_steps` passes finds together what came meanwhile; a pass of prompts ends the pause.
+What server and client do beside the passes (the framework's overheads) is added to the time to first token
+and delays no pass: delayed as a whole, waves of short answers would stay together; measured ones do not.
 
-With speculative decoding a request's step checks `draft_tokens` guessed tokens beside its own and ends with
-`accepted_tokens` of them all in the mean, its own among them (arXiv 2211.17192, section 3.1): fewer steps, of
-more tokens each. What guesses cost beside that is left out.
+With speculative decoding a request's pass checks `draft_tokens` guessed tokens beside its own and ends with
+`accepted_tokens` of them all in the mean, its own among them (arXiv 2211.17192, section 3.1): fewer passes,
+of more tokens each. What guesses cost beside that is left out.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from costmodel.errors import PlanError
@@ -33,10 +36,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientsPrediction", "Load", "serve_clients"]
 
-_ROUNDS = 6
 _LEAST_CHUNK = 256
-_WALK = 2.0 / 3.0 * math.sqrt(2.0 / math.pi)
-"""Mean over n steps of a walk of unit steps that is kept from falling below 0, over sqrt(n)."""
+_LEAST_WAVES = 4
+_ENOUGH_REQUESTS = 1500
+"""Requests after which further waves are taken to be like the last ones."""
+_EXACT = 64
+_STEPS_OF_OCTAVE = 16
+_GOLDEN, _SILVER = (math.sqrt(5.0) - 1.0) / 2.0, math.sqrt(2.0) - 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +52,7 @@ class Load:
     `length_deviation`: of prompts' and answers' lengths over their mean; 0: all alike. `requests_each`: how
     many a client sends in all; 0: so many that the start does not count. `draft_tokens`, `accepted_tokens`:
     guessed in a step of speculative decoding, and what such a step yields in the mean; 0 and 1: none.
-    `poll_steps`: after how many steps the server looks for new requests.
+    `poll_steps`: after how many passes the server looks for new requests.
     """
 
     clients: int
@@ -70,10 +76,14 @@ class Load:
                 f"draft_tokens({self.draft_tokens})"
             )
 
-    @property
-    def steps(self) -> float:
-        """Passes that a request takes part in after its first token."""
-        return (self.output_len - 1) / self.accepted_tokens
+    def lengths(self, number: int) -> tuple[int, int]:
+        """Tokens of the prompt and of the answer of one request: uniform over the deviation's width."""
+        width = 2.0 * math.sqrt(3.0) * self.length_deviation
+        shares = (1.0 + width * ((number * step) % 1.0 - 0.5) for step in (_GOLDEN, _SILVER))
+        prompt, output = (
+            share * mean for share, mean in zip(shares, (self.prompt_len, self.output_len), strict=True)
+        )
+        return max(1, round(prompt)), max(2, round(output))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,77 +105,145 @@ def serve_clients(
     """
     if most_running < 1:
         raise PlanError("not one request fits beside the parameters; take more ranks")
-    slots = min(load.clients, most_running)
-    steps = load.steps
-    context = load.prompt_len + load.output_len // 2
-    running, first_s, step_s = float(slots), 0.0, 1.0
-    for _ in range(_ROUNDS):
-        c = max(1, round(running))
-        decoding = Attending(requests=c, tokens=1, context=context, drafted=load.draft_tokens)
-        decode_s = costs.seconds([decoding])
-        together = round(c * load.poll_steps / steps)
-        together = max(1, min(together, framework.pass_tokens // load.prompt_len))
-        beside = decoding if framework.mixes_prompts else None
-        passes = _prompt_passes(costs, framework, load.prompt_len, together, beside)
-        prompt_s = sum(passes) / together
-        added_s = prompt_s - (len(passes) * decode_s / together if framework.mixes_prompts else 0.0)
-        step_s = decode_s + c / steps * added_s
-        share = min(1.0, c / steps * len(passes) / together)  # of all passes take in prompts
-        rest_s = _rest_of_pass(decode_s, sum(passes) / len(passes), share)
-        cycle_s = first_s + steps * step_s
-        wait_s = _waves(costs, framework, load, slots, cycle_s)
-        first_s = rest_s + 0.5 * (load.poll_steps - 1) * decode_s + sum(passes) + wait_s
-        first_s += framework.arrival_overhead_s + load.clients * framework.client_overhead_s
-        running = max(1.0, slots * steps * step_s / (steps * step_s + first_s))
-    cycle_s = first_s + steps * step_s
-    without_slot = load.clients - slots
+    waves = max(_LEAST_WAVES, min(load.requests_each or _LEAST_WAVES, _ENOUGH_REQUESTS // load.clients))
+    server = _Server(costs, framework, load, slots=min(load.clients, most_running))
+    server.run(waves * load.clients)
+    first_wave = server.waits_s[: load.clients]
+    later = server.waits_s[load.clients :]
+    share = 1.0 / load.requests_each if load.requests_each else 0.0
+    first_s = share * sum(first_wave) / len(first_wave) + (1.0 - share) * sum(later) / len(later)
+    beside_s = framework.arrival_overhead_s + load.clients * framework.client_overhead_s
+    beside_s += load.prompt_len * framework.prompt_token_overhead_s
     return ClientsPrediction(
-        time_to_first_token_s=first_s + without_slot * cycle_s / slots,
-        time_per_output_token_s=step_s / load.accepted_tokens,
-        running=running,
+        time_to_first_token_s=first_s + beside_s,
+        time_per_output_token_s=sum(server.paces_s) / len(server.paces_s),
+        running=server.running_s / server.now_s,
         log_sigma=costs.log_sigma,
     )
 
 
-def _prompt_passes(
-    costs: PassCosts, framework: FrameworkProfile, prompt: int, together: int, beside: Attending | None = None
-) -> list[float]:
-    """Seconds of the passes that take in `together` prompts, `beside` running requests in each of them."""
-    decoding = [beside] if beside else []
-    room = framework.pass_tokens - sum(a.requests * (a.tokens + a.drafted) for a in decoding)
-    room = max(_LEAST_CHUNK, room)
-    if prompt <= room:
-        return [costs.seconds([Attending(requests=together, tokens=prompt, context=prompt), *decoding])]
-    seconds = []
-    for start in range(0, prompt, room):
-        end = min(prompt, start + room)
-        seconds.append(
-            costs.seconds([Attending(requests=1, tokens=max(2, end - start), context=end), *decoding])
+@dataclass(slots=True)
+class _Prompt:
+    number: int
+    sent_s: float
+    tokens: int
+    output: int
+    done: int = 0
+
+
+@dataclass(slots=True)
+class _Server:
+    """One replica, its clients, and the time. `waits_s`: to each request's first token, in their order."""
+
+    costs: PassCosts
+    framework: FrameworkProfile
+    load: Load
+    slots: int
+    now_s: float = 0.0
+    steps: float = 0.0
+    """Passes that running requests have taken part in."""
+    running_s: float = 0.0
+    waits_s: list[float] = field(default_factory=list)
+    paces_s: list[float] = field(default_factory=list)
+    _coming: deque[tuple[float, int]] = field(default_factory=deque)
+    _waiting: deque[_Prompt] = field(default_factory=deque)
+    _running: list[tuple[float, float, int]] = field(default_factory=list)
+    _until_look: int = 0
+
+    def run(self, requests: int) -> None:
+        """Answer so many requests."""
+        self.waits_s = [0.0] * requests
+        for number in range(self.load.clients):
+            self._send(number)
+        sent = self.load.clients
+        while len(self.paces_s) < requests:
+            self._look()
+            taken = self._take()
+            if taken:
+                self._pass(taken)
+            else:
+                self._decode()
+            while self._running and self._running[0][0] <= self.steps + 1e-9:
+                _, first_s, output = heapq.heappop(self._running)
+                self.paces_s.append((self.now_s - first_s) / (output - 1))
+                if sent < requests:
+                    self._send(sent)
+                    sent += 1
+
+    def _send(self, number: int) -> None:
+        """A client's next request."""
+        self._coming.append((self.now_s, number))
+
+    def _look(self) -> None:
+        """Take in what has come, where the server looks."""
+        if self._until_look > 0 and self._running:
+            return
+        self._until_look = self.load.poll_steps
+        while self._coming:
+            sent_s, number = self._coming.popleft()
+            prompt, output = self.load.lengths(number)
+            self._waiting.append(_Prompt(number, sent_s, prompt, output))
+
+    def _take(self) -> list[tuple[_Prompt, int]]:
+        """Prompts of the next pass, each with its tokens in it."""
+        room = self.framework.pass_tokens
+        if self.framework.mixes_prompts:
+            room -= len(self._running) * (1 + self.load.draft_tokens)
+        room = max(_LEAST_CHUNK, room)
+        taken: list[tuple[_Prompt, int]] = []
+        for prompt in self._waiting:
+            if len(self._running) + len(taken) >= self.slots or room < 1:
+                break
+            tokens = min(room, prompt.tokens - prompt.done)
+            taken.append((prompt, tokens))
+            room -= tokens
+        return taken
+
+    def _pass(self, taken: list[tuple[_Prompt, int]]) -> None:
+        """One pass with prompts in it."""
+        mixed = self.framework.mixes_prompts
+        calls = [
+            Attending(requests=1, tokens=max(2, _near(tokens)), context=_near(prompt.done + tokens))
+            for prompt, tokens in taken
+        ]
+        if mixed and self._running:
+            calls.append(self._next_tokens())
+        self._spend(self.costs.seconds(calls))
+        self._until_look = 0
+        self.steps += 1 if mixed else 0
+        for prompt, tokens in taken:
+            prompt.done += tokens
+            if prompt.done >= prompt.tokens:
+                self._waiting.remove(prompt)
+                self.waits_s[prompt.number] = self.now_s - prompt.sent_s
+                last = self.steps + (prompt.output - 1) / self.load.accepted_tokens
+                heapq.heappush(self._running, (last, self.now_s, prompt.output))
+
+    def _decode(self) -> None:
+        """Passes of running requests alone, until one of them ends or the server looks for new ones."""
+        each_s = self.costs.seconds([self._next_tokens()])
+        passes = max(1, math.ceil(self._running[0][0] - self.steps - 1e-9))
+        if self._coming:
+            passes = min(passes, max(1, self._until_look))
+        self._spend(passes * each_s)
+        self.steps += passes
+        left = self._until_look - passes
+        self._until_look = left if left > 0 else left % self.load.poll_steps
+
+    def _next_tokens(self) -> Attending:
+        context = self.load.prompt_len + self.load.output_len // 2
+        return Attending(
+            requests=_near(len(self._running)), tokens=1, context=context, drafted=self.load.draft_tokens
         )
-    return seconds * together
+
+    def _spend(self, seconds: float) -> None:
+        self.running_s += seconds * len(self._running)
+        self.now_s += seconds
 
 
-def _rest_of_pass(decode_s: float, prompt_s: float, share: float) -> float:
-    """Mean time until the running pass ends, for one who comes at any moment: E[t^2] / (2 E[t])."""
-    mean = (1.0 - share) * decode_s + share * prompt_s
-    return ((1.0 - share) * decode_s**2 + share * prompt_s**2) / (2.0 * mean)
-
-
-def _waves(costs: PassCosts, framework: FrameworkProfile, load: Load, slots: int, cycle_s: float) -> float:
-    """Mean wait of a prompt for the others of its wave."""
-    full = max(1, framework.pass_tokens // load.prompt_len)
-    together = min(full, slots)
-    each_s = sum(_prompt_passes(costs, framework, load.prompt_len, together)) / together
-    work_s = slots * each_s
-    waves = load.requests_each or 1
-    if not load.requests_each:
-        return 0.0
-    total = 0.5 * work_s  # all at once
-    for wave in range(1, waves):
-        if not load.length_deviation:
-            break  # answers of one length end one after another, as their prompts were taken in
-        width_s = min(cycle_s, math.hypot(work_s, math.sqrt(12.0 * wave) * load.length_deviation * cycle_s))
-        busy = min(work_s / width_s, 1.0 - 1e-6)
-        queue_s = busy * each_s / (2.0 * (1.0 - busy))
-        total += min(queue_s, _WALK * math.sqrt(slots) * each_s)
-    return total / waves
+@lru_cache(maxsize=4096)
+def _near(n: int) -> int:
+    """A size near `n` out of 16 to the octave, so that few are priced."""
+    if n <= _EXACT:
+        return n
+    return round(2.0 ** (round(_STEPS_OF_OCTAVE * math.log2(n)) / _STEPS_OF_OCTAVE))

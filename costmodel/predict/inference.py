@@ -8,7 +8,8 @@
 
 Both are the traced graph under the plan's tensor parallelism, priced without gradients. Pipeline stages run
 one after another: a batch that is not cut into micro-batches is in one of them at a time (the naive layer
-split). Words of the plan cut it, or stream the weights in (`costmodel.strategies.inference`).
+split). Words of the plan or the framework cut it, or stream the weights in
+(`costmodel.strategies.inference`).
 """
 
 from __future__ import annotations
@@ -172,7 +173,12 @@ class InferenceForecaster:
         prompt = lru_cache(partial(self._prefill, plan, prompt_len=prompt_len, one_token=one_token))
         token = lru_cache(partial(self._cost, one_token, plan))
         sizes = choose_micro_batches(
-            plan, batch_size, lambda size: prompt(size).time_s, lambda size: token(size).time_s
+            plan,
+            batch_size,
+            lambda size: prompt(size).time_s,
+            lambda size: token(size).time_s,
+            prompt_len=prompt_len,
+            most_tokens=self.framework.pipeline_tokens,
         )
         parts = batch_size // sizes.prompt
         first = _stretched(prompt(sizes.prompt), plan.pp, parts, plan.pp + parts - 1)

@@ -9,7 +9,8 @@ running requests over their contexts), and what follows the last block for one t
 A server's kernels differ from a training step's (the framework profile says whether they do):
 
     products of one input   are one product (query, key and value; gate and up)
-    routed experts          are one call of the grouped kernel, routing included
+    routed experts          are one call of the grouped kernel, routing included; their sum over a token's
+                            experts is taken before it is reduced over ranks
     shared experts          run beside the routed ones, on a stream of their own, in passes of few tokens
     gathered projections    stay whole on every rank where that takes less than gathering their result
     narrow products         find their input quantised by the kernel before, where they were measured with it
@@ -63,7 +64,7 @@ _PROBES = ((32, 64), (64, 128), (16, 32), (128, 256), (8, 16))
 """Batches that the graph is split at; sizes between and beyond are on the line through them. Pairs are tried
 in order: how tensors are divided may turn on the batch, and must not differ between the two."""
 
-
+_ACTIVATION_BYTES = 2
 _MOST_QUANTISATION = 0.8
 """Share of a measured product that quantising its input can be: in the smallest ones that were measured."""
 _CHUNK = 64
@@ -227,13 +228,18 @@ class PassCosts:
             routed += seconds if a.kind == "moe" else 0.0
         at_once = self._plan.dp * _TOKENS <= self._inference.framework.parallel_experts_tokens
         total -= np.where(at_once, np.minimum(routed, shared), 0.0)
+        summed = {op.module: _ACTIVATION_BYTES * op.dims["hidden"] for op in kernels[0] if op.kind == "moe"}
         for a, b in zip(low.collectives, high.collectives, strict=True):
             if not head and a.phase is Phase.FORWARD and a.module and a.op != "all_gather":
-                total += self._collective_s(self._plan, a.op, a.size_bytes, b.size_bytes, a.axis)
+                sizes = [a.size_bytes, b.size_bytes]
+                if a.module in summed:
+                    most = [n * summed[a.module] for n in self._probes]
+                    sizes = [min(pair) for pair in zip(sizes, most, strict=True)]
+                total += self._collective_s(self._plan, a.op, sizes[0], sizes[1], a.axis)
         if any(op.kind == "moe" for op in kernels[0]) and self._plan.dp > 1:
             hidden = next(op.dims["hidden"] for op in kernels[0] if op.kind == "moe")
             ranks = Plan(tp=self._plan.dp * self._plan.tp)
-            low_size, high_size = (2 * n * self._plan.dp * hidden for n in self._probes)
+            low_size, high_size = (_ACTIVATION_BYTES * n * self._plan.dp * hidden for n in self._probes)
             for kind in ("all_gather", "reduce_scatter"):
                 total += self._collective_s(ranks, kind, low_size, high_size, "tp")
         return total * low.count

@@ -64,16 +64,28 @@ def choose_micro_batches(
     batch_size: int,
     prompt_s: Callable[[int], float],
     token_s: Callable[[int], float],
+    *,
+    prompt_len: int = 1,
+    most_tokens: int = 0,
 ) -> MicroBatches:
-    """The plan's micro-batches of a batch; without a pipeline or a word for it, the whole batch.
+    """The plan's micro-batches of a batch; without a pipeline or a word for it, those of the framework.
+
+    `most_tokens`: a framework that cuts a pipeline's batch by itself, if the number of stages divides it in
+    as many parts and then in halves until a part has no more tokens, each prompt `prompt_len` of them; 0: the
+    whole batch goes from stage to stage.
 
     `prompt_s`, `token_s`: micro-batch size -> seconds through all stages of the pipeline. With m of them
     over p stages, a prompt takes (p + m - 1) / p of one's time, a token of all of them max(p, m) / p.
     Raises PlanError where the plan's size does not divide the batch.
     """
     word = chosen(plan, _PIPELINING, inference=True)
-    if word is None or plan.pp == 1:
+    if plan.pp == 1 or (word is None and not most_tokens):
         return MicroBatches(prompt=batch_size, token=batch_size)
+    if word is None:
+        return MicroBatches(
+            prompt=_cut(batch_size, plan.pp, most_tokens // prompt_len),
+            token=_cut(batch_size, plan.pp, most_tokens),
+        )
     if word == "pipelined":
         size = plan.micro_batch_size
         if batch_size % size:
@@ -85,3 +97,11 @@ def choose_micro_batches(
         prompt=min(sizes, key=lambda size: (p + batch_size // size - 1) * prompt_s(size)),
         token=min(sizes, key=lambda size: max(p, batch_size // size) * token_s(size)),
     )
+
+
+def _cut(batch_size: int, stages: int, most: int) -> int:
+    """A part of the batch: one of `stages` where they divide it, halved while even and larger than `most`."""
+    size = batch_size if batch_size % stages else batch_size // stages
+    while size > most and size % 2 == 0:
+        size //= 2
+    return size

@@ -104,14 +104,15 @@ def serving_ranks(row: PublishedRow, *, ranks_per_node: int) -> Ranks:
 
     Tables that were derived from launch flags count a rank once for each flag that names it: replicas of
     attention that repeat the tensor-parallel size, or experts' sizes that repeat each other beyond a node,
-    are of one set of ranks.
+    are of one set of ranks. Ranks of a size that repeats itself split their attention: such rows are as fast
+    as rows of that size without replicas, and run out of memory where those do.
     """
     tp, replicas = row.integer("tp_size", 1), row.integer("attention_dp_size", 1) or 1
     split, groups = row.integer("moe_tp_size", 1) or 1, row.integer("moe_ep_size", 1) or 1
     world = tp * replicas * row.integer("pp_size", 1)
     if replicas > 1 and tp == replicas:
-        tp = 1
-        split, groups = 1, replicas
+        replicas = 1
+        split, groups = 1, tp
     elif world > ranks_per_node and isqrt(world) ** 2 == world and split == groups == isqrt(world):
         tp, replicas = (1, isqrt(world)) if replicas > 1 else (isqrt(world), 1)
         split, groups = 1, isqrt(world)
@@ -133,7 +134,9 @@ def serving_load(row: PublishedRow, replicas: int) -> Load | str:
     looks = next(
         p
         for p in _settings()["polls"]
-        if re.search(p["backend"], row.text("backend")) and clients >= p["clients_from"]
+        if re.search(p["backend"], row.text("backend"))
+        and clients >= p["clients_from"]
+        and replicas >= p.get("replicas_from", 1)
     )
     mean = made["mean_length_fraction"]
     guess: dict[str, Any] = next(

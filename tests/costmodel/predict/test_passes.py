@@ -47,10 +47,23 @@ _LATENT: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
 }
+_MIXED: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "moe_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "vocab_size": 32000,
+}
 
 
 def _forecaster(name: str, **changes: Any) -> InferenceForecaster:
-    config = {"llama": _LLAMA, "latent": _LATENT}[name]
+    config = {"llama": _LLAMA, "latent": _LATENT, "mixed": _MIXED}[name]
     return InferenceForecaster(
         source=resolve_config(config, name=name, seq_len=1),
         profile=load_profile("H100-SXM5-80GB"),
@@ -127,6 +140,21 @@ def test_few_tokens_read_few_experts_and_groups_read_fewer_each() -> None:
     assert one.seconds([_decode(1)]) < one.seconds([_decode(64)])
     assert shared.parameter_bytes == pytest.approx(split.parameter_bytes, rel=1e-6)
     assert shared.parameter_bytes < one.parameter_bytes
+
+
+def test_experts_reduce_their_sum_over_a_tokens_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[float] = []
+    priced = PassCosts._collective_s
+
+    def noted(self: PassCosts, plan: Plan, op: str, low: int, high: int, axis: str) -> Any:
+        if op == "all_reduce":
+            sizes.append(low / self._probes[0])
+        return priced(self, plan, op, low, high, axis)
+
+    monkeypatch.setattr(PassCosts, "_collective_s", noted)
+    PassCosts(_forecaster("mixed"), Plan(tp=2))
+    assert sizes
+    assert max(sizes) == 2 * _MIXED["hidden_size"]
 
 
 def test_shared_experts_run_beside_the_routed_ones_in_passes_of_few_tokens() -> None:

@@ -94,6 +94,34 @@ def test_hybrid_chooses_sizes_for_prompts_and_tokens_apart() -> None:
     assert 16 // chosen.token <= 4
 
 
+@pytest.mark.parametrize(
+    ("batch", "prompts", "tokens"),
+    [(256, 16, 256), (16, 16, 16), (6, 2, 2), (4096, 16, 2048), (33, 11, 11)],
+)
+def test_a_framework_cuts_a_batch_by_its_tokens(batch: int, prompts: int, tokens: int) -> None:
+    """One part a stage where they divide it, then halves until a part has at most so many tokens."""
+
+    def no_word(size: int) -> float:
+        raise AssertionError("without a word of the plan no size is tried")
+
+    plan = Plan.parse("pp3")
+    cut = choose_micro_batches(plan, batch, no_word, no_word, prompt_len=128, most_tokens=2048)
+    assert (cut.prompt, cut.token) == (prompts, tokens)
+    whole = choose_micro_batches(Plan.parse("tp2"), batch, no_word, no_word, most_tokens=2048)
+    assert whole.prompt == whole.token == batch
+
+
+def test_a_pipeline_that_a_framework_cuts_answers_sooner(gpt: InferenceForecaster) -> None:
+    cutting = InferenceForecaster(
+        source=gpt.source,
+        profile=gpt.profile,
+        framework=gpt.framework.model_copy(update={"pipeline_tokens": 8192}),
+    )
+    whole, cut = (generate(f, "pp2", 256) for f in (gpt, cutting))
+    assert cut.time_to_first_token_s < 0.8 * whole.time_to_first_token_s
+    assert generate(cutting, "tp2", 256).latency_s == pytest.approx(generate(gpt, "tp2", 256).latency_s)
+
+
 def test_tensor_parallelism_beats_a_layer_split(gpt: InferenceForecaster) -> None:
     """The founding documents' Llama-2 table: at 2 and 4 GPUs tensor parallelism is faster."""
     from planner import api

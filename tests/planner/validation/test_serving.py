@@ -121,7 +121,7 @@ def test_a_table_without_the_columns_is_refused(tmp_path: Path) -> None:
         ({"tp_size": "8", "moe_tp_size": "2", "moe_ep_size": "4"}, (1, 8), (2, 4)),
         ({"tp_size": "1", "attention_dp_size": "8", "moe_ep_size": "8"}, (8, 1), (1, 8)),
         # flags that name the same ranks twice
-        ({"tp_size": "4", "attention_dp_size": "4", "moe_ep_size": "16"}, (4, 1), (1, 4)),
+        ({"tp_size": "4", "attention_dp_size": "4", "moe_ep_size": "16"}, (1, 4), (1, 4)),
         ({"tp_size": "64", "moe_tp_size": "8", "moe_ep_size": "8"}, (1, 8), (1, 8)),
         ({"tp_size": "1", "attention_dp_size": "64", "moe_tp_size": "8", "moe_ep_size": "8"}, (8, 1), (1, 8)),
     ],
@@ -159,6 +159,9 @@ def test_load_follows_how_a_version_was_run() -> None:
     polls = [load(backend="sglang", concurrency=str(n)).poll_steps for n in (8, 16)]
     assert polls == sorted(polls)
     assert polls[0] > load(backend="vllm").poll_steps == 1
+    balanced = serving_load(_row(backend="trtllm", concurrency="64"), 8)
+    assert not isinstance(balanced, str)
+    assert balanced.poll_steps > load(backend="trtllm").poll_steps == 1
 
 
 def test_memory_left_for_requests_follows_the_backend() -> None:
