@@ -246,4 +246,4 @@ def _near(n: int) -> int:
     """A size near `n` out of 16 to the octave, so that few are priced."""
     if n <= _EXACT:
         return n
-    return round(2.0 ** (round(_STEPS_OF_OCTAVE * math.log2(n)) / _STEPS_OF_OCTAVE))
+    return round(math.pow(2.0, round(_STEPS_OF_OCTAVE * math.log2(n)) / _STEPS_OF_OCTAVE))
