@@ -16,9 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from costmodel.errors import InputFileError, UsageError
 from costmodel.schedules import SCHEDULES
 
-__all__ = ["FrameworkProfile", "framework_names", "load_framework"]
+__all__ = ["HOST_TIMES", "FrameworkProfile", "framework_names", "load_framework"]
 
 _FOLDER = Path(__file__).parent / "data" / "frameworks"
+
+HOST_TIMES = (
+    "host_operator_s",
+    "host_collective_s",
+    "host_late_s",
+    "segment_s",
+    "step_overhead_s",
+    "forward_overhead_s",
+)
+"""Fields of a profile that a faster host shortens."""
 
 
 class FrameworkProfile(BaseModel):

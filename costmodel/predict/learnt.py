@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodel.framework import HOST_TIMES
 from costmodel.hardware.learnt import (
     host_term,
     learning_constants,
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["residual_variance", "with_learnt"]
 
-_HOST_TIMES = ("host_operator_s", "host_collective_s", "step_overhead_s", "forward_overhead_s")
-"""Host costs that a framework's profile states."""
 _COLLECTIVES = ("all_reduce", "p2p")
 
 
@@ -51,7 +50,7 @@ def with_learnt(
         name: value.model_copy(update={"value_s": value.value_s * host})
         for name, value in profile.host.items()
     }
-    times = {name: getattr(framework, name) * host for name in _HOST_TIMES}
+    times = {name: getattr(framework, name) * host for name in HOST_TIMES}
     return (
         profile.model_copy(update={"host": costs, "log_shifts": shifts}),
         framework.model_copy(update=times),

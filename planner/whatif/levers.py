@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from costmodel.errors import UsageError
+from costmodel.framework import HOST_TIMES
 from costmodel.registry import Registry
 
 if TYPE_CHECKING:
@@ -107,8 +108,12 @@ def _times(value: float | None, factor: float) -> float | None:
 
 @_lever("compute", "arithmetic rate of the device, all types")
 def _compute(hardware: Hardware, factor: float) -> Hardware:
-    peaks = hardware.profile.device.peak_flop_per_s
-    return _device(hardware, peak_flop_per_s={dtype: rate * factor for dtype, rate in peaks.items()})
+    device = hardware.profile.device
+    return _device(
+        hardware,
+        peak_flop_per_s={dtype: rate * factor for dtype, rate in device.peak_flop_per_s.items()},
+        long_run_flop_per_s={dtype: rate * factor for dtype, rate in device.long_run_flop_per_s.items()},
+    )
 
 
 @_lever("memory", "bandwidth of the device's memory, copies among ranks that share it included")
@@ -212,11 +217,12 @@ def _host(hardware: Hardware, factor: float) -> Hardware:
         for name, value in hardware.profile.host.items()
     }
     framework = hardware.framework
-    names = ("host_operator_s", "host_collective_s", "step_overhead_s", "forward_overhead_s")
     changed = _profile(hardware, host=costs)
     return Hardware(
         profile=changed.profile,
-        framework=framework.model_copy(update={name: getattr(framework, name) / factor for name in names}),
+        framework=framework.model_copy(
+            update={name: getattr(framework, name) / factor for name in HOST_TIMES}
+        ),
         host=hardware.host,
     )
 

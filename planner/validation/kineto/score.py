@@ -98,7 +98,8 @@ def _of_this_run(traces: Sequence[RankTrace], setting: Setting, problems: list[s
     world_size = setting.plan.world_size
     kept = []
     for trace in traces:
-        if trace.world_size not in (None, world_size):
+        idle = trace.run is not None  # foreshard's worlds may be wider than a plan; what is left waits
+        if not idle and trace.world_size not in (None, world_size):
             problems.append(
                 f"{trace.path}: of a run with {trace.world_size} ranks, but plan {setting.plan} has "
                 f"{world_size}; left out"

@@ -6,6 +6,7 @@ import pytest
 
 from costmodel.errors import UsageError
 from costmodel.plan import Plan
+from planner import api
 from planner.whatif.levers import LEVERS, scaled
 from tests.planner.small import small
 
@@ -33,6 +34,21 @@ def test_faster_is_never_slower(lever: str) -> None:
         times = [step_s(plan, {lever: factor}) for factor in (0.25, 1.0, 4.0)]
         assert times[0] >= times[1] * (1 - 1e-9)
         assert times[1] >= times[2] * (1 - 1e-9)
+
+
+def test_what_the_boards_power_sustains_moves_with_arithmetic() -> None:
+    """Wide products of H100 are held by it: twice the rate halves them."""
+    wide = {"n_layer": 1, "n_embd": 8192, "n_head": 64, "vocab_size": 512, "n_positions": 1024}
+    forecaster = api.forecaster(
+        "gpt2", hardware="h100-sxm5-80gb", framework="megatron", seq_len=1024, overrides=wide
+    )
+    plan = Plan.parse("mbs8")
+
+    def computing_s(factor: float) -> float:
+        prediction = scaled(forecaster, {"compute": factor, "memory": factor}).forecast(plan).prediction
+        return prediction.breakdown_s["compute"]
+
+    assert computing_s(2.0) < 0.55 * computing_s(1.0)
 
 
 def test_a_lever_moves_what_it_names() -> None:

@@ -77,8 +77,7 @@ def test_a_recorded_run_is_restated_for_the_machines_speed(tmp_path: Path) -> No
     profile = load_profile("epyc-9005-core").model_copy(update={"yardstick_s": {ALONE: 0.5, TOGETHER: 0.1}})
     machine = tmp_path / "machine.json"
     machine.write_text(profile.model_dump_json())
-    raw = cuda_trace()
-    raw["distributedInfo"]["world_size"] = 1
+    raw = cuda_trace()  # two ranks started, one has work: a plan of one beside others of two
     raw["traceEvents"] = [e for e in raw["traceEvents"] if e.get("cat") not in ("kernel", "gpu_memcpy")]
     run = RunSpec(model=ModelSpec(model=MODEL), plan=Plan(micro_batch_size=4))
     raw["foreshard"] = {"run": run.to_dict(), "step_time_s": 9e-4, "yardstick_s": 1.0}
