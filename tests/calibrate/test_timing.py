@@ -95,7 +95,7 @@ def test_a_call_may_time_itself() -> None:
 
 def test_transfers_follow_computation_and_their_mean_counts() -> None:
     computed = 0
-    lengths = iter([0.0, 0.0, *[1e-3, 9e-3] * 20])
+    lengths = iter([0.0, 0.0, *[4e-3, 36e-3] * 20])
 
     class Watched(Bench):
         def computation(self, seconds: float) -> Call:
@@ -116,7 +116,7 @@ def test_transfers_follow_computation_and_their_mean_counts() -> None:
     )
     timed = time_together(case, bench, slice_s=0.01, agree=lambda values: [list(values)])
     assert computed == timed.n >= 4
-    assert timed.time_s == pytest.approx(5e-3, rel=0.3)  # the median would be one of the two lengths
+    assert 8e-3 < timed.time_s < 32e-3  # the median would be one of the two lengths
 
 
 def test_a_visit_counts_what_calls_take_on_average_and_no_interruption() -> None:

@@ -18,7 +18,8 @@ def test_a_real_run_beside_its_forecast() -> None:
     report = validate_onnx(models=["mlp-validation"], profile=load_profile("epyc-core"))
     assert [row.skipped for row in report.rows] == [None], "outputs equal torch's"
     for row in report.rows:
-        assert abs(row.error) < 0.5, f"{row.id}: {row.error:+.0%}"
+        # a shipped profile against whatever machine this is, and whatever else it does: no closer
+        assert abs(row.error) < 0.9, f"{row.id}: {row.error:+.0%}"
         assert row.metric == "forward_time_s"
 
 
