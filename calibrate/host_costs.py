@@ -10,11 +10,10 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from calibrate.benchmarks.chains import BLOCKS, PIECES
 from calibrate.benchmarks.host import (
-    BLOCKS,
     DEFERRED_BYTES,
     PARAMETERS_PER_BLOCK,
-    PIECES,
     UPDATED,
     WIDE_BYTES,
     WIDE_OUTPUT_BYTES,
@@ -60,8 +59,8 @@ _RAW_HOST: dict[str, tuple[str, ...]] = {
     "fsdp_copy_s_per_byte": ("wide_fsdp", "wide_blocks", "fsdp", "blocks"),
     "pipeline_action_s": ("pipeline", "blocks"),
     "pipeline_listed_action_s": ("listed", "blocks"),
-    "split_parameter_s": ("split", "blocks"),
-    "split_s_per_byte": ("middle_split", "middle_blocks", "split", "blocks"),
+    "split_parameter_s": ("apart",),
+    "split_s_per_byte": ("middle_apart", "apart"),
     OVERLAP: ("wide_ddp", "wide_blocks", "ddp", "blocks"),
 }
 """Constant -> the host cases its difference is taken of; those of several pieces by their stem."""
@@ -85,7 +84,7 @@ def raw_cases(name: str) -> tuple[tuple[str, str], ...]:
 def host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
     """Host costs by name; a difference below zero is noise and counts 0, one not measured is left out."""
     raw = _Raw(samples)
-    many = PIECES[1]
+    few, many = PIECES
     block_s = raw.time_s("training_chain") / BLOCKS
     autograd_s = (block_s - raw.time_s("plain_chain") / BLOCKS) / _DIFFERENTIATED_PER_BLOCK
     fsdp_unit_s = (
@@ -119,10 +118,10 @@ def host_costs(samples: Sequence[Sample]) -> dict[str, HostValue]:
         ),
         "pipeline_action_s": (raw.piece_s("pipeline", "blocks") / _BOTH_DIRECTIONS, f"pipeline_{many}"),
         # what taking weight gradients apart costs: per parameter tensor, and per byte that they are made of
-        "split_parameter_s": (raw.piece_s("split", "blocks") / PARAMETERS_PER_BLOCK, f"split_{many}"),
+        "split_parameter_s": (raw.more_s("apart") / PARAMETERS_PER_BLOCK, f"apart_{many}"),
         "split_s_per_byte": (
-            (raw.piece_s("middle_split", "middle_blocks") - raw.piece_s("split", "blocks")) / DEFERRED_BYTES,
-            f"middle_split_{many}",
+            (raw.time_s(f"middle_apart_{few}") - raw.time_s(f"apart_{few}")) / (few * DEFERRED_BYTES),
+            f"middle_apart_{few}",
         ),
         "pipeline_listed_action_s": (raw.piece_s("listed", "blocks") / _BOTH_DIRECTIONS, f"listed_{many}"),
         # a step of one linear layer: three products, and what a step does once
@@ -175,7 +174,7 @@ class _Raw:
 
     def piece_s(self, wrapped: str, plain: str) -> float:
         """What one more piece takes beyond the plain one."""
-        return self._more_s(wrapped) - self._more_s(plain)
+        return self.more_s(wrapped) - self.more_s(plain)
 
     def latency_s(self, kind: str) -> float:
         """A small transfer, over several sizes; 0 where the pieces' own clock does not see it."""
@@ -212,10 +211,11 @@ class _Raw:
         """
         many = PIECES[1]
         if f"wide_tp_{many}" in self._host:
-            layer_s = self._more_s("wide_tp") - 0.5 * self._more_s("wide_blocks")
+            layer_s = self.more_s("wide_tp") - 0.5 * self.more_s("wide_blocks")
             return layer_s - self.transfer_s("all_reduce", WIDE_OUTPUT_BYTES), f"wide_tp_{many}"
         return 0.5 * self.piece_s("tp", "layers") - self.latency_s("all_reduce"), f"tp_{many}"
 
-    def _more_s(self, name: str) -> float:
+    def more_s(self, name: str) -> float:
+        """What one more piece takes."""
         few, many = PIECES
         return (self.time_s(f"{name}_{many}") - self.time_s(f"{name}_{few}")) / (many - few)

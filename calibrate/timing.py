@@ -155,7 +155,8 @@ def time_together(case: Case, bench: Bench, *, slice_s: float, agree: Agree) -> 
                 computation()
             blocks.append(_one_block(call, inner, case, bench) / case.calls)
     if case.kind == "overlap" or (case.kind == "host" and case.self_timed):
-        return summarise(blocks, inner, THREAD_TIME if case.kind == "host" else "eager_loop")
+        own = case.kind == "host" and not bench.cuda
+        return summarise(blocks, inner, THREAD_TIME if own else "eager_loop")
     return _mean(blocks, inner, "eager_loop" if case.kind == "host" else "torch_loop")
 
 

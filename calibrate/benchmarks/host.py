@@ -4,43 +4,45 @@ Each case is one call on the host clock. `calibrate.assemble` takes differences 
 less the same operators called plainly, six buckets less two) to get the costs of a profile.
 
 On a CPU the cases of several ranks are timed on the calling thread's own clock, so that waiting for the
-other rank is no host cost, and buffers larger than a core's own caches are written between their pieces:
-in a step the operators' data drive the wrappers' code out of them. The wide cases are whole training steps
-of layers as large as a model's, on the wall clock: what their wrappers add per byte shows in them.
+other rank is no host cost, with cold caches between their pieces (see `chains`). What two ways of one
+training differ by is timed by turns. The wide cases are whole training steps of layers as large as a
+model's, on the wall clock: what their wrappers add per byte shows in them.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
+from calibrate.benchmarks.chains import (
+    BLOCKS,
+    PIECES,
+    WIDTH,
+    chain,
+    chain_input,
+    colder_identity,
+    trained,
+    trained_apart,
+)
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = [
-    "BLOCKS",
     "DEFERRED_BYTES",
     "PARAMETERS_PER_BLOCK",
-    "PIECES",
     "UPDATED",
     "WIDE_BYTES",
     "WIDE_OUTPUT_BYTES",
     "host_cases",
 ]
 
-BLOCKS = 8
-"""Blocks of the training chain; a block is linear, GELU, add."""
 PARAMETERS_PER_BLOCK = 2
 """Weight and bias."""
-PIECES = (2, 6)
-"""Small and large number of buckets, FSDP units and micro-batches that are compared."""
 UPDATED = 16
 """Tensors of the optimizer cases."""
 WIDE_BYTES = 4 << 20
@@ -48,15 +50,14 @@ WIDE_BYTES = 4 << 20
 _WIDE, _WIDE_ROWS = 1024, 128
 WIDE_OUTPUT_BYTES = 4 * _WIDE * _WIDE_ROWS
 """Output of one wide block."""
-_MIDDLE = 256
+_MIDDLE = 512
 """Width and rows of the middle-sized blocks: what weight gradients read has left the first two caches."""
+_PAIRS = 6
+"""Turns of a pair in one call; their median counts."""
+_LEAST_S = 1e-9
+"""A difference below the clock's resolution: a time is positive."""
 DEFERRED_BYTES = 2 * 4 * _MIDDLE * _MIDDLE
 """What the weight gradient of one such block is made of: its input and the gradient of its output."""
-_WIDTH = 8
-_FLUSHED_BYTES = 4 << 20
-"""More than the first two caches of a core."""
-_RINGS: WeakKeyDictionary[Bench, cycle[torch.Tensor]] = WeakKeyDictionary()
-"""Buffers that all cases flush in turn: one alone would stay in the last cache where pieces are few."""
 
 
 @register_benchmark("host")
@@ -82,7 +83,6 @@ def host_cases(bench: Bench) -> list[Case]:
         }
         for n in PIECES:
             together[f"blocks_{n}"] = _with_pieces(_blocks, n)
-            together[f"split_{n}"] = _with_pieces(_split_blocks, n)
             together[f"layers_{n}"] = _with_pieces(_layers, n)
             together[f"tp_{n}"] = _with_pieces(_tensor_parallel, n)
             together[f"ddp_{n}"] = _with_pieces(_ddp_step, n)
@@ -93,11 +93,12 @@ def host_cases(bench: Bench) -> list[Case]:
             _case(name, prepare, n_ranks=world, own_clock=not bench.cuda)
             for name, prepare in together.items()
         ]
+        pairs = {f"apart_{n}": _with_pieces(_taken_apart, n) for n in PIECES}
+        if not bench.cuda:
+            few = PIECES[0]
+            pairs[f"middle_apart_{few}"] = lambda b: _taken_apart(b, few, width=_MIDDLE)
+        cases += [_case(name, prepare, n_ranks=world, self_timed=True) for name, prepare in pairs.items()]
         for n in () if bench.cuda else PIECES:
-            cases += [
-                _case(f"middle_{name}_{n}", _with_pieces(_middle(trained), n), n_ranks=world, own_clock=True)
-                for name, trained in (("blocks", _train), ("split", _apart))
-            ]
             cases += [
                 _case(f"wide_{name}_{n}", _with_pieces(make, n), n_ranks=world)
                 for name, make in _WIDE_CASES.items()
@@ -113,6 +114,7 @@ def _case(
     n_ranks: int = 0,
     host_clock: bool = True,
     own_clock: bool = False,
+    self_timed: bool = False,
 ) -> Case:
     return Case(
         kind="host",
@@ -123,7 +125,7 @@ def _case(
         calls=calls,
         n_ranks=n_ranks,
         host_clock=host_clock,
-        self_timed=own_clock,
+        self_timed=own_clock or self_timed,
     )
 
 
@@ -150,12 +152,12 @@ def _with_pieces(make: Callable[[Bench, int], Call], n: int) -> Callable[[Bench]
 def _tiny_op(bench: Bench) -> Call:
     import torch
 
-    x = bench.take((_WIDTH, _WIDTH)).clone()
+    x = bench.take((WIDTH, WIDTH)).clone()
     return lambda: torch.mul(x, x)
 
 
 def _views(bench: Bench) -> Call:
-    x = bench.take((_WIDTH, _WIDTH)).clone()
+    x = bench.take((WIDTH, WIDTH)).clone()
 
     def call() -> None:
         x.view(-1)
@@ -169,7 +171,7 @@ def _plain_chain(bench: Bench) -> Call:
     import torch
 
     aten = torch.ops.aten
-    x, w, b = (bench.take(s).clone() for s in ((_WIDTH, _WIDTH), (_WIDTH, _WIDTH), (_WIDTH,)))
+    x, w, b = (bench.take(s).clone() for s in ((WIDTH, WIDTH), (WIDTH, WIDTH), (WIDTH,)))
 
     def call() -> None:
         for _ in range(BLOCKS):
@@ -188,7 +190,7 @@ def _plain_forward(bench: Bench) -> Call:
     """The aten operators of the chain's forward pass, called one by one."""
     import torch
 
-    x, w, b = (bench.take(s).clone() for s in ((_WIDTH, _WIDTH), (_WIDTH, _WIDTH), (_WIDTH,)))
+    x, w, b = (bench.take(s).clone() for s in ((WIDTH, WIDTH), (WIDTH, WIDTH), (WIDTH,)))
 
     def call() -> None:
         for _ in range(BLOCKS):
@@ -197,90 +199,15 @@ def _plain_forward(bench: Bench) -> Call:
     return call
 
 
-def _flush(bench: Bench) -> Callable[[], None]:
-    """Writes a buffer that pushes code and data out of the core's own caches; nothing with a device."""
-    import torch
-
-    if bench.cuda:
-        return lambda: None
-    ring = _RINGS.setdefault(bench, cycle(torch.zeros(PIECES[-1], _FLUSHED_BYTES // 4).unbind()))
-
-    def flush() -> None:
-        with torch.no_grad():
-            next(ring).add_(1.0)
-
-    return flush
-
-
-def _colder(bench: Bench) -> nn.Module:
-    """An identity that flushes in forward, and in backward from a hook on its input's gradient."""
-    from torch import nn
-
-    flush = _flush(bench)
-
-    class Colder(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            flush()
-            if x.requires_grad:
-                x.register_hook(lambda gradient: flush())
-            return x
-
-    return nn.Identity() if bench.cuda else Colder()
-
-
-def _chain(bench: Bench, n: int = BLOCKS, *, colder: bool = False, width: int = _WIDTH) -> nn.Sequential:
-    """Blocks of linear, GELU and the addition of a constant, as modules; each flushes last if `colder` (its
-    output has a gradient, which the first block's input has not)."""
-    import torch
-    from torch import nn
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(width, width, device=bench.device)
-            self.gelu = nn.GELU()
-            self.last = _colder(bench) if colder else nn.Identity()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = self.last(torch.add(self.gelu(self.linear(x)), x))
-            return y
-
-    return nn.Sequential(*(Block() for _ in range(n)))
-
-
-def _input(bench: Bench, width: int = _WIDTH) -> torch.Tensor:
-    return bench.take((width, width)).clone()
-
-
-def _middle(trained: Callable[[nn.Module, torch.Tensor], Call]) -> Callable[[Bench, int], Call]:
-    return lambda b, n: trained(_chain(b, n, width=_MIDDLE), _input(b, _MIDDLE).requires_grad_())
-
-
-def _train(model: nn.Module, x: torch.Tensor) -> Call:
-    """Forward and backward with gradients dropped afterwards."""
-    import torch
-
-    gradient = torch.ones_like(x)
-    parameters = list(model.parameters())
-
-    def call() -> None:
-        with torch.enable_grad():
-            model(x).backward(gradient)
-        for parameter in parameters:
-            parameter.grad = None
-
-    return call
-
-
 def _training_chain(bench: Bench) -> Call:
-    return _train(_chain(bench), _input(bench).requires_grad_())
+    return trained(chain(bench), chain_input(bench).requires_grad_())
 
 
 def _forward_chain(bench: Bench) -> Call:
     """The chain's forward pass without gradients."""
     import torch
 
-    model, x = _chain(bench), _input(bench)
+    model, x = chain(bench), chain_input(bench)
 
     def call() -> None:
         with torch.no_grad():
@@ -293,8 +220,8 @@ def _backward_step(bench: Bench) -> Call:
     """One differentiated operator, with what a step does once: zero_grad and the start of backward."""
     import torch
 
-    model = torch.nn.Linear(_WIDTH, _WIDTH, bias=False, device=bench.device)
-    x, gradient = _input(bench), torch.ones(_WIDTH, _WIDTH, device=bench.device)
+    model = torch.nn.Linear(WIDTH, WIDTH, bias=False, device=bench.device)
+    x, gradient = chain_input(bench), torch.ones(WIDTH, WIDTH, device=bench.device)
 
     def call() -> None:
         model.zero_grad()
@@ -315,9 +242,9 @@ def _dtensor_chain(bench: Bench) -> Call:
     from torch.distributed.tensor import DTensor, Replicate, distribute_module
 
     mesh = _mesh(bench, max(bench.groups))
-    model = distribute_module(_chain(bench), mesh)
-    x = DTensor.from_local(_input(bench), mesh, [Replicate()], run_check=False).requires_grad_()
-    return _train(model, x)
+    model = distribute_module(chain(bench), mesh)
+    x = DTensor.from_local(chain_input(bench), mesh, [Replicate()], run_check=False).requires_grad_()
+    return trained(model, x)
 
 
 def _pairs(bench: Bench, n: int) -> nn.Sequential:
@@ -325,40 +252,52 @@ def _pairs(bench: Bench, n: int) -> nn.Sequential:
     from torch import nn
 
     def layer() -> nn.Linear:
-        return nn.Linear(_WIDTH, _WIDTH, device=bench.device)
+        return nn.Linear(WIDTH, WIDTH, device=bench.device)
 
-    return nn.Sequential(*(nn.Sequential(layer(), layer(), _colder(bench)) for _ in range(n)))
+    return nn.Sequential(*(nn.Sequential(layer(), layer(), colder_identity(bench)) for _ in range(n)))
 
 
 def _layers(bench: Bench, n: int) -> Call:
-    return _train(_pairs(bench, n), _input(bench).requires_grad_())
+    return trained(_pairs(bench, n), chain_input(bench).requires_grad_())
 
 
 def _blocks(bench: Bench, n: int) -> Call:
-    return _train(_chain(bench, n, colder=True), _input(bench))
+    return trained(chain(bench, n, colder=True), chain_input(bench))
 
 
-def _split_blocks(bench: Bench, n: int) -> Call:
-    return _apart(_chain(bench, n, colder=True), _input(bench).requires_grad_())
+def _taken_apart(bench: Bench, n: int, *, width: int = WIDTH) -> Call:
+    """What `n` blocks take longer where gradients of weights are taken apart; small ones are kept cold.
 
-
-def _apart(model: nn.Module, x: torch.Tensor) -> Call:
-    """`_train` with gradients of inputs and of weights taken apart, as torch's zero-bubble schedules do."""
+    Both ways take turns in one call: a machine's speed drifts by more than what lies between them.
+    """
     import torch
-    from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
-    gradient = torch.ones_like(x)
-    parameters = list(model.parameters())
+    colder = width == WIDTH
+    plain, apart = (
+        way(chain(bench, n, colder=colder, width=width), chain_input(bench, width).requires_grad_())
+        for way in (trained, trained_apart)
+    )
+    settle = torch.cuda.synchronize if bench.cuda else None
+    clock = time.perf_counter if bench.cuda else time.thread_time
 
-    def call() -> None:
-        with torch.enable_grad():
-            y = model(x)
-            _, groups = stage_backward_input([y], [gradient], [x], iter(parameters))
-            stage_backward_weight(iter(parameters), groups)
-        for tensor in (x, *parameters):
-            tensor.grad = None
+    def seconds(call: Call) -> float:
+        start = clock()
+        call()
+        if settle is not None:
+            settle()
+        return clock() - start
 
-    return call
+    def longer() -> float:
+        found = []
+        for turn in range(_PAIRS):
+            if turn % 2:
+                plain_s, apart_s = seconds(plain), seconds(apart)
+            else:
+                apart_s, plain_s = seconds(apart), seconds(plain)
+            found.append(apart_s - plain_s)
+        return max(statistics.median(found), _LEAST_S)
+
+    return longer
 
 
 def _tensor_parallel(bench: Bench, n: int) -> Call:
@@ -368,7 +307,7 @@ def _tensor_parallel(bench: Bench, n: int) -> Call:
     model, mesh = _pairs(bench, n), _mesh(bench, max(bench.groups))
     for pair in model:
         parallelize_module(pair, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
-    return _train(model, _input(bench).requires_grad_())
+    return trained(model, chain_input(bench).requires_grad_())
 
 
 def _update(bench: Bench, *, sharded: bool) -> Call:
@@ -376,7 +315,7 @@ def _update(bench: Bench, *, sharded: bool) -> Call:
     import torch
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    tensors = [bench.take((_WIDTH, _WIDTH)).clone() for _ in range(UPDATED)]
+    tensors = [bench.take((WIDTH, WIDTH)).clone() for _ in range(UPDATED)]
     if sharded:
         mesh = _mesh(bench, max(bench.groups))
         tensors = [distribute_tensor(t, mesh, [Shard(0)]) for t in tensors]
@@ -392,12 +331,12 @@ def _ddp_step(bench: Bench, n: int) -> Call:
 
     group = bench.groups[max(bench.groups)]
     model = DistributedDataParallel(
-        _chain(bench, n, colder=True),
+        chain(bench, n, colder=True),
         process_group=group,
-        bucket_cap_mb=4 * _WIDTH / 2**20,
+        bucket_cap_mb=4 * WIDTH / 2**20,
         broadcast_buffers=False,
     )
-    call = _train(model, _input(bench))
+    call = trained(model, chain_input(bench))
     call()  # the first step rebuilds the buckets in the order gradients came
     return call
 
@@ -407,11 +346,11 @@ def _fsdp_step(bench: Bench, n: int) -> Call:
     from torch.distributed.fsdp import fully_shard
 
     mesh = _mesh(bench, max(bench.groups))
-    model = _chain(bench, n, colder=True)
+    model = chain(bench, n, colder=True)
     for block in model:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    return _train(model, _input(bench))
+    return trained(model, chain_input(bench))
 
 
 def _wide(bench: Bench, n: int) -> nn.Sequential:
@@ -422,7 +361,7 @@ def _wide(bench: Bench, n: int) -> nn.Sequential:
 
 
 def _wide_blocks(bench: Bench, n: int) -> Call:
-    return _train(_wide(bench, n), bench.take((_WIDE_ROWS, _WIDE)).clone())
+    return trained(_wide(bench, n), bench.take((_WIDE_ROWS, _WIDE)).clone())
 
 
 def _wide_ddp(bench: Bench, n: int) -> Call:
@@ -430,7 +369,7 @@ def _wide_ddp(bench: Bench, n: int) -> Call:
 
     group = bench.groups[max(bench.groups)]
     model = DistributedDataParallel(_wide(bench, n), process_group=group, bucket_cap_mb=WIDE_BYTES / 2**20)
-    call = _train(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
+    call = trained(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
     call()
     return call
 
@@ -442,7 +381,7 @@ def _wide_fsdp(bench: Bench, n: int) -> Call:
     for layer in model:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    return _train(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
+    return trained(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
 
 
 def _wide_tp(bench: Bench, n: int) -> Call:
@@ -452,7 +391,7 @@ def _wide_tp(bench: Bench, n: int) -> Call:
     model, mesh = _wide(bench, n), _mesh(bench, max(bench.groups))
     styles = (ColwiseParallel(), RowwiseParallel())
     parallelize_module(model, mesh, {str(i): styles[i % 2] for i in range(n)})
-    return _train(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
+    return trained(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
 
 
 _WIDE_CASES = {"blocks": _wide_blocks, "ddp": _wide_ddp, "fsdp": _wide_fsdp, "tp": _wide_tp}
@@ -481,10 +420,10 @@ def _scheduled(bench: Bench, n: int, schedule_of: Callable[..., Any]) -> Call:
 
     world = max(bench.groups)
     stage = PipelineStage(
-        _chain(bench, 1, colder=True), bench.rank, world, bench.device, group=bench.groups[world]
+        chain(bench, 1, colder=True), bench.rank, world, bench.device, group=bench.groups[world]
     )
     schedule = schedule_of(stage, n, loss_fn=lambda y, target: (y * target).sum())
-    x = bench.take((_WIDTH * n, _WIDTH)).clone()
+    x = bench.take((WIDTH * n, WIDTH)).clone()
     parameters = list(stage.submod.parameters())
     first, last = bench.rank == 0, bench.rank == world - 1
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from calibrate.benchmarks.host import BLOCKS, DEFERRED_BYTES, PIECES, WIDE_BYTES, WIDE_OUTPUT_BYTES
+from calibrate.benchmarks.chains import BLOCKS, PIECES
+from calibrate.benchmarks.host import DEFERRED_BYTES, WIDE_BYTES, WIDE_OUTPUT_BYTES
 from calibrate.host_costs import host_costs, overlap_of
 from calibrate.journal import Sample
 from calibrate.timing import THREAD_TIME
@@ -74,13 +75,12 @@ def samples(*, waits: bool = False, wide: bool = True) -> list[Sample]:
         *pieces("fsdp", _BLOCK_S + 400e-6 + 3 * seen_s, timing),
         *pieces("pipeline", _BLOCK_S + 2 * 150e-6, timing),
         *pieces("listed", _BLOCK_S + 2 * 350e-6, timing),
-        *pieces("split", _BLOCK_S + 2 * 40e-6, timing),
+        *pieces("apart", 2 * 40e-6, timing),
     ]
     if wide:
         whole_s = moved_s(WIDE_BYTES)
         found += [
-            *pieces("middle_blocks", 3 * _BLOCK_S, timing),
-            *pieces("middle_split", 3 * _BLOCK_S + 2 * 40e-6 + 2e-10 * DEFERRED_BYTES, timing),
+            pieces("middle_apart", 2 * 40e-6 + 2e-10 * DEFERRED_BYTES, timing)[0],
             *pieces("wide_blocks", _WIDE_S, "eager_loop"),
             *pieces("wide_fsdp", _WIDE_S + 400e-6 + 3 * whole_s + 1e-10 * WIDE_BYTES, "eager_loop"),
             *pieces("wide_ddp", _WIDE_S + 50e-6 + 0.6 * whole_s, "eager_loop"),

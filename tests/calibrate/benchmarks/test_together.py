@@ -44,5 +44,5 @@ def test_every_host_case_of_two_ranks_runs(tmp_path: Path) -> None:
     result = tmp_path / "called.json"
     mp.spawn(_call_all, args=(2, str(tmp_path / "store"), str(result)), nprocs=2)
     called = json.loads(result.read_text())
-    for stem in ("blocks", "layers", "tp", "ddp", "fsdp", "pipeline", "listed", "split"):
+    for stem in ("blocks", "layers", "tp", "ddp", "fsdp", "pipeline", "listed", "apart"):
         assert {f"{stem}_2", f"{stem}_6"} <= set(called)
