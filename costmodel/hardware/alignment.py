@@ -3,6 +3,8 @@
 A kernel that loads 16 bytes at a time needs every row of its operands and of its result to be a multiple of
 them; a width of 50,257 in fp16 leaves 2 bytes, and the library falls back on kernels with loads that narrow,
 often of an older generation. Shares of the aligned rate stand in `data/alignment.json`; short rows lose less.
+Batches of products find no kernel with matrix units at all for such rows, as unfused attention with heads of
+108 elements does.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ __all__ = ["aligned_share"]
 _DATA = Path(__file__).parents[1] / "data" / "alignment.json"
 _ROWS = {"nt": ("k", "n"), "nn": ("k", "n"), "tn": ("m", "n")}
 """The sizes that rows of A, B and the result have, by layout: all matrices lie row by row."""
-_MATRIX_UNITS = 3.0
-"""A dtype whose peak is this many times that of fp32 has matrix units; pairs of halves reach 2."""
+_MOST_PLAIN_SHARE = 1 / 3
+"""A dtype whose peak is three times that of fp32 or more has matrix units; pairs of halves reach 2."""
 
 
 @lru_cache(maxsize=1)
@@ -37,14 +39,14 @@ def _table() -> tuple[int, int, dict[int, float]]:
 def aligned_share(
     device: DeviceSpec, dtype: str, variant: str, sizes: Mapping[str, FloatArray]
 ) -> FloatArray | float:
-    """Share of the aligned rate that products of these sizes `m`, `n`, `k` reach, [n], or 1 for all of them.
+    """Share of the aligned rate that products of these sizes reach, [n], or 1 for all of them.
 
-    1 where rows are a multiple of 16 bytes, where the dtype is computed without matrix units (fp32) and for
-    a layout other than nt, nn and tn.
+    `sizes`: `m`, `n`, `k`, and `batch` where there are several products. 1 where rows are a multiple of 16
+    bytes, where the dtype is computed without matrix units (fp32) and for a layout other than nt, nn and tn.
     """
     peaks = device.peak_flop_per_s
-    wide = peaks.get(math_dtype(dtype), 0.0) >= _MATRIX_UNITS * peaks.get("fp32", np.inf)
-    if not wide or variant not in _ROWS:
+    plain_share = peaks.get("fp32", np.inf) / peaks.get(math_dtype(dtype), np.nan)
+    if not plain_share <= _MOST_PLAIN_SHARE or variant not in _ROWS:
         return 1.0
     vector_bytes, long_row, shares = _table()
     element = element_bytes(dtype)
@@ -52,9 +54,10 @@ def aligned_share(
     rows = [np.asarray(sizes[name]) for name in _ROWS[variant]]
     if not any(np.any(row % per_vector) for row in rows):
         return 1.0
+    several = np.asarray(sizes.get("batch", 1)) > 1
     share = np.ones(rows[0].shape)
     for row_bytes, part in sorted(shares.items(), reverse=True):
         for row in rows:
-            reached = 1.0 - (1.0 - part) * np.minimum(row / long_row, 1.0)
+            reached = np.where(several, plain_share, 1.0 - (1.0 - part) * np.minimum(row / long_row, 1.0))
             share = np.where(row * element % (2 * row_bytes) == 0, share, np.minimum(share, reached))
     return share

@@ -89,7 +89,7 @@ class GemmForm(Form):
         """Seconds [n]; see the module for the formula."""
         batch, m, n, k = _sizes(dims)
         sms = float(device.multiprocessors)
-        aligned = aligned_share(device, dtype, variant, {"m": m, "n": n, "k": k})
+        aligned = aligned_share(device, dtype, variant, {"batch": batch, "m": m, "n": n, "k": k})
         rate = peak_flop_per_s(device, dtype) / sms * theta["compute_efficiency"] * aligned
         bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
         sharp = theta["wave_sharpness"]

@@ -58,3 +58,16 @@ def test_padding_a_vocabulary_pays() -> None:
         form.physical(theta, A100, _sizes(TOKENS, n, WIDTH), "fp16", "nt").item() for n in (50257.0, 50304.0)
     )
     assert padded < 0.7 * odd
+
+
+def test_batches_of_unaligned_rows_run_without_matrix_units() -> None:
+    """Unfused attention with heads of 108 elements: multiples of 8 bytes, not of 16."""
+    heads = {"batch": np.array([64.0, 1.0])} | {
+        name: np.full(2, size) for name, size in (("m", 2048.0), ("n", 2048.0), ("k", 108.0))
+    }
+    share = np.asarray(aligned_share(A100, "fp16", "nt", heads))
+    peaks = A100.peak_flop_per_s
+    assert share[0] == pytest.approx(peaks["fp32"] / peaks["fp16"])
+    assert share[0] < 0.1 < share[1]
+    aligned = {**heads, "k": np.full(2, 112.0)}
+    assert np.all(np.asarray(aligned_share(A100, "fp16", "nt", aligned)) == 1.0)
