@@ -42,6 +42,7 @@ LinkKind = Literal[
     "roce",
     "ethernet",
     "efa",
+    "omnipath",
     "loopback",
 ]
 
