@@ -25,6 +25,7 @@ __all__ = ["aligned_share"]
 _DATA = Path(__file__).parents[1] / "data" / "alignment.json"
 _ROWS = {"nt": ("k", "n"), "nn": ("k", "n"), "tn": ("m", "n")}
 """The sizes that rows of A, B and the result have, by layout: all matrices lie row by row."""
+_HALF_BYTES = 2
 _MOST_PLAIN_SHARE = 1 / 3
 """A dtype whose peak is three times that of fp32 or more has matrix units; pairs of halves reach 2."""
 
@@ -42,14 +43,15 @@ def aligned_share(
     """Share of the aligned rate that products of these sizes reach, [n], or 1 for all of them.
 
     `sizes`: `m`, `n`, `k`, and `batch` where there are several products. 1 where rows are a multiple of 16
-    bytes, where the dtype is computed without matrix units (fp32) and for a layout other than nt, nn and tn.
+    bytes, where the dtype is computed without matrix units (fp32), where it has one byte or less (libraries
+    refuse such rows, frameworks pad them) and for a layout other than nt, nn and tn.
     """
     peaks = device.peak_flop_per_s
     plain_share = peaks.get("fp32", np.inf) / peaks.get(math_dtype(dtype), np.nan)
-    if not plain_share <= _MOST_PLAIN_SHARE or variant not in _ROWS:
+    element = element_bytes(dtype)
+    if not plain_share <= _MOST_PLAIN_SHARE or element < _HALF_BYTES or variant not in _ROWS:
         return 1.0
     vector_bytes, long_row, shares = _table()
-    element = element_bytes(dtype)
     per_vector = vector_bytes / element
     rows = [np.asarray(sizes[name]) for name in _ROWS[variant]]
     if not any(np.any(row % per_vector) for row in rows):

@@ -167,7 +167,7 @@ def _chosen(of: _Same, kind: str, variant: str, dtype: str, timing: str | None) 
     profile = of.profile
     form = load_forms()[kind]
     others = dtype_fallbacks(dtype)
-    best: tuple[tuple[int, ...], OperatorFit] | None = None
+    best: tuple[tuple[float, ...], OperatorFit] | None = None
     for fit in profile.operators:
         same_form = fit.kind == kind or (fit.kind in FORMS and FORMS[fit.kind].name == form.name)
         if not same_form or fit.form != form.name:
@@ -177,10 +177,12 @@ def _chosen(of: _Same, kind: str, variant: str, dtype: str, timing: str | None) 
         near = fit.dtype == dtype or (fit.dtype in _HALF and dtype in _HALF)
         other_dtype = 0 if near else 1 + others.index(fit.dtype)
         other_variant = 0 if variant in fit.variants else 1 + _rank(form.plain_variants, fit.variant)
+        other_kind, of_another = int(fit.kind != kind), int(fit.transferred_from is not None)
+        unlike = fit.transfer_distance if form.variants_alike else 0.0
         what = (
-            (int(fit.kind != kind), other_variant, int(fit.transferred_from is not None), other_dtype)
+            (other_kind, other_variant, of_another, other_dtype)
             if form.streams
-            else (other_dtype, int(fit.kind != kind), int(fit.transferred_from is not None), other_variant)
+            else (other_dtype, other_kind, of_another, unlike, other_variant)
         )
         distance = (
             int(timing is not None and fit.timing != timing),

@@ -38,6 +38,7 @@ __all__ = [
 #   2  a fit may serve further variants (`OperatorFit.also_variants`)
 FORMAT_VERSION = 2
 
+_DERIVED = "derived_from_efficiency"
 HOST_KEYS = (
     "dispatch_s",
     "host_view_s",
@@ -171,6 +172,8 @@ class OperatorFit(_Frozen):
     """Further variants whose rows were fitted, told apart by the form."""
     transferred_from: str | None = None
     """Name of the device whose samples were fitted, where it is not this one."""
+    transfer_distance: float = 0.0
+    """How unlike that device is to this one (`hardware.transfer.device_distance`)."""
     extra_log_sigma: float = 0.0
     """Added (in quadrature) to the spread, for what transfer leaves unknown."""
     log_offset: float = 0.0
@@ -178,6 +181,11 @@ class OperatorFit(_Frozen):
     update: Correction | None = None
     """What later measurements at a few sizes changed near them. Its `far_sigma` is a factor: what is left of
     the fit's own spread where none of them is near."""
+
+    @property
+    def is_derived(self) -> bool:
+        """Its times were computed from published efficiencies, not taken by a clock."""
+        return self.timing == _DERIVED
 
     @property
     def variants(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -76,7 +77,10 @@ def device_distance(source: DeviceSpec, target: DeviceSpec) -> float:
     )
     # bandwidth per multiprocessor tells server boards with stacked memory from the others
     per_multiprocessor = abs(math.log(ratios[0] / ratios[1]))
-    return apart + 0.1 * sum(abs(math.log(ratio)) for ratio in ratios) + 0.4 * per_multiprocessor
+    # boards of one chip differ by what they sustain
+    power = math.log(source.power_w / target.power_w) if source.power_w and target.power_w else 0.0
+    unlike = 0.1 * sum(abs(math.log(ratio)) for ratio in ratios) + 0.4 * per_multiprocessor + 0.2 * abs(power)
+    return apart + unlike
 
 
 def sustained_fraction(
@@ -111,7 +115,8 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
     """The fit restated for `target`, named `transferred_from` its source, with a wider spread."""
     spread = fallback_spread()
     same = source.architecture == target.architecture
-    near = same and device_distance(source, target) <= spread.transfer_near_distance
+    distance = device_distance(source, target)
+    near = same and distance <= spread.transfer_near_distance
     extra = (
         spread.transfer_same_architecture_log_sigma if near else spread.transfer_other_architecture_log_sigma
     )
@@ -132,6 +137,7 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
             "correction": fit.correction if same else None,
             "adjustments": fit.adjustments if same else (),
             "transferred_from": fit.transferred_from or source.name,
+            "transfer_distance": float(f"{distance:.4g}"),
             "extra_log_sigma": float(f"{(fit.extra_log_sigma**2 + extra**2) ** 0.5:.4g}"),
         }
     )
@@ -142,19 +148,20 @@ def borrowed_fits(
 ) -> list[BorrowedFit]:
     """What to borrow: every (kind, variant, dtype) that donors measured and `target` did not.
 
-    Each from the nearest donor; all its timings come along. dtypes that the target has no units for are
-    left out (they are priced from a wider one).
+    Each from the nearest donor that timed it, or else that published an efficiency; all its timings come
+    along. dtypes that the target has no units for are left out (they are priced from a wider one).
     """
     present = {(fit.kind, variant, fit.dtype) for fit in have for variant in fit.variants}
     found: list[BorrowedFit] = []
     taken: dict[tuple[str, str, str], str] = {}
-    for donor in sorted(donors, key=lambda p: (device_distance(p.device, target), p.name)):
+    nearest = sorted(donors, key=lambda p: (device_distance(p.device, target), p.name))
+    for derived, donor in product((False, True), nearest):
         if donor.device.name == target.name:
             continue
         for fit in donor.operators:
             key = (fit.kind, fit.variant, fit.dtype)
             native = math_dtype(fit.dtype) in target.peak_flop_per_s or fit.dtype == "fp32"
-            if fit.transferred_from or key in present or not native:
+            if fit.transferred_from or key in present or not native or fit.is_derived != derived:
                 continue
             if taken.setdefault(key, donor.name) == donor.name:
                 found.append(

@@ -55,6 +55,7 @@ class GemmForm(Form):
     name = "gemm_tiles_2"
     kinds = ("gemm", "bmm")
     steps = True
+    variants_alike = True
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
         """Efficiencies are fractions of the datasheet; `tile_*` that of one tile shape beside the whole."""

@@ -42,6 +42,12 @@ def test_units_without_matrices_are_not_slowed() -> None:
     assert np.all(np.asarray(aligned_share(p100, "fp16", "nt", _sizes(TOKENS, VOCABULARY, WIDTH))) == 1.0)
 
 
+def test_types_of_a_byte_and_less_are_padded_by_who_uses_them() -> None:
+    b200 = load_profile("b200").device
+    for dtype in ("fp8", "nvfp4"):
+        assert np.all(np.asarray(aligned_share(b200, dtype, "nt", _sizes(TOKENS, 2690, WIDTH))) == 1.0)
+
+
 def test_the_further_off_the_boundary_the_slower() -> None:
     sizes = _sizes(TOKENS, 0.0, WIDTH) | {"n": np.array([4096.0, 4100.0, 4098.0, 4097.0])}
     sizes = {name: np.broadcast_to(size, (4,)) for name, size in sizes.items()}
