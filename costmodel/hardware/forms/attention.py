@@ -36,6 +36,8 @@ class AttentionForm(Form):
 
     name = "attention_tiles_2"
     kinds = ("attention",)
+    variants_alike = True
+    plain_variants = ("prefill", "fwd")
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
         """Efficiencies are fractions of the datasheet."""

@@ -61,7 +61,8 @@ class Form(ABC):
     pools_variants: bool = False
     """Variants differ in what `physical` and `features` know of them: one fit holds the rows of all."""
     variants_alike: bool = False
-    """Variants differ by a few percent: another one of a like device is nearer than the same of an unlike."""
+    """Variants run like kernels, or the form knows how they differ: another one of a like device is nearer
+    than the same of an unlike."""
     plain_variants: tuple[str, ...] = ()
     """Which variants stand for those that were not measured, the likeliest first."""
 

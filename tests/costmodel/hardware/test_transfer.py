@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from costmodel.hardware.pricing import operator_times
+from costmodel.hardware.pricing import choose_fit, operator_times
 from costmodel.hardware.schema import Correction
 from costmodel.hardware.transfer import (
     borrowed_fits,
@@ -116,6 +116,34 @@ def test_every_missing_kind_comes_from_one_donor_once() -> None:
     }
     no_units = borrowed_fits(device("V100-SXM2-32GB"), [], donors)
     assert {f.dtype for f in no_units} == {"fp32"}  # Volta has neither bf16 nor fp8
+
+
+def test_a_donor_that_was_timed_comes_before_a_nearer_one_with_efficiencies() -> None:
+    near, timed = "A100-PCIe-80GB", "A100-PCIe-40GB"
+    donors = [
+        profile(plain_fit(dtype="bf16", timing="derived_from_efficiency", on=near), on=near),
+        profile(plain_fit(dtype="bf16", on=timed), on=timed),
+    ]
+    target = device("A100-SXM4-40GB")
+    assert {f.donor for f in borrowed_fits(target, [], donors)} == {timed}
+    assert {f.donor for f in borrowed_fits(target, [], donors[:1])} == {near}
+
+
+def test_boards_of_like_power_are_nearer() -> None:
+    sxm, pcie = device("A100-SXM4-80GB"), device("A100-PCIe-80GB")
+    target = device("A100-SXM4-40GB")
+    assert device_distance(sxm, target) < device_distance(pcie, target)
+
+
+def test_a_layout_that_was_not_timed_is_a_like_devices_other_layout() -> None:
+    """And the backward pass of attention that of the like device's forward pass, not of another's."""
+    h100, b200, target = device("H100-SXM5-80GB"), device("B200"), device("H200-SXM")
+    for kind, timed, asked in (("gemm", "nt", "nn"), ("attention", "prefill", "bwd")):
+        like = transfer_fit(plain_fit(kind, timed, "bf16", on="H100-SXM5-80GB"), h100, target)
+        unlike = transfer_fit(plain_fit(kind, asked, "bf16", on="B200"), b200, target)
+        chosen = choose_fit(profile(unlike, like, on="H200-SXM"), kind, asked, "bf16")
+        assert chosen is not None
+        assert chosen.transferred_from == "H100-SXM5-80GB"
 
 
 def test_l4_runs_long_fp32_at_its_power_limit() -> None:
