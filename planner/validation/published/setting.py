@@ -19,6 +19,7 @@ from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config, with_fewer_predictions
 from costmodel.plan import Plan
 from costmodel.recompute import Recompute
+from costmodel.schedules import SCHEDULES
 from planner.validation.published.model_map import RowModel
 from planner.validation.published.rows import PublishedRow, says
 
@@ -35,7 +36,6 @@ __all__ = [
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "settings.json"
 INFERENCE_TASKS = ("forward", "prefill", "decode")
 """Values of a row's `task` that are inference."""
-_NARROW = {"fp8": "fp8", "fp4": "nvfp4"}
 _TRAINED_AS = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}
 """Type the model is traced in; everything else (bf16, fp8, fp4) keeps its activations in bf16."""
 
@@ -49,13 +49,13 @@ def _settings() -> dict[str, Any]:
 def row_framework(row: PublishedRow) -> FrameworkProfile:
     """The framework profile of the row, in the row's precision and with its attention kernels."""
     wording = row.text("framework")
-    name = next(f["framework"] for f in _settings()["frameworks"] if re.search(f["match"], wording, re.I))
+    name = next(f["framework"] for f in _settings()["frameworks"] if _means(row, f))
     base = load_framework(name)
     dtype = _TRAINED_AS.get(row.text("dtype", "fp16"), "bf16")
     changes: dict[str, Any] = {"compute_dtype": dtype}
     if row.text("dtype") == "tf32":
         changes["fp32_products"] = "tf32"
-    changes["half_products"] = _NARROW.get(row.text("dtype"), "same")
+    changes["half_products"] = _settings()["narrow"].get(row.text("dtype"), "same")
     if row.text("task") in INFERENCE_TASKS and changes["half_products"] != "same":
         changes["parameter_bytes"] = weight_bytes(changes["half_products"])
     if dtype == "fp32":
@@ -80,6 +80,13 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
         if says(row, entry["where"]):
             changes |= entry.get("framework", {})
     return base.model_copy(update=changes)
+
+
+def _means(row: PublishedRow, entry: dict[str, Any]) -> bool:
+    where = dict(entry.get("where", {}))
+    if "match" in entry:
+        where["framework"] = entry["match"]
+    return says(row, where)
 
 
 @lru_cache(maxsize=64)
@@ -221,8 +228,10 @@ def counted_step_share(row: PublishedRow, global_batch_size: int) -> float:
 def row_plan(row: PublishedRow) -> Plan | str:
     """The row's plan, or why it has none. Degrees the source leaves out are 1; dp is what remains."""
     n = row.integer("n_gpus", 1)
-    tp, pp, cp = (row.integer(name, 1) for name in ("tp", "pp", "cp"))
-    dp = row.integer("dp") or max(1, n // max(1, tp * pp * cp))
+    tp, pp, cp = (row.integer(name, 1) or 1 for name in ("tp", "pp", "cp"))
+    dp = row.integer("dp") or max(1, n // (tp * pp * cp))
+    if cp > 1 and dp % cp == 0 and dp * tp * pp == n:
+        dp //= cp  # ranks of a sequence counted as replicas
     mbs = row.integer("micro_batch")
     if not mbs and not row.integer("global_batch"):
         mbs = _said_batch(row)
@@ -235,29 +244,69 @@ def row_plan(row: PublishedRow) -> Plan | str:
     gbs = row.integer("global_batch") or mbs * dp * filled
     if not gbs:
         return "the source does not say the batch"
-    if not mbs:
-        mbs = max(1, gbs // dp) if pp == 1 and gbs // dp <= 8 else 1
+    if gbs < dp and dp % gbs == 0 and _splits_sequences(row):
+        dp, cp = gbs, cp * dp // gbs
+    mbs = mbs or _micro_batch(gbs, dp, pp)
+    gbs = _divided(gbs, dp * mbs)
     recompute = _corrected(row).get("recompute") or row.text("recompute") or unsaid["recompute"]
     zero_stage = _zero_stage(row)
-    group = re.search(_settings()["shard_group"]["match"], row.text("notes"))
-    shard = int(group.group(1)) if group and dp % int(group.group(1)) == 0 else 0
-    vpp = row.integer("vpp", 1) or 1
-    schedule = "gpipe" if row.text("pipeline_schedule") == "gpipe" else "interleaved" if vpp > 1 else "1f1b"
+    schedule, vpp = _schedule(row, pp)
     try:
         return Plan(
             dp=dp,
             tp=tp,
             pp=pp,
-            vpp=vpp if pp > 1 else 1,
+            vpp=vpp,
             cp=cp,
             ep=row.integer("ep", 1) or 1,
             micro_batch_size=mbs,
             global_batch_size=gbs,
-            schedule=schedule if pp > 1 else "1f1b",
+            schedule=schedule,
             zero_stage=zero_stage,
-            dp_shard=(shard if zero_stage else 0) or _said_shard(row, dp),
+            dp_shard=(_shard_group(row, dp) if zero_stage else 0) or _said_shard(row, dp),
             sequence_parallel=unsaid["sequence_parallel"] and tp > 1,
             recompute=recompute if Recompute.is_one(recompute) else "none",
         )
     except PlanError as error:
         return str(error)
+
+
+def _splits_sequences(row: PublishedRow) -> bool:
+    """Whether the row's words say that ranks share sequences, and its columns not how many."""
+    match = _settings()["split_sequences"]["match"]
+    return not row.integer("cp") and any(
+        re.search(match, row.text(column), re.I) for column in ("framework", "notes")
+    )
+
+
+def _micro_batch(gbs: int, dp: int, pp: int) -> int:
+    """The micro-batch where the row does not say it: all of a replica's share if that is small, else 1."""
+    return max(1, gbs // dp) if pp == 1 and gbs // dp <= 8 else 1
+
+
+def _divided(gbs: int, per_pass: int) -> int:
+    """The batch, or the nearest one that the replicas divide where that is near."""
+    nearest = max(1, round(gbs / per_pass)) * per_pass
+    return nearest if abs(nearest - gbs) <= _settings()["batch_rounding"]["fraction"] * gbs else gbs
+
+
+def _shard_group(row: PublishedRow, dp: int) -> int:
+    """Ranks that share what ZeRO shards, where the notes name fewer than all; else 0."""
+    for entry in _settings()["shard_group"]:
+        if match := re.search(entry["match"], row.text("notes")):
+            shard = int(next(group for group in match.groups() if group))
+            return shard if dp % shard == 0 else 0
+    return 0
+
+
+def _schedule(row: PublishedRow, pp: int) -> tuple[str, int]:
+    """The pipeline's schedule and chunks per rank."""
+    said, vpp = row.text("pipeline_schedule"), row.integer("vpp", 1) or 1
+    if pp == 1:
+        return "1f1b", 1
+    if said not in SCHEDULES or (said == "1f1b" and vpp > 1):
+        said = "interleaved" if vpp > 1 else "1f1b"
+    chunks = _settings()["chunks"]
+    if said in chunks["schedules"] and vpp == 1:
+        vpp = int(chunks["vpp"])
+    return said, vpp
