@@ -49,8 +49,7 @@ def _settings() -> dict[str, Any]:
 def row_framework(row: PublishedRow) -> FrameworkProfile:
     """The framework profile of the row, in the row's precision and with its attention kernels."""
     wording = row.text("framework")
-    name = next(f["framework"] for f in _settings()["frameworks"] if _means(row, f))
-    base = load_framework(name)
+    base = load_framework(_framework_name(row))
     dtype = _TRAINED_AS.get(row.text("dtype", "fp16"), "bf16")
     changes: dict[str, Any] = {"compute_dtype": dtype}
     if row.text("dtype") == "tf32":
@@ -80,6 +79,10 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
         if says(row, entry["where"]):
             changes |= entry.get("framework", {})
     return base.model_copy(update=changes)
+
+
+def _framework_name(row: PublishedRow) -> str:
+    return next(str(f["framework"]) for f in _settings()["frameworks"] if _means(row, f))
 
 
 def _means(row: PublishedRow, entry: dict[str, Any]) -> bool:
@@ -229,6 +232,8 @@ def row_plan(row: PublishedRow) -> Plan | str:
     """The row's plan, or why it has none. Degrees the source leaves out are 1; dp is what remains."""
     n = row.integer("n_gpus", 1)
     tp, pp, cp = (row.integer(name, 1) or 1 for name in ("tp", "pp", "cp"))
+    if _names_no_degree(row):
+        tp, pp = _split(row, n)
     dp = row.integer("dp") or max(1, n // (tp * pp * cp))
     if cp > 1 and dp % cp == 0 and dp * tp * pp == n:
         dp //= cp  # ranks of a sequence counted as replicas
@@ -246,7 +251,7 @@ def row_plan(row: PublishedRow) -> Plan | str:
         return "the source does not say the batch"
     if gbs < dp and dp % gbs == 0 and _splits_sequences(row):
         dp, cp = gbs, cp * dp // gbs
-    mbs = mbs or _micro_batch(gbs, dp, pp)
+    mbs = mbs or (1 if pp > 1 else _micro_batch(row, max(1, gbs // dp)))
     gbs = _divided(gbs, dp * mbs)
     recompute = _corrected(row).get("recompute") or row.text("recompute") or unsaid["recompute"]
     zero_stage = _zero_stage(row)
@@ -279,9 +284,37 @@ def _splits_sequences(row: PublishedRow) -> bool:
     )
 
 
-def _micro_batch(gbs: int, dp: int, pp: int) -> int:
-    """The micro-batch where the row does not say it: all of a replica's share if that is small, else 1."""
-    return max(1, gbs // dp) if pp == 1 and gbs // dp <= 8 else 1
+def _names_no_degree(row: PublishedRow) -> bool:
+    """Whether a training row of several GPUs, of a framework that splits models, leaves its split open."""
+    if _framework_name(row) not in _settings()["unsaid_split"]["frameworks"]:
+        return False
+    several = row.text("task") == "train" and row.integer("n_gpus") > 1 and _zero_stage(row) < 3
+    return several and not any(row.text(name) for name in ("dp", "tp", "pp", "cp", "ep"))
+
+
+def _split(row: PublishedRow, n: int) -> tuple[int, int]:
+    """Degrees of tensor and pipeline parallelism at which a copy of the model's state fits; (1, 1) where it
+    fits undivided, where the row does not say its size and where nothing fits."""
+    told, layers, hidden = _settings()["unsaid_split"], row.integer("layers"), row.integer("hidden")
+    parameters = row.number("n_params") or 12.0 * layers * hidden**2 + row.integer("vocab") * hidden
+    room = told["memory_share"] * _profile(_gpu(row)).device.memory_bytes
+    parts = parameters * told["bytes_per_parameter"] / room
+    tensor = [tp for tp in (1, 2, 4, 8) if tp <= told["tensor"] and n % tp == 0]
+    stages = [pp for pp in range(2, layers + 1) if layers % pp == 0 and n % (tensor[-1] * pp) == 0]
+    ways = [*((tp, 1) for tp in tensor), *((tensor[-1], pp) for pp in stages)]
+    return next(((tp, pp) for tp, pp in ways if tp * pp >= parts), (1, 1))
+
+
+def _micro_batch(row: PublishedRow, share: int) -> int:
+    """The micro-batch where the row does not say it, of a replica's share of the batch."""
+    if share <= 8 or not row.integer("n_gpus"):
+        return share if share <= 8 else 1
+    told, seq_len = _settings()["unknown_batch"], row.integer("seq_len")
+    most = float(told["images"])
+    if seq_len:
+        parameters = row.number("n_params") or told["usual_parameters"]
+        most = told["tokens"] * min(1.0, told["parameters"] / parameters) / seq_len
+    return max(part for part in range(1, min(share, max(1, int(most))) + 1) if share % part == 0)
 
 
 def _divided(gbs: int, per_pass: int) -> int:
