@@ -5,8 +5,8 @@ selective       the core of attention runs again (arXiv 2205.05198, section 4.3)
 full            every block keeps its input and runs again
 fullK           so does every K-th block (full4: blocks 0, 4, 8, ...)
 modules-A-B     modules named A or B inside a block keep their input and run again (modules-mlp)
-opsK            a block keeps its input, what attention makes and every K-th product from the first on; all else
-                runs again (selective checkpointing by operator, torch.utils.checkpoint; torchtitan's is ops2)
+opsK            a block keeps its input, what attention makes and every K-th product from the first on; all
+                else runs again (selective checkpointing by operator, torch.utils.checkpoint)
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Recompute:
     kind: str
     """One of POLICIES, modules, or operators."""
     every: int = 1
-    """Of full: blocks from one that runs again to the next. Of operators: products from one kept to the next."""
+    """Of full: blocks from one that runs again to the next; of operators: products from one kept to the
+    next."""
     modules: tuple[str, ...] = ()
 
     @classmethod
@@ -47,16 +48,14 @@ class Recompute:
             return cls(kind="modules", modules=tuple(match[1].strip("-").split("-")))
         raise PlanError(
             f"recompute={text!r}: must be one of {', '.join(POLICIES)}, fullK for every K-th block "
-            "(full4), opsK to keep attention and every K-th product (ops2), or modules-NAME for modules of that "
-            "name inside blocks (modules-mlp)"
+            "(full4), opsK to keep attention and every K-th product (ops2), or modules-NAME for modules of "
+            "that name inside blocks (modules-mlp)"
         )
 
     @staticmethod
     def is_one(text: str) -> bool:
         """Whether the text names a policy."""
-        return text in POLICIES or any(
-            form.fullmatch(text) for form in (_EVERY, _OPERATORS, _MODULES)
-        )
+        return text in POLICIES or any(form.fullmatch(text) for form in (_EVERY, _OPERATORS, _MODULES))
 
     def of_block(self, number: int) -> str:
         """The policy of the model's `number`-th block, as text."""

@@ -53,9 +53,7 @@ def recomputed_operators(segment: Segment, recompute: str) -> frozenset[int]:
         return frozenset(op.index for op in forward if policy.names(op.module))
     if policy.kind == "operators":
         products = [op.index for op in forward if op.kind in _PRODUCT_KINDS]
-        kept = {*products[:: policy.every]} | {
-            op.index for op in forward if op.kind == "attention"
-        }
+        kept = {*products[:: policy.every]} | {op.index for op in forward if op.kind == "attention"}
         return frozenset(op.index for op in forward if op.index not in kept)
     core = [i for i, op in enumerate(forward) if op.kind in _SELECTIVE_KINDS]
     if not core:
@@ -102,7 +100,10 @@ def _held_sizes(segment: Segment, again: frozenset[int]) -> list[int]:
     """Bytes of each block that is held where a block runs again from its input: its output, which is the next
     one's input, and what `again` does not make anew."""
     made = _made_once(segment, again)
-    return [segment.output_bytes, *(allocated_bytes(t.size_bytes) for t in segment.tensors if t.index in made)]
+    return [
+        segment.output_bytes,
+        *(allocated_bytes(t.size_bytes) for t in segment.tensors if t.index in made),
+    ]
 
 
 def kept_segments(segment: Segment, recompute: str = "none", fused: FusedSegment | None = None) -> float:

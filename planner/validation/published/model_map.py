@@ -14,7 +14,7 @@ import costmodel
 from costmodel.models import shipped_config
 from planner.validation.published.rows import PublishedRow, says
 
-__all__ = ["RowModel", "row_model"]
+__all__ = ["RowModel", "known_parameters", "known_size", "row_model"]
 
 _FOLDER = Path(costmodel.__path__[0]) / "data" / "published"
 _DATA = _FOLDER / "families.json"
@@ -52,10 +52,23 @@ def _all_sizes() -> dict[str, Any]:
     return sizes
 
 
-def _known_sizes(row: PublishedRow) -> tuple[str, dict[str, int]]:
-    """Family and sizes that the row's model name means, or its parameters where no name is known; "" and
-    nothing where neither says any, or the row gives another width."""
-    family, name, told = row.text("model_family"), row.text("model_name"), _all_sizes()
+def known_parameters(row: PublishedRow) -> float:
+    """The model's parameters as the row, its layers' width (12 L h^2 + V h) or its name says; 0: none."""
+    layers, hidden = row.integer("layers"), row.integer("hidden")
+    counted = 12.0 * layers * hidden**2 + row.integer("vocab") * hidden
+    return row.number("n_params") or counted or 1e9 * _known(row).get("billions", 0.0)
+
+
+def known_size(row: PublishedRow, column: str) -> int:
+    """A size of the model as the row or its name says it; 0: neither."""
+    return row.integer(column) or int(_known(row).get("sizes", {}).get(column, 0))
+
+
+def _known(row: PublishedRow) -> dict[str, Any]:
+    """The entry of sizes that the row's model name means, or its parameters where no name is known; nothing
+    where neither says any, or the row gives another width."""
+    family, told = row.text("model_family"), _all_sizes()
+    name = re.sub(r"[\s_]+", "-", row.text("model_name"))
     of_family = [e for e in told["sizes"] if family in ("", e["family"])]
     entry = next((e for e in of_family if name and re.search(e["match"], name, re.I)), None)
     parameters, width = row.number("n_params"), row.integer("hidden")
@@ -65,7 +78,7 @@ def _known_sizes(row: PublishedRow) -> tuple[str, dict[str, int]]:
         apart = {abs(1e9 * e["billions"] / parameters - 1): e for e in reversed(of_family)}
         if apart and min(apart) <= told["nearest_parameters"]["fraction"]:
             entry = apart[min(apart)]
-    return ("", {}) if entry is None else (entry["family"], entry["sizes"])
+    return entry or {}
 
 
 def _named(row: PublishedRow) -> dict[str, Any] | None:
@@ -99,8 +112,8 @@ def _named(row: PublishedRow) -> dict[str, Any] | None:
 
 def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     """The row's model, or the reason why it cannot be built. The vocabulary is padded to a multiple."""
-    family_known, known = _known_sizes(row)
-    family = row.text("model_family") or family_known
+    size = _known(row)
+    family, known = row.text("model_family") or size.get("family", ""), size.get("sizes", {})
     entry = _named(row) or _families().get(family)
     if entry is None:
         return f"family {family!r} is not in the table of families"
@@ -158,8 +171,8 @@ def _without_padding(row: PublishedRow, seq_len: int) -> int:
 
 
 def _variant(row: PublishedRow, entry: dict[str, Any], known: Mapping[str, int]) -> dict[str, Any]:
-    """The entry with what the first of its variants that the row's notes mean replaces, or whose heads the row
-    has."""
+    """The entry with what the first of its variants replaces that the row's notes mean, or whose heads the
+    row has."""
     heads, kv_heads = (row.integer(name, known.get(name, 0)) for name in ("heads", "kv_heads"))
     for variant in entry.get("variants", []):
         grouped = variant.get("grouped_heads", False) and 0 < kv_heads < heads
@@ -169,10 +182,14 @@ def _variant(row: PublishedRow, entry: dict[str, Any], known: Mapping[str, int])
 
 
 def _said(row: PublishedRow, readings: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a row's notes say of the model: a number in the wording, or the reading's own value."""
+    """What a row's notes say of the model: a number in the wording, or the reading's own value; and what its
+    framework sets where they do not."""
     found: dict[str, Any] = {}
     for reading in readings:
-        if match := re.search(reading["match"], row.text("notes")):
+        if "where" in reading:
+            if says(row, reading["where"]):
+                found[reading["field"]] = reading["value"]
+        elif match := re.search(reading["match"], row.text("notes")):
             found[reading["field"]] = reading["value"] if "value" in reading else int(match[1])
     return found
 

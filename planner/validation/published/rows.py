@@ -19,6 +19,9 @@ __all__ = ["METRICS", "OF_RUNS", "PublishedRow", "in_our_words", "read_rows", "s
 
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "wordings.json"
 
+_NUMBER = re.compile(r"(\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?)\s*(k|K|M|B|%|s|GB|GiB|)")
+_TIMES = {"k": 1024.0, "K": 1024.0, "M": 1e6, "B": 1e9}
+
 METRICS = (
     "iter_time_s",
     "tokens_per_s_per_gpu",
@@ -45,11 +48,16 @@ class PublishedRow:
         return self.cells.get(column, default)
 
     def number(self, column: str) -> float | None:
-        """The cell as a number; None where the source does not say or says no number."""
+        """The cell as a number; None where the source does not say or says no number.
+
+        Units behind it are left out (70 GiB, 45 %); k is 1,024, M and B are a million and a billion.
+        """
+        said = self.cells.get(column, "")
         try:
-            return float(self.cells[column])
-        except (KeyError, ValueError):
-            return None
+            return float(said)
+        except ValueError:
+            match = _NUMBER.fullmatch(said)
+        return None if match is None else float(match[1].replace(",", "")) * _TIMES.get(match[2].strip(), 1.0)
 
     def integer(self, column: str, default: int = 0) -> int:
         """The cell as a whole number, or `default`."""
@@ -68,7 +76,8 @@ class PublishedRow:
         for column in METRICS:
             value = self.number(column)
             if value is not None and value > 0:
-                return column, value
+                fraction = column == "mfu_reported" and value < 1.0  # as a share, not in percent
+                return column, 100.0 * value if fraction else value
         return None
 
 

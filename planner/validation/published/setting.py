@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from costmodel.models import resolve_config, with_fewer_predictions
 from costmodel.plan import Plan
 from costmodel.recompute import Recompute
 from costmodel.schedules import SCHEDULES
-from planner.validation.published.model_map import RowModel
+from planner.validation.published.model_map import RowModel, known_parameters, known_size
 from planner.validation.published.rows import PublishedRow, says
 
 __all__ = [
     "INFERENCE_TASKS",
     "counted_step_share",
+    "heavier_plans",
+    "overfull",
     "row_arguments",
     "row_framework",
     "row_hardware",
@@ -216,8 +218,26 @@ def _corrected(row: PublishedRow) -> dict[str, Any]:
 
 def _zero_stage(row: PublishedRow) -> int:
     """The row's ZeRO stage, or what its scripts set."""
-    said = row.text("zero_stage")
-    return row.integer("zero_stage") if said else int(_unsaid(row).get("zero_stage", 0))
+    if row.number("zero_stage") is not None:
+        return row.integer("zero_stage")
+    unsaid = _unsaid(row).get("zero_stage")
+    return int(unsaid) if unsaid is not None else 3 * _must_shard(row)
+
+
+def _must_shard(row: PublishedRow) -> bool:
+    """Whether replicas could not have held the model's state each, and nothing but replicas divides it."""
+    told, memory_bytes = _settings()["unsaid_split"], _profile(_gpu(row)).device.memory_bytes
+    divided = any(row.integer(name, 1) > 1 for name in ("tp", "pp", "cp"))
+    if (
+        row.text("task") != "train"
+        or divided
+        or row.integer("n_gpus") < 2
+        or row.text("model_family") == "moe"
+    ):
+        return False
+    if _framework_name(row) in told["frameworks"] or re.search(told["unless"], row.text("framework"), re.I):
+        return False
+    return bool(known_parameters(row) * told["bytes_per_parameter"] > memory_bytes)
 
 
 def counted_step_share(row: PublishedRow, global_batch_size: int) -> float:
@@ -251,8 +271,9 @@ def row_plan(row: PublishedRow) -> Plan | str:
         return "the source does not say the batch"
     if gbs < dp and dp % gbs == 0 and _splits_sequences(row):
         dp, cp = gbs, cp * dp // gbs
-    mbs = mbs or (1 if pp > 1 else _micro_batch(row, max(1, gbs // dp)))
-    gbs = _divided(gbs, dp * mbs)
+    if not mbs:  # a row that says all three contradicts itself where they do not divide
+        mbs = 1 if pp > 1 else _micro_batch(row, max(1, gbs // dp))
+        gbs = _divided(gbs, dp * mbs)
     recompute = _corrected(row).get("recompute") or row.text("recompute") or unsaid["recompute"]
     zero_stage = _zero_stage(row)
     schedule, vpp = _schedule(row, pp)
@@ -263,7 +284,7 @@ def row_plan(row: PublishedRow) -> Plan | str:
             pp=pp,
             vpp=vpp,
             cp=cp,
-            ep=row.integer("ep", 1) or 1,
+            ep=(row.integer("ep", 1) or 1) if row.text("model_family") == "moe" else 1,
             micro_batch_size=mbs,
             global_batch_size=gbs,
             schedule=schedule,
@@ -274,6 +295,18 @@ def row_plan(row: PublishedRow) -> Plan | str:
         )
     except PlanError as error:
         return str(error)
+
+
+def heavier_plans(row: PublishedRow, plan: Plan) -> Iterator[Plan]:
+    """What the plan may have been where the row does not say what it recomputes, lightest first."""
+    told = _settings()["unsaid_recompute"]
+    if says(row, told["where"]) and plan.recompute == "none" and _framework_name(row) in told["frameworks"]:
+        yield from (plan.with_(recompute=policy) for policy in told["try"])
+
+
+def overfull(memory_bytes: float, device_bytes: float) -> bool:
+    """Whether a forecast of memory is so far over the device's that the run cannot have been that."""
+    return memory_bytes > float(_settings()["unsaid_recompute"]["margin"]) * device_bytes
 
 
 def _splits_sequences(row: PublishedRow) -> bool:
@@ -295,10 +328,9 @@ def _names_no_degree(row: PublishedRow) -> bool:
 def _split(row: PublishedRow, n: int) -> tuple[int, int]:
     """Degrees of tensor and pipeline parallelism at which a copy of the model's state fits; (1, 1) where it
     fits undivided, where the row does not say its size and where nothing fits."""
-    told, layers, hidden = _settings()["unsaid_split"], row.integer("layers"), row.integer("hidden")
-    parameters = row.number("n_params") or 12.0 * layers * hidden**2 + row.integer("vocab") * hidden
+    told, layers = _settings()["unsaid_split"], known_size(row, "layers")
     room = told["memory_share"] * _profile(_gpu(row)).device.memory_bytes
-    parts = parameters * told["bytes_per_parameter"] / room
+    parts = known_parameters(row) * told["bytes_per_parameter"] / room
     tensor = [tp for tp in (1, 2, 4, 8) if tp <= told["tensor"] and n % tp == 0]
     stages = [pp for pp in range(2, layers + 1) if layers % pp == 0 and n % (tensor[-1] * pp) == 0]
     ways = [*((tp, 1) for tp in tensor), *((tensor[-1], pp) for pp in stages)]
@@ -307,12 +339,14 @@ def _split(row: PublishedRow, n: int) -> tuple[int, int]:
 
 def _micro_batch(row: PublishedRow, share: int) -> int:
     """The micro-batch where the row does not say it, of a replica's share of the batch."""
-    if share <= 8 or not row.integer("n_gpus"):
-        return share if share <= 8 else 1
-    told, seq_len = _settings()["unknown_batch"], row.integer("seq_len")
+    if share <= 8:
+        return share
+    if row.text("task") != "train" or not row.integer("n_gpus"):
+        return 1
+    told, seq_len = _settings()["unknown_batch"], known_size(row, "seq_len")
     most = float(told["images"])
     if seq_len:
-        parameters = row.number("n_params") or told["usual_parameters"]
+        parameters = known_parameters(row) or told["usual_parameters"]
         most = told["tokens"] * min(1.0, told["parameters"] / parameters) / seq_len
     return max(part for part in range(1, min(share, max(1, int(most))) + 1) if share % part == 0)
 
