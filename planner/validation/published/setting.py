@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import costmodel
-from costmodel.errors import PlanError
+from costmodel.errors import ForeshardError, PlanError
 from costmodel.framework import FrameworkProfile, load_framework
 from costmodel.hardware.device import weight_bytes
 from costmodel.hardware.node_links import inter_link, intra_link, intra_names
@@ -224,9 +225,17 @@ def _zero_stage(row: PublishedRow) -> int:
     return int(unsaid) if unsaid is not None else 3 * _must_shard(row)
 
 
+def _device_bytes(row: PublishedRow) -> float:
+    """Memory of the row's GPU; infinite where no profile is of it, which `row_hardware` says."""
+    try:
+        return _profile(_gpu(row)).device.memory_bytes
+    except ForeshardError:
+        return math.inf
+
+
 def _must_shard(row: PublishedRow) -> bool:
     """Whether replicas could not have held the model's state each, and nothing but replicas divides it."""
-    told, memory_bytes = _settings()["unsaid_split"], _profile(_gpu(row)).device.memory_bytes
+    told = _settings()["unsaid_split"]
     divided = any(row.integer(name, 1) > 1 for name in ("tp", "pp", "cp"))
     if (
         row.text("task") != "train"
@@ -237,7 +246,7 @@ def _must_shard(row: PublishedRow) -> bool:
         return False
     if _framework_name(row) in told["frameworks"] or re.search(told["unless"], row.text("framework"), re.I):
         return False
-    return bool(known_parameters(row) * told["bytes_per_parameter"] > memory_bytes)
+    return bool(known_parameters(row) * told["bytes_per_parameter"] > _device_bytes(row))
 
 
 def counted_step_share(row: PublishedRow, global_batch_size: int) -> float:
@@ -329,7 +338,7 @@ def _split(row: PublishedRow, n: int) -> tuple[int, int]:
     """Degrees of tensor and pipeline parallelism at which a copy of the model's state fits; (1, 1) where it
     fits undivided, where the row does not say its size and where nothing fits."""
     told, layers = _settings()["unsaid_split"], known_size(row, "layers")
-    room = told["memory_share"] * _profile(_gpu(row)).device.memory_bytes
+    room = told["memory_share"] * _device_bytes(row)
     parts = known_parameters(row) * told["bytes_per_parameter"] / room
     tensor = [tp for tp in (1, 2, 4, 8) if tp <= told["tensor"] and n % tp == 0]
     stages = [pp for pp in range(2, layers + 1) if layers % pp == 0 and n % (tensor[-1] * pp) == 0]
@@ -362,7 +371,7 @@ def _shard_group(row: PublishedRow, dp: int) -> int:
     for entry in _settings()["shard_group"]:
         if match := re.search(entry["match"], row.text("notes")):
             shard = int(next(group for group in match.groups() if group))
-            return shard if dp % shard == 0 else 0
+            return shard if shard and dp % shard == 0 else 0
     return 0
 
 

@@ -231,6 +231,12 @@ def test_a_split_that_no_column_says_holds_the_model() -> None:
     assert plan_of(framework="PyTorch", n_params="1e9").zero_stage == 0
 
 
+@pytest.mark.parametrize("framework", ["PyTorch", "Megatron-LM"])
+def test_a_gpu_without_a_profile_leaves_the_split_alone(framework: str) -> None:
+    plan = plan_of(gpu="TPU v4", framework=framework, n_params="175e9")
+    assert (plan.dp, plan.tp, plan.pp) == (8, 1, 1)
+
+
 def test_micro_batches_of_small_models_are_larger() -> None:
     small, large = (
         plan_of(framework="PyTorch FSDP", n_params=n, seq_len="2048", global_batch="512").micro_batch_size
