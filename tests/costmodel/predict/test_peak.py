@@ -215,7 +215,7 @@ def test_peak_where_operators_run_again(again: bool, recompute: str) -> None:
     graph = trace_module(make(False), *inputs)
     module = make(again)
     measured = measured_peak_bytes(module, inputs)
-    assert predicted_peak_bytes(graph, module, inputs, recompute) == pytest.approx(measured, rel=0.04)
+    assert predicted_peak_bytes(graph, module, inputs, recompute) == pytest.approx(measured, rel=0.06)
 
 
 def test_walk_of_a_stage() -> None:
