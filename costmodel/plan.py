@@ -154,7 +154,7 @@ class Plan:
                 raise PlanError(
                     f"plan {text!r}: unknown token {token!r}; there are: "
                     f"{', '.join(f'{t}N' for t in _DEGREES)}, sp, "
-                    f"{', '.join(POLICIES)}, fullN, modules-NAME, "
+                    f"{', '.join(POLICIES)}, fullN, opsN, modules-NAME, "
                     f"{', '.join(schedules)}; strategies: {', '.join(_strategies())}"
                 )
             if name in values:

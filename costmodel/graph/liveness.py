@@ -22,6 +22,7 @@ __all__ = [
     "segment_memory",
 ]
 
+_PRODUCT_KINDS = ("gemm", "conv", "moe")
 _SELECTIVE_KINDS = ("attention", "softmax", "bmm")
 
 _SMALL_BLOCK_BYTES = 512
@@ -50,6 +51,10 @@ def recomputed_operators(segment: Segment, recompute: str) -> frozenset[int]:
         return frozenset(op.index for op in forward)
     if policy.kind == "modules":
         return frozenset(op.index for op in forward if policy.names(op.module))
+    if policy.kind == "operators":
+        products = [op.index for op in forward if op.kind in _PRODUCT_KINDS]
+        kept = {*products[:: policy.every]} | {op.index for op in forward if op.kind == "attention"}
+        return frozenset(op.index for op in forward if op.index not in kept)
     core = [i for i, op in enumerate(forward) if op.kind in _SELECTIVE_KINDS]
     if not core:
         return frozenset()
@@ -69,13 +74,36 @@ def _not_kept(segment: Segment, again: frozenset[int]) -> set[int]:
 def saved_bytes(segment: Segment, recompute: str = "none", fused: FusedSegment | None = None) -> int:
     """Bytes held from forward to backward by one instance, after the recompute policy.
 
-    What is recomputed does not keep what it makes; a fully recomputed block keeps its input only. What fused
-    kernels do not write is not held, see `graph.fusion`.
+    What is recomputed does not keep what it makes; a fully recomputed block keeps its input only, one that is
+    recomputed by operator what the others made too. What fused kernels do not write is not held, see
+    `graph.fusion`.
     """
     again = recomputed_operators(segment, recompute)
-    if recompute == "full" and again:
-        return segment.output_bytes
+    if again and _from_input(recompute):
+        return sum(_held_sizes(segment, again))
     return sum(size for _, size in _kept(segment, again, fused))
+
+
+def _from_input(recompute: str) -> bool:
+    """Whether a block runs again from its input, so that only what its other operators made is held."""
+    return Recompute.parse(recompute).kind in ("full", "operators")
+
+
+def _made_once(segment: Segment, again: frozenset[int]) -> set[int]:
+    """Storages that the forward operators which do not run again make."""
+    base = {t.index: t.index if t.view_of is None else t.view_of for t in segment.tensors}
+    once = (op for op in segment.phase(Phase.FORWARD) if op.index not in again and op.kind != "host")
+    return {base[t] for op in once for t in op.outputs}
+
+
+def _held_sizes(segment: Segment, again: frozenset[int]) -> list[int]:
+    """Bytes of each block that is held where a block runs again from its input: its output, which is the next
+    one's input, and what `again` does not make anew."""
+    made = _made_once(segment, again)
+    return [
+        segment.output_bytes,
+        *(allocated_bytes(t.size_bytes) for t in segment.tensors if t.index in made),
+    ]
 
 
 def kept_segments(segment: Segment, recompute: str = "none", fused: FusedSegment | None = None) -> float:
@@ -89,8 +117,8 @@ def kept_segments(segment: Segment, recompute: str = "none", fused: FusedSegment
     again = recomputed_operators(segment, recompute)
     kept = _kept(segment, again, fused)
     sizes = [size for role, size in kept if role not in _LASTING]
-    if recompute == "full" and again:
-        sizes = [segment.output_bytes]
+    if again and _from_input(recompute):
+        sizes = _held_sizes(segment, again)
     found = 0.0
     for size in sizes:
         if size <= 2**20:
@@ -146,7 +174,7 @@ def segment_memory(
     """
     sizes = _Sizes(segment, fused)
     again = recomputed_operators(segment, recompute)
-    whole = recompute == "full" and bool(again)
+    whole = bool(again) and _from_input(recompute)
     saved = {t.index for t in segment.tensors if t.saved and t.view_of is None and sizes.of(t.index)}
     dropped = _not_kept(segment, again) & saved
     made = {sizes.base(t) for op in segment.operators for t in op.outputs}
@@ -154,10 +182,10 @@ def segment_memory(
     foreign = (saved_elsewhere - made) | (sizes.summed - made)
     walked = _walk(forward, sizes, foreign, kept=saved - dropped)
     if whole:
-        walked = _walk(forward, sizes, foreign, kept=set())
+        walked = _walk(forward, sizes, foreign, kept=_made_once(segment, again))
     held = saved_bytes(segment, recompute, fused)
-    # what a whole block holds is its output, which went when the next block's backward was done
-    start = sum(map(sizes.of, saved)) - held if whole else sum(map(sizes.of, dropped))
+    # what a whole block holds of its own is its output, which went when the next block's backward was done
+    start = max(0, sum(map(sizes.of, saved)) - held) if whole else sum(map(sizes.of, dropped))
     repeated = _walk(forward, sizes, foreign, kept=saved) - held if whole else 0
     peaks = [
         max(repeated, start + _walk(backward, sizes, foreign, held=saved, gradients_stay=stay))

@@ -165,7 +165,7 @@ def _row(profile: HardwareProfile, row: Any, cache: dict[str, Forecaster]) -> Le
     except ForeshardError as error:
         return str(error)
     return LearningRun(
-        fingerprint=_fingerprint(dict(row.cells)),
+        fingerprint=_fingerprint({**row.cells, **row.written}),
         label=row.id,
         model="/".join(row.text(name) for name in ("model_name", "seq_len")),
         source=row.text("source"),

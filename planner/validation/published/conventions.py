@@ -8,6 +8,7 @@ FLOP formulas per step, B sequences of length s, L layers of width h, vocabulary
                         (arXiv 2104.04473, section 5.1, equation 3)
   six_n_plus_attention  (6 N s + 12 L h s^2) B (llm-foundry's README)
   eight_n_tokens        8 N s B
+  hardware              model, and the forward once more where it runs again
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def flop_per_step(formula: str, s: Sizes) -> float:
     tokens = s.batch * max(1, s.seq)
     if formula == "model":
         return s.model_flop
+    if formula == "hardware":
+        return s.model_flop * (4.0 / 3.0 if s.recompute.startswith("full") else 1.0)
     if formula == "model_causal":
         return s.model_flop - 6.0 * s.batch * s.layers * s.hidden * s.seq**2
     if formula == "megatron":

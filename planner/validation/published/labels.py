@@ -28,16 +28,31 @@ def row_labels(row: PublishedRow) -> dict[str, str]:
 def plan_labels(row: PublishedRow, plan: Plan, profile: HardwareProfile) -> dict[str, str]:
     """Labels of a row with a plan: how it ran, what its rivals have in common, whose operators price it.
 
-    `operators_of`: the device whose measured products stand behind the forecast.
+    `operators_of`: the device whose measured products stand behind the forecast; `assumed`: what the row does
+    not say, or says in other words.
     """
     donors = {f.transferred_from or profile.name for f in profile.operators if f.kind == "gemm"}
     return {
         "n_gpus": str(plan.world_size),
         "strategy": parallelism_of(plan),
         "operators_of": profile.name if profile.name in donors else ", ".join(sorted(donors)),
+        **({"assumed": assumed} if (assumed := _assumed(row, plan)) else {}),
         PLAN: str(plan),
         PROBLEM: "/".join(row.text(k) for k in _PROBLEM_COLUMNS),
     }
+
+
+def _assumed(row: PublishedRow, plan: Plan) -> str:
+    """What was read otherwise than written, and what of the plan the row leaves open."""
+    read = [f"{column} {said!r} as {row.text(column)!r}" for column, said in row.written.items()]
+    taken = {name: getattr(plan, name) for name in ("dp", "tp", "pp", "vpp", "cp", "ep")}
+    taken |= {"micro_batch": plan.micro_batch_size, "global_batch": plan.global_batch_size}
+    open_ = [f"{k}={v}" for k, v in taken.items() if v > 1 and row.number(k) != v]
+    if plan.zero_stage and row.number("zero_stage") != plan.zero_stage:
+        open_.append(f"zero_stage={plan.zero_stage}")
+    if plan.recompute != "none" and row.text("recompute") != plan.recompute:
+        open_.append(f"recompute={plan.recompute}")
+    return ", ".join((*read, *open_))
 
 
 def parallelism_of(plan: Plan) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,7 @@ import costmodel
 from costmodel.estimate import Z90
 from costmodel.predict import Prediction
 from costmodel.predict.prediction import StageMemory
-from planner.validation.published.rows import PublishedRow
+from planner.validation.published.rows import PublishedRow, says
 
 __all__ = ["METRIC", "MemoryReading", "memory_row"]
 
@@ -44,7 +43,7 @@ def memory_row(row: PublishedRow, prediction: Prediction) -> MemoryReading | Non
     measured = row.number(METRIC)
     if measured is None or measured <= 0:
         return None
-    reading = next(r for r in _readings() if re.search(r["match"], row.text("notes"), re.IGNORECASE))
+    reading = next(r for r in _readings() if says(row, {"notes": r.get("match", ""), **r.get("where", {})}))
     stages = prediction.memory[-1:] if reading["rank"] == "last" else prediction.memory
     size_bytes = prediction.device_memory_bytes
     of_stage: dict[str, Callable[[StageMemory], int]] = {

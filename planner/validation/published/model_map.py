@@ -14,9 +14,10 @@ import costmodel
 from costmodel.models import shipped_config
 from planner.validation.published.rows import PublishedRow, says
 
-__all__ = ["RowModel", "row_model"]
+__all__ = ["RowModel", "known_parameters", "known_size", "row_model"]
 
-_DATA = Path(costmodel.__path__[0]) / "data" / "published" / "families.json"
+_FOLDER = Path(costmodel.__path__[0]) / "data" / "published"
+_DATA = _FOLDER / "families.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,41 @@ def _families() -> dict[str, dict[str, Any]]:
 def _table(name: str) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = json.loads(_DATA.read_text())[name]
     return entries
+
+
+@lru_cache(maxsize=1)
+def _all_sizes() -> dict[str, Any]:
+    sizes: dict[str, Any] = json.loads((_FOLDER / "sizes.json").read_text())
+    return sizes
+
+
+def known_parameters(row: PublishedRow) -> float:
+    """The model's parameters as the row, its layers' width (12 L h^2 + V h) or its name says; 0: none."""
+    layers, hidden = row.integer("layers"), row.integer("hidden")
+    counted = 12.0 * layers * hidden**2 + row.integer("vocab") * hidden
+    return row.number("n_params") or counted or 1e9 * _known(row).get("billions", 0.0)
+
+
+def known_size(row: PublishedRow, column: str) -> int:
+    """A size of the model as the row or its name says it; 0: neither."""
+    return row.integer(column) or int(_known(row).get("sizes", {}).get(column, 0))
+
+
+def _known(row: PublishedRow) -> dict[str, Any]:
+    """The entry of sizes that the row's model name means, or its parameters where no name is known; nothing
+    where neither says any, or the row gives another width."""
+    family, told = row.text("model_family"), _all_sizes()
+    name = re.sub(r"[\s_]+", "-", row.text("model_name"))
+    of_family = [e for e in told["sizes"] if family in ("", e["family"])]
+    entry = next((e for e in of_family if name and re.search(e["match"], name, re.I)), None)
+    parameters, width = row.number("n_params"), row.integer("hidden")
+    if entry is not None and width not in (0, entry["sizes"].get("hidden", width)):
+        entry = None
+    if entry is None and family and parameters and not width:
+        apart = {abs(1e9 * e["billions"] / parameters - 1): e for e in reversed(of_family)}
+        if apart and min(apart) <= told["nearest_parameters"]["fraction"]:
+            entry = apart[min(apart)]
+    return entry or {}
 
 
 def _named(row: PublishedRow) -> dict[str, Any] | None:
@@ -76,14 +112,19 @@ def _named(row: PublishedRow) -> dict[str, Any] | None:
 
 def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     """The row's model, or the reason why it cannot be built. The vocabulary is padded to a multiple."""
-    family = row.text("model_family")
+    size = _known(row)
+    family, known = row.text("model_family") or size.get("family", ""), size.get("sizes", {})
     entry = _named(row) or _families().get(family)
     if entry is None:
         return f"family {family!r} is not in the table of families"
-    entry = _variant(row, entry)
+    if row.text("task") != "train":
+        known = {k: v for k, v in known.items() if k != "seq_len"}  # a prompt's length, not training's
+    entry = _variant(row, entry, known)
     values: dict[str, int] = {}
     for column in {*entry["columns"], *entry["needs"]}:
         number = row.number(column)
+        if number is None:
+            number = known.get(column)
         if number is None:
             default = entry["defaults"].get(column)
             number = _default(default, values, row)
@@ -94,7 +135,10 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
         return f"the source does not say {', '.join(missing)}"
     if "vocab" in values:
         values["vocab"] = -(-values["vocab"] // vocab_multiple) * vocab_multiple
-    config = dict(entry["config"])
+    config = {**(shipped_config(entry["shipped"]) if "shipped" in entry else {}), **entry["config"]}
+    for named in entry.get("named", []):
+        if re.search(named["match"], row.text("model_name"), re.I):
+            config |= {**named.get("config", {}), named["field"]: named["value"]}
     for column, name in entry["columns"].items():
         if column in values:
             config[name] = round(values[column] * entry.get("factors", {}).get(column, 1))
@@ -105,7 +149,7 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     said = _said(row, entry.get("notes", []))
     target_len = int(said.pop("target_len", 0))
     config.update(said)
-    seq_len = row.integer("seq_len", int(entry["defaults"].get("seq_len", 0)))
+    seq_len = row.integer("seq_len", known.get("seq_len", int(entry["defaults"].get("seq_len", 0))))
     predicts = entry.get("predicts", {"module": "", "share": 1.0})
     return RowModel(
         config=config,
@@ -126,19 +170,26 @@ def _without_padding(row: PublishedRow, seq_len: int) -> int:
     return seq_len
 
 
-def _variant(row: PublishedRow, entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry with what the first of its variants that the row's notes mean replaces."""
+def _variant(row: PublishedRow, entry: dict[str, Any], known: Mapping[str, int]) -> dict[str, Any]:
+    """The entry with what the first of its variants replaces that the row's notes mean, or whose heads the
+    row has."""
+    heads, kv_heads = (row.integer(name, known.get(name, 0)) for name in ("heads", "kv_heads"))
     for variant in entry.get("variants", []):
-        if re.search(variant["match"], row.text("notes")):
+        grouped = variant.get("grouped_heads", False) and 0 < kv_heads < heads
+        if grouped or ("match" in variant and re.search(variant["match"], row.text("notes"))):
             return {**entry, **variant}
     return entry
 
 
 def _said(row: PublishedRow, readings: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a row's notes say of the model: a number in the wording, or the reading's own value."""
+    """What a row's notes say of the model: a number in the wording, or the reading's own value; and what its
+    framework sets where they do not."""
     found: dict[str, Any] = {}
     for reading in readings:
-        if match := re.search(reading["match"], row.text("notes")):
+        if "where" in reading:
+            if says(row, reading["where"]):
+                found[reading["field"]] = reading["value"]
+        elif match := re.search(reading["match"], row.text("notes")):
             found[reading["field"]] = reading["value"] if "value" in reading else int(match[1])
     return found
 
@@ -147,6 +198,6 @@ def _default(default: Any, values: Mapping[str, int], row: PublishedRow) -> floa
     """A default is a number or 'factor*column'."""
     if isinstance(default, str):
         factor, _, column = default.partition("*")
-        base = row.number(column)
+        base = row.number(column) or values.get(column)
         return None if base is None else float(factor) * base
     return None if default is None else float(default)

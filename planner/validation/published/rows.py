@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import costmodel
 from costmodel.errors import InputFileError
 
-__all__ = ["METRICS", "OF_RUNS", "PublishedRow", "read_rows", "says"]
+__all__ = ["METRICS", "OF_RUNS", "PublishedRow", "in_our_words", "read_rows", "says"]
+
+_DATA = Path(costmodel.__path__[0]) / "data" / "published" / "wordings.json"
+
+_NUMBER = re.compile(r"(\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?)\s*(k|K|M|B|%|s|GB|GiB|)")
+_TIMES = {"k": 1024.0, "K": 1024.0, "M": 1e6, "B": 1e9}
 
 METRICS = (
     "iter_time_s",
@@ -31,17 +40,24 @@ class PublishedRow:
 
     id: str
     cells: Mapping[str, str]
+    written: Mapping[str, str] = field(default_factory=dict)
+    """What the table says in the columns whose cells are read as other words."""
 
     def text(self, column: str, default: str = "") -> str:
         """The cell, or `default` where the source does not say."""
         return self.cells.get(column, default)
 
     def number(self, column: str) -> float | None:
-        """The cell as a number; None where the source does not say or says no number."""
+        """The cell as a number; None where the source does not say or says no number.
+
+        Units behind it are left out (70 GiB, 45 %); k is 1,024, M and B are a million and a billion.
+        """
+        said = self.cells.get(column, "")
         try:
-            return float(self.cells[column])
-        except (KeyError, ValueError):
-            return None
+            return float(said)
+        except ValueError:
+            match = _NUMBER.fullmatch(said)
+        return None if match is None else float(match[1].replace(",", "")) * _TIMES.get(match[2].strip(), 1.0)
 
     def integer(self, column: str, default: int = 0) -> int:
         """The cell as a whole number, or `default`."""
@@ -60,13 +76,38 @@ class PublishedRow:
         for column in METRICS:
             value = self.number(column)
             if value is not None and value > 0:
-                return column, value
+                fraction = column == "mfu_reported" and value < 1.0  # as a share, not in percent
+                return column, 100.0 * value if fraction else value
         return None
 
 
 def says(row: PublishedRow, where: Mapping[str, str]) -> bool:
     """Whether each named column of the row holds its pattern (regular expression, case ignored)."""
     return all(re.search(pattern, row.text(column), re.IGNORECASE) for column, pattern in where.items())
+
+
+@lru_cache(maxsize=1)
+def _wordings() -> dict[str, list[dict[str, Any]]]:
+    columns: dict[str, list[dict[str, Any]]] = json.loads(_DATA.read_text())["columns"]
+    return columns
+
+
+def in_our_words(row: PublishedRow) -> PublishedRow:
+    """The row with what other sources write in a column put as this table's rows put it."""
+    changed = {}
+    for column, entries in _wordings().items():
+        said = row.text(column)
+        entry = next((e for e in entries if said and says(row, e["where"])), None)
+        if entry is None:
+            continue
+        match = re.search(entry["where"][column], said, re.IGNORECASE)
+        meant = match.expand(entry["means"]).strip() if match else said
+        if meant != said:
+            changed[column] = meant
+    if not changed:
+        return row
+    written = {column: row.text(column) for column in changed}
+    return replace(row, cells={**row.cells, **changed}, written=written)
 
 
 def read_rows(
@@ -86,6 +127,7 @@ def read_rows(
                 if limit is not None and number > limit:
                     return
                 cells = {k: v.strip() for k, v in row.items() if k and v and v.strip()}
-                yield PublishedRow(id=cells.get("id", str(number)), cells=cells)
+                row_read = PublishedRow(id=cells.get("id", str(number)), cells=cells)
+                yield in_our_words(row_read) if needed == OF_RUNS else row_read
     except (OSError, UnicodeDecodeError, csv.Error, EOFError) as error:
         raise InputFileError(f"{path}: cannot be read as a CSV table: {error}") from error

@@ -29,6 +29,8 @@ from planner.validation.published.rows import PublishedRow, read_rows
 from planner.validation.published.setting import (
     INFERENCE_TASKS,
     counted_step_share,
+    heavier_plans,
+    overfull,
     row_arguments,
     row_framework,
     row_hardware,
@@ -170,6 +172,7 @@ def _score(row: PublishedRow, cache: _Cache) -> list[ScoredRow]:
                 )
             ]
         prediction, forecaster = _predict(row, plan, model, cache)
+        plan = prediction.plan
     except ForeshardError as error:
         return skipped(str(error))
     labels = labels | plan_labels(row, plan, forecaster.profile)
@@ -214,7 +217,18 @@ def _predict(row: PublishedRow, plan: Plan, model: RowModel, cache: _Cache) -> t
     if key not in cache.training:
         cache.training[key] = Forecaster(**arguments(), graphs=cache.graphs)
     forecaster = cache.training[key]
-    return forecaster.forecast(plan).prediction, forecaster
+    prediction = forecaster.forecast(plan).prediction
+    if _is_overfull(prediction):
+        for heavier in heavier_plans(row, plan):
+            other = forecaster.forecast(heavier).prediction
+            if other.fits:
+                return other, forecaster
+    return prediction, forecaster
+
+
+def _is_overfull(prediction: Prediction) -> bool:
+    size_bytes = prediction.device_memory_bytes
+    return overfull(max(m.device_bytes(size_bytes) for m in prediction.memory), size_bytes)
 
 
 def metric_of_step(
@@ -234,6 +248,8 @@ def metric_of_step(
     peaks = forecaster.profile.device.peak_flop_per_s
     peak = peaks.get(row.text("dtype")) or peaks.get("fp16") or max(peaks.values())
     share = counted_step_share(row, plan.global_batch_size)
+    if metric == "iter_time_s" and (batch := row.integer("global_batch")):
+        share *= batch / plan.global_batch_size  # where the batch was moved to one that the replicas divide
 
     def convert(step_time_s: float) -> float:
         return from_step_time(

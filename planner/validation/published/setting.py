@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import costmodel
-from costmodel.errors import PlanError
+from costmodel.errors import ForeshardError, PlanError
 from costmodel.framework import FrameworkProfile, load_framework
 from costmodel.hardware.device import weight_bytes
 from costmodel.hardware.node_links import inter_link, intra_link, intra_names
@@ -19,12 +20,15 @@ from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config, with_fewer_predictions
 from costmodel.plan import Plan
 from costmodel.recompute import Recompute
-from planner.validation.published.model_map import RowModel
+from costmodel.schedules import SCHEDULES
+from planner.validation.published.model_map import RowModel, known_parameters, known_size
 from planner.validation.published.rows import PublishedRow, says
 
 __all__ = [
     "INFERENCE_TASKS",
     "counted_step_share",
+    "heavier_plans",
+    "overfull",
     "row_arguments",
     "row_framework",
     "row_hardware",
@@ -35,7 +39,6 @@ __all__ = [
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "settings.json"
 INFERENCE_TASKS = ("forward", "prefill", "decode")
 """Values of a row's `task` that are inference."""
-_NARROW = {"fp8": "fp8", "fp4": "nvfp4"}
 _TRAINED_AS = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}
 """Type the model is traced in; everything else (bf16, fp8, fp4) keeps its activations in bf16."""
 
@@ -49,13 +52,12 @@ def _settings() -> dict[str, Any]:
 def row_framework(row: PublishedRow) -> FrameworkProfile:
     """The framework profile of the row, in the row's precision and with its attention kernels."""
     wording = row.text("framework")
-    name = next(f["framework"] for f in _settings()["frameworks"] if re.search(f["match"], wording, re.I))
-    base = load_framework(name)
+    base = load_framework(_framework_name(row))
     dtype = _TRAINED_AS.get(row.text("dtype", "fp16"), "bf16")
     changes: dict[str, Any] = {"compute_dtype": dtype}
     if row.text("dtype") == "tf32":
         changes["fp32_products"] = "tf32"
-    changes["half_products"] = _NARROW.get(row.text("dtype"), "same")
+    changes["half_products"] = _settings()["narrow"].get(row.text("dtype"), "same")
     if row.text("task") in INFERENCE_TASKS and changes["half_products"] != "same":
         changes["parameter_bytes"] = weight_bytes(changes["half_products"])
     if dtype == "fp32":
@@ -80,6 +82,17 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
         if says(row, entry["where"]):
             changes |= entry.get("framework", {})
     return base.model_copy(update=changes)
+
+
+def _framework_name(row: PublishedRow) -> str:
+    return next(str(f["framework"]) for f in _settings()["frameworks"] if _means(row, f))
+
+
+def _means(row: PublishedRow, entry: dict[str, Any]) -> bool:
+    where = dict(entry.get("where", {}))
+    if "match" in entry:
+        where["framework"] = entry["match"]
+    return says(row, where)
 
 
 @lru_cache(maxsize=64)
@@ -206,8 +219,34 @@ def _corrected(row: PublishedRow) -> dict[str, Any]:
 
 def _zero_stage(row: PublishedRow) -> int:
     """The row's ZeRO stage, or what its scripts set."""
-    said = row.text("zero_stage")
-    return row.integer("zero_stage") if said else int(_unsaid(row).get("zero_stage", 0))
+    if row.number("zero_stage") is not None:
+        return row.integer("zero_stage")
+    unsaid = _unsaid(row).get("zero_stage")
+    return int(unsaid) if unsaid is not None else 3 * _must_shard(row)
+
+
+def _device_bytes(row: PublishedRow) -> float:
+    """Memory of the row's GPU; infinite where no profile is of it, which `row_hardware` says."""
+    try:
+        return _profile(_gpu(row)).device.memory_bytes
+    except ForeshardError:
+        return math.inf
+
+
+def _must_shard(row: PublishedRow) -> bool:
+    """Whether replicas could not have held the model's state each, and nothing but replicas divides it."""
+    told = _settings()["unsaid_split"]
+    divided = any(row.integer(name, 1) > 1 for name in ("tp", "pp", "cp"))
+    if (
+        row.text("task") != "train"
+        or divided
+        or row.integer("n_gpus") < 2
+        or row.text("model_family") == "moe"
+    ):
+        return False
+    if _framework_name(row) in told["frameworks"] or re.search(told["unless"], row.text("framework"), re.I):
+        return False
+    return bool(known_parameters(row) * told["bytes_per_parameter"] > _device_bytes(row))
 
 
 def counted_step_share(row: PublishedRow, global_batch_size: int) -> float:
@@ -221,8 +260,12 @@ def counted_step_share(row: PublishedRow, global_batch_size: int) -> float:
 def row_plan(row: PublishedRow) -> Plan | str:
     """The row's plan, or why it has none. Degrees the source leaves out are 1; dp is what remains."""
     n = row.integer("n_gpus", 1)
-    tp, pp, cp = (row.integer(name, 1) for name in ("tp", "pp", "cp"))
-    dp = row.integer("dp") or max(1, n // max(1, tp * pp * cp))
+    tp, pp, cp = (row.integer(name, 1) or 1 for name in ("tp", "pp", "cp"))
+    if _names_no_degree(row):
+        tp, pp = _split(row, n)
+    dp = row.integer("dp") or max(1, n // (tp * pp * cp))
+    if cp > 1 and dp % cp == 0 and dp * tp * pp == n:
+        dp //= cp  # ranks of a sequence counted as replicas
     mbs = row.integer("micro_batch")
     if not mbs and not row.integer("global_batch"):
         mbs = _said_batch(row)
@@ -235,29 +278,111 @@ def row_plan(row: PublishedRow) -> Plan | str:
     gbs = row.integer("global_batch") or mbs * dp * filled
     if not gbs:
         return "the source does not say the batch"
-    if not mbs:
-        mbs = max(1, gbs // dp) if pp == 1 and gbs // dp <= 8 else 1
+    if gbs < dp and dp % gbs == 0 and _splits_sequences(row):
+        dp, cp = gbs, cp * dp // gbs
+    if not mbs:  # a row that says all three contradicts itself where they do not divide
+        mbs = 1 if pp > 1 else _micro_batch(row, max(1, gbs // dp))
+        gbs = _divided(gbs, dp * mbs)
     recompute = _corrected(row).get("recompute") or row.text("recompute") or unsaid["recompute"]
     zero_stage = _zero_stage(row)
-    group = re.search(_settings()["shard_group"]["match"], row.text("notes"))
-    shard = int(group.group(1)) if group and dp % int(group.group(1)) == 0 else 0
-    vpp = row.integer("vpp", 1) or 1
-    schedule = "gpipe" if row.text("pipeline_schedule") == "gpipe" else "interleaved" if vpp > 1 else "1f1b"
+    schedule, vpp = _schedule(row, pp)
     try:
         return Plan(
             dp=dp,
             tp=tp,
             pp=pp,
-            vpp=vpp if pp > 1 else 1,
+            vpp=vpp,
             cp=cp,
-            ep=row.integer("ep", 1) or 1,
+            ep=(row.integer("ep", 1) or 1) if row.text("model_family") == "moe" else 1,
             micro_batch_size=mbs,
             global_batch_size=gbs,
-            schedule=schedule if pp > 1 else "1f1b",
+            schedule=schedule,
             zero_stage=zero_stage,
-            dp_shard=(shard if zero_stage else 0) or _said_shard(row, dp),
+            dp_shard=(_shard_group(row, dp) if zero_stage else 0) or _said_shard(row, dp),
             sequence_parallel=unsaid["sequence_parallel"] and tp > 1,
             recompute=recompute if Recompute.is_one(recompute) else "none",
         )
     except PlanError as error:
         return str(error)
+
+
+def heavier_plans(row: PublishedRow, plan: Plan) -> Iterator[Plan]:
+    """What the plan may have been where the row does not say what it recomputes, lightest first."""
+    told = _settings()["unsaid_recompute"]
+    if says(row, told["where"]) and plan.recompute == "none" and _framework_name(row) in told["frameworks"]:
+        yield from (plan.with_(recompute=policy) for policy in told["try"])
+
+
+def overfull(memory_bytes: float, device_bytes: float) -> bool:
+    """Whether a forecast of memory is so far over the device's that the run cannot have been that."""
+    return memory_bytes > float(_settings()["unsaid_recompute"]["margin"]) * device_bytes
+
+
+def _splits_sequences(row: PublishedRow) -> bool:
+    """Whether the row's words say that ranks share sequences, and its columns not how many."""
+    match = _settings()["split_sequences"]["match"]
+    return not row.integer("cp") and any(
+        re.search(match, row.text(column), re.I) for column in ("framework", "notes")
+    )
+
+
+def _names_no_degree(row: PublishedRow) -> bool:
+    """Whether a training row of several GPUs, of a framework that splits models, leaves its split open."""
+    if _framework_name(row) not in _settings()["unsaid_split"]["frameworks"]:
+        return False
+    several = row.text("task") == "train" and row.integer("n_gpus") > 1 and _zero_stage(row) < 3
+    return several and not any(row.text(name) for name in ("dp", "tp", "pp", "cp", "ep"))
+
+
+def _split(row: PublishedRow, n: int) -> tuple[int, int]:
+    """Degrees of tensor and pipeline parallelism at which a copy of the model's state fits; (1, 1) where it
+    fits undivided, where the row does not say its size and where nothing fits."""
+    told, layers = _settings()["unsaid_split"], known_size(row, "layers")
+    room = told["memory_share"] * _device_bytes(row)
+    parts = known_parameters(row) * told["bytes_per_parameter"] / room
+    tensor = [tp for tp in (1, 2, 4, 8) if tp <= told["tensor"] and n % tp == 0]
+    stages = [pp for pp in range(2, layers + 1) if layers % pp == 0 and n % (tensor[-1] * pp) == 0]
+    ways = [*((tp, 1) for tp in tensor), *((tensor[-1], pp) for pp in stages)]
+    return next(((tp, pp) for tp, pp in ways if tp * pp >= parts), (1, 1))
+
+
+def _micro_batch(row: PublishedRow, share: int) -> int:
+    """The micro-batch where the row does not say it, of a replica's share of the batch."""
+    if share <= 8:
+        return share
+    if row.text("task") != "train" or not row.integer("n_gpus"):
+        return 1
+    told, seq_len = _settings()["unknown_batch"], known_size(row, "seq_len")
+    most = float(told["images"])
+    if seq_len:
+        parameters = known_parameters(row) or told["usual_parameters"]
+        most = told["tokens"] * min(1.0, told["parameters"] / parameters) / seq_len
+    return max(part for part in range(1, min(share, max(1, int(most))) + 1) if share % part == 0)
+
+
+def _divided(gbs: int, per_pass: int) -> int:
+    """The batch, or the nearest one that the replicas divide where that is near."""
+    nearest = max(1, round(gbs / per_pass)) * per_pass
+    return nearest if abs(nearest - gbs) <= _settings()["batch_rounding"]["fraction"] * gbs else gbs
+
+
+def _shard_group(row: PublishedRow, dp: int) -> int:
+    """Ranks that share what ZeRO shards, where the notes name fewer than all; else 0."""
+    for entry in _settings()["shard_group"]:
+        if match := re.search(entry["match"], row.text("notes")):
+            shard = int(next(group for group in match.groups() if group))
+            return shard if shard and dp % shard == 0 else 0
+    return 0
+
+
+def _schedule(row: PublishedRow, pp: int) -> tuple[str, int]:
+    """The pipeline's schedule and chunks per rank."""
+    said, vpp = row.text("pipeline_schedule"), row.integer("vpp", 1) or 1
+    if pp == 1:
+        return "1f1b", 1
+    if said not in SCHEDULES or (said == "1f1b" and vpp > 1):
+        said = "interleaved" if vpp > 1 else "1f1b"
+    chunks = _settings()["chunks"]
+    if said in chunks["schedules"] and vpp == 1:
+        vpp = int(chunks["vpp"])
+    return said, vpp

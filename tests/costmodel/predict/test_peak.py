@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.weak import WeakIdKeyDictionary
 
 from costmodel.graph import trace_module
@@ -159,6 +159,63 @@ def test_peak_where_parts_of_blocks_run_again(again: str, recompute: str) -> Non
     module = make(again)
     measured = measured_peak_bytes(module, inputs)
     assert predicted_peak_bytes(graph, module, inputs, recompute) == pytest.approx(measured, rel=0.03)
+
+
+_MM = torch.ops.aten.mm.default
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+
+class _Gated(nn.Module):
+    """A block of products without biases, run again by operator where `again`: attention and every second
+    product are kept, as torchtitan does it."""
+
+    def __init__(self, width: int, heads: int, *, again: bool) -> None:
+        super().__init__()
+        self.heads, self.again = heads, again
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(width, 3 * width, bias=False) for _ in range(2))
+        self.down = nn.Linear(3 * width, width, bias=False)
+
+    def _block(self, x: torch.Tensor) -> torch.Tensor:
+        b, s, h = x.shape
+        made = self.first(x)
+        q, k, v = (part(made).view(b, s, self.heads, -1).transpose(1, 2) for part in (self.q, self.k, self.v))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(attended.transpose(1, 2).reshape(b, s, h))
+        made = self.second(x)
+        rest: torch.Tensor = x + self.down(nn.functional.silu(self.gate(made)) * self.up(made))
+        return rest
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.again:
+            return self._block(x)
+
+        def contexts() -> Any:
+            products = {True: 0, False: 0}
+
+            def policy(context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+                products[context.is_recompute] += operator is _MM
+                kept = operator is _ATTENTION or (operator is _MM and products[context.is_recompute] % 2)
+                return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+            return create_selective_checkpoint_contexts(policy)
+
+        made: torch.Tensor = checkpoint(self._block, x, use_reentrant=False, context_fn=contexts)
+        return made
+
+
+@pytest.mark.parametrize(("again", "recompute"), [(False, "none"), (True, "ops2")])
+def test_peak_where_operators_run_again(again: bool, recompute: str) -> None:
+    def make(again: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(*(_Gated(64, 4, again=again) for _ in range(6)), nn.Linear(64, 10))
+
+    inputs: Inputs = ((torch.randn(4, 96, 64),), {})
+    graph = trace_module(make(False), *inputs)
+    module = make(again)
+    measured = measured_peak_bytes(module, inputs)
+    assert predicted_peak_bytes(graph, module, inputs, recompute) == pytest.approx(measured, rel=0.06)
 
 
 def test_walk_of_a_stage() -> None:
