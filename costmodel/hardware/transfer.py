@@ -156,7 +156,8 @@ def borrowed_fits(
     taken: dict[tuple[str, str, str], str] = {}
     nearest = sorted(donors, key=lambda p: (device_distance(p.device, target), p.name))
     for derived, donor in product((False, True), nearest):
-        if donor.device.name == target.name:
+        from_host = donor.device.kind == "cpu" and target.kind != "cpu"
+        if donor.device.name == target.name or from_host:
             continue
         for fit in donor.operators:
             key = (fit.kind, fit.variant, fit.dtype)
