@@ -103,9 +103,7 @@ class Pricer:
             closed = np.isin(way[rows], list(full))
             one = self._space.choices.global_batch_size == at["dp"][rows] * mbs
             rows = rows[~closed | (one & (not persists))]
-            if self._twin is not None and mbs > 1 and len(rows):
-                self._with_graph(int(mbs))
-            self._price(rows, way[rows])
+            self._price(rows, way[rows], self._helper(int(mbs)) if len(rows) else None)
             rows = rows[self._key[rows] >= 0]
             for part, pp, vpp in self._cuts(rows):
                 self._memory(part, pp, vpp)
@@ -117,12 +115,16 @@ class Pricer:
         for part, pp, vpp in self._cuts(np.flatnonzero(self._space.memory_bytes <= capacity)):
             self._time(part, pp, vpp)
 
-    def _with_graph(self, micro_batch_size: int) -> None:
-        """Let the twin know the graphs that it was not forked with."""
-        assert self._twin is not None
-        if self._forecaster.graphs.untraced:
-            self._forecaster.graph(micro_batch_size)
+    def _helper(self, micro_batch_size: int) -> Twin | None:
+        """The twin, but not before the traces that it takes are there and it knows the other ones."""
+        graphs = self._forecaster.graphs
+        if self._twin is None or (graphs.expected and micro_batch_size == 1):
+            return None
+        if graphs.expected:
+            for size in graphs.expected:
+                self._forecaster.graph(size)
             self._twin.renew()
+        return self._twin
 
     def _leave_out_idle_offload(self, capacity: float) -> None:
         """Offload pays for memory with time: a plan that fits without it is not tried with it. The rows of a
@@ -151,11 +153,11 @@ class Pricer:
             for start in range(0, len(mine), largest):
                 yield mine[start : start + largest], pp, vpp
 
-    def _price(self, rows: IntArray, way: IntArray) -> None:
+    def _price(self, rows: IntArray, way: IntArray, twin: Twin | None) -> None:
         """The unit table of every row; where the model cannot be split so, the reason is counted."""
         mine = [rows[way == number] for number in np.unique(way)]
         ways = [(self._space.plan(int(some[0])), self._stage_counts(some)) for some in mine]
-        for some, table in zip(mine, cut_tables(self._forecaster, ways, self._twin), strict=True):
+        for some, table in zip(mine, cut_tables(self._forecaster, ways, twin), strict=True):
             if isinstance(table, PlanError):
                 self._space.n_excluded[str(table).split(":")[0]] += len(some)
                 continue

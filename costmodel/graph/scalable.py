@@ -40,6 +40,11 @@ class ScalableGraph:
         """Sizes out of those that any other is made of whose trace is still to be taken."""
         return tuple(size for size in _POINTS if size not in self._graphs)
 
+    @property
+    def expected(self) -> tuple[int, ...]:
+        """Sizes that are traced elsewhere and were not asked for yet."""
+        return tuple(self._expected)
+
     def expect(self, size: int, take: Callable[[], ModelGraph | None]) -> None:
         """This size is traced elsewhere: `take` waits for the graph, None where it was not to be had."""
         self._expected[size] = take

@@ -56,14 +56,14 @@ def search(
     """
     options = options or SearchOptions()
     with _collector_paused(), Twin(forecaster, wanted=processes > 1) as twin:
-        if twin.wanted and min(options.max_micro_batch_size, global_batch_size) > 1:
-            _trace_elsewhere(forecaster, twin)
+        if twin.wanted:
+            _trace_elsewhere(forecaster, twin, min(options.max_micro_batch_size, global_batch_size))
         return _search(forecaster, n_devices, global_batch_size, options, top, twin)
 
 
-def _trace_elsewhere(forecaster: Forecaster, twin: Twin) -> None:
-    """Have the twin take the traces that larger micro-batches need, while this process starts with one."""
-    for size in forecaster.graphs.untraced:
+def _trace_elsewhere(forecaster: Forecaster, twin: Twin, most: int) -> None:
+    """Have the twin take the traces that micro-batches of up to `most` need beside that of one sample."""
+    for size in forecaster.graphs.untraced if most > 2 else forecaster.graphs.untraced[: most - 1]:
         take = twin.ask(_traced, [size])
         forecaster.graphs.expect(size, partial(_first, take))
 
@@ -113,6 +113,8 @@ def _search(
     order = rows[np.lexsort((space.memory_bytes[rows], space.bound_s[rows]))]
     front = _front(space, rows)
     certain = dict.fromkeys([*(int(row) for row in (order if every else order[:top])), *front])
+    if forecaster.graphs.expected:  # no larger micro-batch was priced: the twin does not know the first graph
+        twin.renew()
     known = dict(zip(certain, _predictions(space, list(certain), twin), strict=True))
     checked, proven = _best_first(forecaster, space, order, top, every, known)
     for row in front:
