@@ -33,13 +33,15 @@ def plan(
     explain: tuple[str, str] | None = None,
     objectives: Sequence[str] = _FRONT,
     prices: Mapping[str, float] | None = None,
+    processes: int = 1,
 ) -> SearchResult:
     """Rank the feasible plans for `n_devices`, at least the first `top` of them by the event engine.
 
     `rank_of`: a plan whose standing among them is asked for. `explain`: two plans; why the first beats the
     second, and what would have to change. `objectives`: of the Pareto front over the
     plans priced by the engine (see `planner.objectives`; money and energy are those of one step); `prices`:
-    own prices of a device-hour by profile. Raises InfeasibleError where nothing fits.
+    own prices of a device-hour by profile. `processes`: see `planner.search.search`. Raises InfeasibleError
+    where nothing fits.
     """
     from planner import api
     from planner.problem import Problem
@@ -55,7 +57,14 @@ def plan(
         overrides=overrides,
         trust_remote_code=trust_remote_code,
     )
-    found = search(made, n_devices=n_devices, global_batch_size=global_batch_size, options=options, top=top)
+    found = search(
+        made,
+        n_devices=n_devices,
+        global_batch_size=global_batch_size,
+        options=options,
+        top=top,
+        processes=processes,
+    )
     if tuple(objectives) != _FRONT:
         from planner.objectives import Terms, pareto
         from planner.prices import require_price

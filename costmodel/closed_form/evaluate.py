@@ -12,9 +12,9 @@ import numpy as np
 from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
 from costmodel.closed_form.memory import StageBytes, held_bytes, levels_of, peak_bytes
 from costmodel.closed_form.offload import host_work
-from costmodel.closed_form.stages import STAGE_COLUMNS, stage_rows
+from costmodel.closed_form.stages import STAGE_COLUMNS, cut_tables, stage_rows
 from costmodel.closed_form.step import Stages, chains_end_s, kind_of
-from costmodel.closed_form.units import UnitTable, unit_table
+from costmodel.closed_form.units import UnitTable
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray, IntArray
 from costmodel.plan import Plan
@@ -26,8 +26,10 @@ from costmodel.strategies.offload import offload_of
 if TYPE_CHECKING:
     from costmodel.closed_form.memory import Levels
     from costmodel.closed_form.space import Evaluated
+    from costmodel.closed_form.stages import Cuts
     from costmodel.hardware.kinds import CollectiveGroup
     from costmodel.predict.forecaster import Forecaster
+    from costmodel.predict.twin import Twin
     from costmodel.step import Offload
 
 __all__ = ["Configs", "Pricer"]
@@ -73,8 +75,9 @@ class Configs:
 class Pricer:
     """Fills in the bound, the estimate and the memory of a space's rows."""
 
-    def __init__(self, forecaster: Forecaster, space: Evaluated) -> None:
+    def __init__(self, forecaster: Forecaster, space: Evaluated, twin: Twin | None = None) -> None:
         self._forecaster = forecaster
+        self._twin = twin
         self._space = space
         at = space.columns
         self._columns = {**at, "wide": (at["ep"] > at["dp"] * at["cp"]).astype(np.int64)}
@@ -100,7 +103,7 @@ class Pricer:
             closed = np.isin(way[rows], list(full))
             one = self._space.choices.global_batch_size == at["dp"][rows] * mbs
             rows = rows[~closed | (one & (not persists))]
-            self._price(rows, way[rows])
+            self._price(rows, way[rows], self._helper(int(mbs)) if len(rows) else None)
             rows = rows[self._key[rows] >= 0]
             for part, pp, vpp in self._cuts(rows):
                 self._memory(part, pp, vpp)
@@ -111,6 +114,17 @@ class Pricer:
         self._leave_out_idle_offload(capacity)
         for part, pp, vpp in self._cuts(np.flatnonzero(self._space.memory_bytes <= capacity)):
             self._time(part, pp, vpp)
+
+    def _helper(self, micro_batch_size: int) -> Twin | None:
+        """The twin, but not before the traces that it takes are there and it knows the other ones."""
+        graphs = self._forecaster.graphs
+        if self._twin is None or (graphs.expected and micro_batch_size == 1):
+            return None
+        if graphs.expected:
+            for size in graphs.expected:
+                self._forecaster.graph(size)
+            self._twin.renew()
+        return self._twin
 
     def _leave_out_idle_offload(self, capacity: float) -> None:
         """Offload pays for memory with time: a plan that fits without it is not tried with it. The rows of a
@@ -139,17 +153,21 @@ class Pricer:
             for start in range(0, len(mine), largest):
                 yield mine[start : start + largest], pp, vpp
 
-    def _price(self, rows: IntArray, way: IntArray) -> None:
+    def _price(self, rows: IntArray, way: IntArray, twin: Twin | None) -> None:
         """The unit table of every row; where the model cannot be split so, the reason is counted."""
-        for number in np.unique(way):
-            mine = rows[way == number]
-            try:
-                table = unit_table(self._forecaster, self._space.plan(int(mine[0])))
-            except PlanError as error:
-                self._space.n_excluded[str(error).split(":")[0]] += len(mine)
+        mine = [rows[way == number] for number in np.unique(way)]
+        ways = [(self._space.plan(int(some[0])), self._stage_counts(some)) for some in mine]
+        for some, table in zip(mine, cut_tables(self._forecaster, ways, twin), strict=True):
+            if isinstance(table, PlanError):
+                self._space.n_excluded[str(table).split(":")[0]] += len(some)
                 continue
-            self._key[mine] = len(self._tables)
+            self._key[some] = len(self._tables)
             self._tables.append(table)
+
+    def _stage_counts(self, rows: IntArray) -> Cuts:
+        """(stages, ranks) of the rows."""
+        cuts = [divmod(cut, _CHUNKS) for cut in np.unique(self._cut[rows]).tolist()]
+        return tuple((pp * vpp, pp) for pp, vpp in cuts)
 
     def _memory(self, rows: IntArray, pp: int, vpp: int) -> None:
         at, space = self._columns, self._space

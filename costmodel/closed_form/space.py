@@ -23,6 +23,7 @@ from costmodel.strategies.placing import PP_INSIDE
 
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
+    from costmodel.predict.twin import Twin
 
 __all__ = ["NO_OFFLOAD", "Choices", "Evaluated", "divisors", "enumerate_plans", "evaluate"]
 
@@ -292,12 +293,12 @@ def _in_rounds(
     return np.asarray((chunks[schedule] & (vpp > 1)) | always[schedule])
 
 
-def evaluate(forecaster: Forecaster, choices: Choices) -> Evaluated:
-    """Time and memory of every plan of the space."""
+def evaluate(forecaster: Forecaster, choices: Choices, twin: Twin | None = None) -> Evaluated:
+    """Time and memory of every plan of the space; with a twin, on two cores."""
     found = enumerate_plans(choices)
     n = len(found)
     found.bound_s = np.full(n, np.inf)
     found.estimate_s = np.full(n, np.inf)
     found.memory_bytes = np.full(n, np.inf)
-    Pricer(forecaster, found).run()
+    Pricer(forecaster, found, twin).run()
     return found

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodel.closed_form.units import UnitTable, keep_table, unit_table
 from costmodel.estimate import FloatArray, IntArray
+from costmodel.predict.twin import answers_to
 
 if TYPE_CHECKING:
-    from costmodel.closed_form.units import UnitTable
+    from collections.abc import Sequence
 
-__all__ = ["STAGE_COLUMNS", "stage_rows"]
+    from costmodel.errors import PlanError
+    from costmodel.plan import Plan
+    from costmodel.predict.forecaster import Forecaster
+    from costmodel.predict.twin import Twin
 
+__all__ = ["STAGE_COLUMNS", "Cuts", "cut_tables", "stage_rows"]
+
+Cuts = tuple[tuple[int, int], ...]
+"""(stages, ranks) that a pipeline is cut into."""
 _SUMS = (
     "forward_s",
     "input_s",
@@ -38,6 +48,34 @@ passes, where gradients appear (`appearing_bytes`) and where they stand already 
 `predict.peak.walk_stage`; elements of the two largest units; elements of copies of parameters that another
 stage owns (`copied_elements`), or another rank, counted with the first stage of the rank that uses them
 (`copied_on_rank`)."""
+
+
+def cut_tables(
+    forecaster: Forecaster, ways: Sequence[tuple[Plan, Cuts]], twin: Twin | None
+) -> list[UnitTable | PlanError]:
+    """The unit table of each plan with the stage columns of some cuts, or why there is none; shared with the
+    twin. Plans that split the model alike stand one after another."""
+    if twin is None:
+        return answers_to(forecaster, _cut_table, ways)
+    groups = [list(group) for _, group in groupby(ways, _split)]
+    tables = [table for group in twin.share(_cut_table, groups) for table in group]
+    for (plan, _), table in zip(ways, tables, strict=True):
+        if isinstance(table, UnitTable):
+            keep_table(forecaster, plan, table)
+    return tables
+
+
+def _split(way: tuple[Plan, Cuts]) -> tuple[int | bool, ...]:
+    plan = way[0]
+    return (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep)
+
+
+def _cut_table(forecaster: Forecaster, way: tuple[Plan, Cuts]) -> UnitTable:
+    plan, cuts = way
+    table = unit_table(forecaster, plan)
+    for n_stages, n_ranks in cuts:
+        stage_rows(table, n_stages, n_ranks, forecaster.framework.stages)
+    return table
 
 
 def stage_rows(table: UnitTable, n_stages: int, n_ranks: int, stages: str) -> FloatArray:

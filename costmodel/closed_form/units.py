@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from costmodel.plan import Plan
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["UnitTable", "unit_table"]
+__all__ = ["UnitTable", "keep_table", "unit_table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,20 @@ _TABLES: WeakKeyDictionary[Forecaster, dict[tuple[Any, ...], UnitTable]] = WeakK
 def unit_table(forecaster: Forecaster, plan: Plan) -> UnitTable:
     """Price every unit under the plan's tensor, sequence, context and expert axes, micro-batch and
     recomputation; once for each of these. Raises PlanError where the model cannot be split so."""
+    known, key = _known(forecaster, plan)
+    if key not in known:
+        known[key] = _table(forecaster, plan)
+    return known[key]
+
+
+def keep_table(forecaster: Forecaster, plan: Plan, table: UnitTable) -> None:
+    """Let the forecaster know a plan's table that another copy of it has made."""
+    known, key = _known(forecaster, plan)
+    known.setdefault(key, table)
+
+
+def _known(forecaster: Forecaster, plan: Plan) -> tuple[dict[tuple[Any, ...], UnitTable], tuple[Any, ...]]:
+    """The forecaster's tables, and the plan's key among them."""
     network = forecaster.profile.network
     groups = axis_groups(plan, 1 if network is None else network.ranks_per_node)
     key = (
@@ -84,10 +98,7 @@ def unit_table(forecaster: Forecaster, plan: Plan) -> UnitTable:
         *(groups[axis] for axis in ("tp", "cp", "ep")),
         plan.world_size if forecaster.profile.rank_log_sigma else 0,
     )
-    known = _TABLES.setdefault(forecaster, {})
-    if key not in known:
-        known[key] = _table(forecaster, plan)
-    return known[key]
+    return _TABLES.setdefault(forecaster, {}), key
 
 
 def _table(forecaster: Forecaster, plan: Plan) -> UnitTable:

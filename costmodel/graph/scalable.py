@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,21 @@ class ScalableGraph:
         self._autocast = autocast
         self._graphs: dict[int, ModelGraph] = {}
         self._mode = fake_mode()
+        self._expected: dict[int, Callable[[], ModelGraph | None]] = {}
+
+    @property
+    def untraced(self) -> tuple[int, ...]:
+        """Sizes out of those that any other is made of whose trace is still to be taken."""
+        return tuple(size for size in _POINTS if size not in self._graphs)
+
+    @property
+    def expected(self) -> tuple[int, ...]:
+        """Sizes that are traced elsewhere and were not asked for yet."""
+        return tuple(self._expected)
+
+    def expect(self, size: int, take: Callable[[], ModelGraph | None]) -> None:
+        """This size is traced elsewhere: `take` waits for the graph, None where it was not to be had."""
+        self._expected[size] = take
 
     def at(self, *, micro_batch_size: int) -> ModelGraph:
         """The graph for one micro-batch size, cached."""
@@ -40,6 +56,9 @@ class ScalableGraph:
         return self._graphs[micro_batch_size]
 
     def _traced(self, size: int) -> ModelGraph:
+        take = self._expected.pop(size, None)
+        if take is not None and (graph := take()) is not None:
+            self._graphs.setdefault(size, graph)
         if size not in self._graphs:
             self._graphs[size] = trace(
                 self._source.with_batch(size),

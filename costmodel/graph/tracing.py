@@ -29,6 +29,7 @@ from costmodel.graph.model_graph import ModelGraph, Segment
 from costmodel.graph.nodes import Reader
 from costmodel.graph.quiet import quiet_fake_tensors
 from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segments
+from costmodel.graph.uncompiled import leave_compiler_unloaded
 from costmodel.models.source import samples_in
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _default_dtype(name: str) -> Iterator[None]:
 
 def fake_mode() -> FakeTensorMode:
     """A mode that takes real tensors for fake ones."""
+    leave_compiler_unloaded()
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 

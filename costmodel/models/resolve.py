@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from costmodel.errors import ModelArgumentError
 from costmodel.models.capacity import with_full_experts
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
+from costmodel.models.libraries import load_library
 from costmodel.models.source import BuiltModel, ModelSource, samples_in
 
 __all__ = ["resolve", "resolve_config", "shipped_config", "shipped_names"]
@@ -140,7 +141,7 @@ def _from_module(spec: Mapping[str, Any], config: dict[str, Any], name: str, bat
 def _from_diffusers(
     own: Mapping[str, Any], overrides: Mapping[str, Any], name: str, batch: int
 ) -> ModelSource:
-    diffusers = _library("diffusers", name)
+    diffusers = load_library("diffusers", name)
     config = {**own, **overrides}
     cls = getattr(diffusers, str(config["_class_name"]), None)
     if cls is None:
@@ -173,15 +174,6 @@ def _check_overrides(
             )
 
 
-def _library(library: str, name: str) -> Any:
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise ModelArgumentError(
-            f"model {name!r} needs {library}: pip install 'foreshard[hf]' ({error})"
-        ) from None
-
-
 def _from_transformers(
     spec: Mapping[str, Any],
     overrides: Mapping[str, Any],
@@ -191,7 +183,7 @@ def _from_transformers(
     task: str,
     remote_code: str | None,
 ) -> ModelSource:
-    transformers = _library("transformers", name)
+    transformers = load_library("transformers", name)
     # the type that weights are stored in is no statement on training or serving: the framework says theirs
     stored = {k: v for k, v in spec["config"].items() if k not in _STORED_AS}
     config = {**stored, **overrides}

@@ -17,6 +17,7 @@ optimizer_costs.py  the update
 uncertainty.py      the interval
 assemble.py         all of it for one plan
 forecaster.py       one model on one machine, priced once for many plans
+twin.py             a copy of it in a second process, for half the questions of a search
 """
 
 from costmodel.predict.forecaster import Forecast, Forecaster

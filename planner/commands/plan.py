@@ -103,6 +103,7 @@ def command(
         explain=explain,
         objectives=split_words("--pareto", pareto),
         prices=parse_prices(price),
+        processes=2,
     )
     if json:
         from planner.render import print_json

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from costmodel.closed_form import Evaluated, evaluate
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.predict import Prediction
+from costmodel.predict.twin import Twin, answers_to
 from planner.certainty import probability_faster
 from planner.search.compare import pareto_front, why_slower
 from planner.search.nearest import nearest_change
@@ -20,6 +22,8 @@ from planner.search.result import RankedPlan, SearchResult
 from planner.search.space import SearchOptions, choices_of
 
 if TYPE_CHECKING:
+    from costmodel.graph import ModelGraph
+    from costmodel.plan import Plan
     from costmodel.predict import Forecaster
 
 __all__ = ["search"]
@@ -40,16 +44,38 @@ def search(
     global_batch_size: int,
     options: SearchOptions | None = None,
     top: int = 12,
+    processes: int = 1,
 ) -> SearchResult:
     """Rank the feasible plans of the space; the first `top` are certain to be priced by the event engine.
 
     Every plan has a time that it cannot beat. Plans are priced in the order of those bounds until the next
     bound lies above the best time found: then no plan left can be the first.
 
-    Raises InfeasibleError with the nearest feasible change where nothing fits.
+    `processes`: above 1, a fork of this process takes a share of the work where that is safe (`Twin`); the
+    result is the same. Raises InfeasibleError with the nearest feasible change where nothing fits.
     """
-    with _collector_paused():
-        return _search(forecaster, n_devices, global_batch_size, options or SearchOptions(), top)
+    options = options or SearchOptions()
+    with _collector_paused(), Twin(forecaster, wanted=processes > 1) as twin:
+        if twin.wanted:
+            _trace_elsewhere(forecaster, twin, min(options.max_micro_batch_size, global_batch_size))
+        return _search(forecaster, n_devices, global_batch_size, options, top, twin)
+
+
+def _trace_elsewhere(forecaster: Forecaster, twin: Twin, most: int) -> None:
+    """Have the twin take the traces that micro-batches of up to `most` need beside that of one sample."""
+    for size in forecaster.graphs.untraced if most > 2 else forecaster.graphs.untraced[: most - 1]:
+        take = twin.ask(_traced, [size])
+        forecaster.graphs.expect(size, partial(_first, take))
+
+
+def _first(take: Callable[[], Any]) -> Any:
+    answers = take()
+    return answers and answers[0]
+
+
+def _traced(forecaster: Forecaster, size: int) -> ModelGraph:
+    traced: ModelGraph = forecaster.graphs.at(micro_batch_size=size)
+    return traced
 
 
 @contextmanager
@@ -66,10 +92,15 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _search(
-    forecaster: Forecaster, n_devices: int, global_batch_size: int, options: SearchOptions, top: int
+    forecaster: Forecaster,
+    n_devices: int,
+    global_batch_size: int,
+    options: SearchOptions,
+    top: int,
+    twin: Twin,
 ) -> SearchResult:
     start = time.perf_counter()
-    space = evaluate(forecaster, choices_of(forecaster, n_devices, global_batch_size, options))
+    space = evaluate(forecaster, choices_of(forecaster, n_devices, global_batch_size, options), twin)
     capacity = forecaster.profile.device.memory_bytes
     fits = space.memory_bytes <= capacity
     excluded = dict(space.n_excluded)
@@ -79,11 +110,16 @@ def _search(
         raise InfeasibleError(nearest_change(forecaster, space, options, excluded))
     rows = np.flatnonzero(fits)
     every = len(rows) <= options.exhaustive_below
-    checked, proven = _best_first(forecaster, space, rows, top, every)
+    order = rows[np.lexsort((space.memory_bytes[rows], space.bound_s[rows]))]
     front = _front(space, rows)
+    certain = dict.fromkeys([*(int(row) for row in (order if every else order[:top])), *front])
+    if forecaster.graphs.expected:  # no larger micro-batch was priced: the twin does not know the first graph
+        twin.renew()
+    known = dict(zip(certain, _predictions(space, list(certain), twin), strict=True))
+    checked, proven = _best_first(forecaster, space, order, top, every, known)
     for row in front:
         if row not in checked:
-            _check(forecaster, space, row, checked)
+            _check(forecaster, space, row, checked, known)
     found = sorted(
         (p for p in checked.values() if p is not None and p.fits),
         key=lambda p: (p.step_time_s, p.peak_memory_bytes, str(p.plan)),
@@ -111,11 +147,24 @@ def _search(
     )
 
 
+def _predictions(space: Evaluated, rows: list[int], twin: Twin) -> list[Prediction | PlanError]:
+    """What the event engine says of the rows' plans, each of its own group."""
+    return [found for (found,) in twin.share(_predicted, [[space.plan(row)] for row in rows])]
+
+
+def _predicted(forecaster: Forecaster, plan: Plan) -> Prediction:
+    return forecaster.forecast(plan).prediction
+
+
 def _best_first(
-    forecaster: Forecaster, space: Evaluated, rows: np.ndarray, top: int, every: bool
+    forecaster: Forecaster,
+    space: Evaluated,
+    order: np.ndarray,
+    top: int,
+    every: bool,
+    known: dict[int, Prediction | PlanError],
 ) -> tuple[dict[int, Prediction | None], bool]:
     """Predictions of the rows whose bound is low enough, and whether no other can be the first."""
-    order = rows[np.lexsort((space.memory_bytes[rows], space.bound_s[rows]))]
     checked: dict[int, Prediction | None] = {}
     times: list[float] = []
     for position, row in enumerate(order):
@@ -125,20 +174,23 @@ def _best_first(
                 return checked, True
             if position >= _MOST:
                 return checked, False
-        prediction = _check(forecaster, space, int(row), checked)
+        prediction = _check(forecaster, space, int(row), checked, known)
         if prediction is not None and prediction.fits:
             times.append(prediction.step_time_s)
     return checked, True
 
 
 def _check(
-    forecaster: Forecaster, space: Evaluated, row: int, checked: dict[int, Prediction | None]
+    forecaster: Forecaster,
+    space: Evaluated,
+    row: int,
+    checked: dict[int, Prediction | None],
+    known: dict[int, Prediction | PlanError],
 ) -> Prediction | None:
-    try:
-        checked[row] = forecaster.forecast(space.plan(row)).prediction
-    except PlanError as error:
-        space.n_excluded[str(error).split(":")[0]] += 1
-        checked[row] = None
+    found = known[row] if row in known else answers_to(forecaster, _predicted, [space.plan(row)])[0]
+    if isinstance(found, PlanError):
+        space.n_excluded[str(found).split(":")[0]] += 1
+    checked[row] = None if isinstance(found, PlanError) else found
     return checked[row]
 
 
