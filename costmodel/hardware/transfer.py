@@ -149,7 +149,8 @@ def borrowed_fits(
     """What to borrow: every (kind, variant, dtype) that donors measured and `target` did not.
 
     Each from the nearest donor that timed it, or else that published an efficiency; all its timings come
-    along. dtypes that the target has no units for are left out (they are priced from a wider one).
+    along. CPUs are no donors of GPUs; dtypes that the target has no units for are left out (they are priced
+    from a wider one).
     """
     present = {(fit.kind, variant, fit.dtype) for fit in have for variant in fit.variants}
     found: list[BorrowedFit] = []
