@@ -117,7 +117,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientsPrediction:
-    """Means over requests, in seconds. `running`: requests past their first token, of one replica."""
+    """Means over requests, in seconds. `requests_per_s`: of all clients after the first wave, by Little's law.
+    `running`: requests past their first token, of one replica."""
 
     time_to_first_token_s: float
     time_per_output_token_s: float
@@ -143,11 +144,15 @@ def serve_clients(
     first_wave = server.waits_s[: load.clients]
     later = server.waits_s[load.clients :]
     share = 1.0 / load.requests_each if load.requests_each else 0.0
+    later_s = sum(later) / len(later)
+    first_s = share * sum(first_wave) / len(first_wave) + (1.0 - share) * later_s
+    pace_s = sum(server.paces_s) / len(server.paces_s)
+    outputs = server.lengths[1]
+    answer_s = later_s + (sum(outputs) / len(outputs) - 1.0) * pace_s
     return ClientsPrediction(
-        time_to_first_token_s=share * sum(first_wave) / len(first_wave)
-        + (1.0 - share) * sum(later) / len(later),
-        time_per_output_token_s=sum(server.paces_s) / len(server.paces_s),
-        requests_per_s=len(server.paces_s) / server.now_s,
+        time_to_first_token_s=first_s,
+        time_per_output_token_s=pace_s,
+        requests_per_s=load.clients / answer_s,
         running=server.running_s / server.now_s,
         log_sigma=costs.log_sigma,
     )
