@@ -117,7 +117,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientsPrediction:
-    """Means over requests, in seconds. `requests_per_s`: of all clients after the first wave, by Little's law.
+    """Means over requests, in seconds. `requests_per_s`: of all clients after the first wave (Little's law).
     `running`: requests past their first token, of one replica."""
 
     time_to_first_token_s: float
