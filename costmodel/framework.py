@@ -179,11 +179,20 @@ class FrameworkProfile(BaseModel):
     request_overhead_s: float = Field(0.0, ge=0)
     """The same for every running request of the pass."""
     arrival_overhead_s: float = Field(0.0, ge=0)
-    """What a request's first token takes beside the passes (server, tokenizer, scheduler, streaming)."""
-    client_overhead_s: float = Field(0.0, ge=0)
-    """The same for every client whose answers are streamed meanwhile."""
-    prompt_token_overhead_s: float = Field(0.0, ge=0)
+    """From the end of an answer at its client until a server's scheduler knows of the next request, beside
+    what the front end does: round trips, connections, queues between processes."""
+    frontend_request_s: float = Field(0.0, ge=0)
+    """What a server's front end, one process, spends on each request."""
+    frontend_prompt_token_s: float = Field(0.0, ge=0)
     """The same for every token of its prompt."""
+    frontend_token_s: float = Field(0.0, ge=0)
+    """The same for every token of an answer."""
+    passes_ahead: int = Field(0, ge=0)
+    """Passes that a server's scheduler has settled while one runs: new requests come after them."""
+    prompt_operator_s: float = Field(0.0, ge=0)
+    """Host time of one traced operator in a server's pass that holds prompts and is no captured graph."""
+    captured_tokens: int = Field(0, ge=0)
+    """Tokens up to which passes with prompts are captured graphs, whose launch costs no host time."""
     pass_tokens: int = Field(8192, ge=1)
     """Tokens of a forward pass of a server; longer prompts come in chunks, short ones together."""
     pipeline_tokens: int = Field(0, ge=0)

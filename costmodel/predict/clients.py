@@ -1,18 +1,26 @@
 """Clients that always have one request open: time to first token and per token of a server under them.
 
-The server is played through pass by pass. Before each it takes the requests that have come, first come first
-served, while running ones leave room for them (tokens of a pass, and memory):
+The server is played through pass by pass. Before each it takes the requests that it knows of, first come
+first served, while running ones leave room for them (tokens of a pass, and memory):
 
-    prompts     ride in the passes of running requests, cut to what room is left, or have passes of their own
+    prompts     ride in the passes of running requests, cut to what room is left, or have passes of their own;
+                the host launches their kernels one by one, so that such a pass takes no less than that
     others      run until one of them ends or new ones are looked for: so many equal passes at once
     clients     send the next request when one is answered
 
-Load generators start all clients at once. Lengths differ from request to request (golden-ratio sequences, so
-that nothing is drawn), which spreads later ones; those that were taken in together otherwise end together.
-Times are means over the requests, the first wave counted once in `requests_each`. A server that looks for new
-requests only every `poll_steps` passes finds together what came meanwhile; a pass of prompts ends the pause.
-What server and client do beside the passes (the framework's overheads) is added to the time to first token
-and delays no pass: delayed as a whole, waves of short answers would stay together; measured ones do not.
+What a pass holds is settled while others before it still run (`passes_ahead`): a request that comes meanwhile
+waits for them all. A server may look for new requests only every `poll_steps` passes (a pass of prompts ends
+the pause), and may let prompts wait beside running requests for others to share a pass with.
+
+Before the scheduler stands a front end, one process that reads requests, cuts prompts into tokens and
+streams every token of every answer, in the order in which these come. Where answers come faster than it can
+send them, its queue grows until clients wait for it: first tokens are late, later ones as fast as passes
+make them.
+
+Load generators start all clients at once; the first pass of a server that was not warmed up takes `start_s`
+more. Lengths differ from request to request as the benchmarks' generator draws them (numpy's, seed 0),
+which spreads later ones; those that were taken in together otherwise end together. Times are means over
+requests, the first wave counted once in `requests_each`.
 
 With speculative decoding a request's pass checks `draft_tokens` guessed tokens beside its own and ends with
 `accepted_tokens` of them all in the mean, its own among them (arXiv 2211.17192, section 3.1): fewer passes,
@@ -28,6 +36,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from costmodel.errors import PlanError
 from costmodel.predict.passes import Attending, PassCosts
 
@@ -42,27 +52,35 @@ _ENOUGH_REQUESTS = 1500
 """Requests after which further waves are taken to be like the last ones."""
 _EXACT = 64
 _STEPS_OF_OCTAVE = 16
-_GOLDEN, _SILVER = (math.sqrt(5.0) - 1.0) / 2.0, math.sqrt(2.0) - 1.0
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Clients of one replica of attention and what they send.
+    """Clients of one replica of attention, what they send, and how the server was told to take it in.
 
-    `length_deviation`: of prompts' and answers' lengths over their mean; 0: all alike. `requests_each`: how
-    many a client sends in all; 0: so many that the start does not count. `draft_tokens`, `accepted_tokens`:
-    guessed in a step of speculative decoding, and what such a step yields in the mean; 0 and 1: none.
-    `poll_steps`: after how many passes the server looks for new requests.
+    `lengths`: shortest and longest prompts and answers over `prompt_len` and `output_len`. `requests_each`:
+    how many a client sends in all; 0: so many that the start does not count. `draft_tokens`,
+    `accepted_tokens`: guessed in a step of speculative decoding, and what such a step yields in the mean; 0
+    and 1: none. `poll_steps`: after how many passes the server looks for new requests. `wait_steps`,
+    `wait_fraction`: passes for which prompts wait beside running requests, or until they fill that fraction
+    of a pass. `pass_tokens`: of a pass at most; 0: the framework's. `spare_clients`: clients that the
+    server runs no request of at a time. `start_s`: what the very first pass takes more.
     """
 
     clients: int
     prompt_len: int
     output_len: int
-    length_deviation: float = 0.0
+    lengths: tuple[float, float] = (1.0, 1.0)
     requests_each: int = 0
     draft_tokens: int = 0
     accepted_tokens: float = 1.0
     poll_steps: int = 1
+    wait_steps: int = 0
+    wait_fraction: float = 1.0
+    pass_tokens: int = 0
+    spare_clients: int = 0
+    start_s: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.clients, self.prompt_len) < 1 or self.output_len < 2:
@@ -76,22 +94,35 @@ class Load:
                 f"draft_tokens({self.draft_tokens})"
             )
 
-    def lengths(self, number: int) -> tuple[int, int]:
-        """Tokens of the prompt and of the answer of one request: uniform over the deviation's width."""
-        width = 2.0 * math.sqrt(3.0) * self.length_deviation
-        shares = (1.0 + width * ((number * step) % 1.0 - 0.5) for step in (_GOLDEN, _SILVER))
-        prompt, output = (
-            share * mean for share, mean in zip(shares, (self.prompt_len, self.output_len), strict=True)
-        )
-        return max(1, round(prompt)), max(2, round(output))
+    @property
+    def mean_context(self) -> int:
+        """Tokens that a running request attends to, in the mean."""
+        mean = 0.5 * sum(self.lengths)
+        return max(1, round(mean * (self.prompt_len + 0.5 * self.output_len)))
+
+    def drawn(self, requests: int) -> tuple[list[int], list[int]]:
+        """Tokens of so many prompts and answers, uniform between the shortest and the longest.
+
+        As benchmark_serving of vLLM draws them (numpy.random.randint after seed 0, prompts before answers).
+        """
+        draw = np.random.RandomState(0)
+        shortest, longest = self.lengths
+
+        def uniform(length: int, least: int) -> list[int]:
+            low, high = int(length * shortest), int(length * longest)
+            return [max(least, int(n)) for n in draw.randint(low, max(low, high) + 1, size=requests)]
+
+        return uniform(self.prompt_len, 1), uniform(self.output_len, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientsPrediction:
-    """Means over requests, in seconds. `running`: requests past their first token, of one replica."""
+    """Means over requests, in seconds. `requests_per_s`: of all clients after the first wave (Little's law).
+    `running`: requests past their first token, of one replica."""
 
     time_to_first_token_s: float
     time_per_output_token_s: float
+    requests_per_s: float
     running: float
     log_sigma: float
 
@@ -106,17 +137,22 @@ def serve_clients(
     if most_running < 1:
         raise PlanError("not one request fits beside the parameters; take more ranks")
     waves = max(_LEAST_WAVES, min(load.requests_each or _LEAST_WAVES, _ENOUGH_REQUESTS // load.clients))
-    server = _Server(costs, framework, load, slots=min(load.clients, most_running))
+    sent = max(waves, load.requests_each) * load.clients
+    slots = max(1, min(load.clients - load.spare_clients, most_running))
+    server = _Server(costs, framework, load, slots=slots, lengths=load.drawn(sent))
     server.run(waves * load.clients)
     first_wave = server.waits_s[: load.clients]
     later = server.waits_s[load.clients :]
     share = 1.0 / load.requests_each if load.requests_each else 0.0
-    first_s = share * sum(first_wave) / len(first_wave) + (1.0 - share) * sum(later) / len(later)
-    beside_s = framework.arrival_overhead_s + load.clients * framework.client_overhead_s
-    beside_s += load.prompt_len * framework.prompt_token_overhead_s
+    later_s = sum(later) / len(later)
+    first_s = share * sum(first_wave) / len(first_wave) + (1.0 - share) * later_s
+    pace_s = sum(server.paces_s) / len(server.paces_s)
+    outputs = server.lengths[1]
+    answer_s = later_s + (sum(outputs) / len(outputs) - 1.0) * pace_s
     return ClientsPrediction(
-        time_to_first_token_s=first_s + beside_s,
-        time_per_output_token_s=sum(server.paces_s) / len(server.paces_s),
+        time_to_first_token_s=first_s,
+        time_per_output_token_s=pace_s,
+        requests_per_s=load.clients / answer_s,
         running=server.running_s / server.now_s,
         log_sigma=costs.log_sigma,
     )
@@ -139,57 +175,83 @@ class _Server:
     framework: FrameworkProfile
     load: Load
     slots: int
+    lengths: tuple[list[int], list[int]]
     now_s: float = 0.0
+    front_s: float = 0.0
+    """When the front end has done what it was given."""
     steps: float = 0.0
     """Passes that running requests have taken part in."""
     running_s: float = 0.0
     waits_s: list[float] = field(default_factory=list)
     paces_s: list[float] = field(default_factory=list)
-    _coming: deque[tuple[float, int]] = field(default_factory=deque)
+    _coming: deque[tuple[float, _Prompt]] = field(default_factory=deque)
+    """Requests on their way: when the scheduler could know of them, in order."""
     _waiting: deque[_Prompt] = field(default_factory=deque)
     _running: list[tuple[float, float, int]] = field(default_factory=list)
+    """(steps at its end, when its first token was out, tokens of the answer) of each request."""
+    _settled_s: deque[float] = field(default_factory=deque)
+    """When the last passes were settled: the one now at the front was before those that are still ahead."""
     _until_look: int = 0
+    _waited: int = 0
+    """Passes that prompts have waited for others."""
 
     def run(self, requests: int) -> None:
         """Answer so many requests."""
         self.waits_s = [0.0] * requests
+        self._settled_s.extend([-1.0] * (self.framework.passes_ahead + 1))
         for number in range(self.load.clients):
-            self._send(number)
+            self._send(number, 0.0)
         sent = self.load.clients
+        self.now_s = self.load.start_s
         while len(self.paces_s) < requests:
             self._look()
             taken = self._take()
             if taken:
                 self._pass(taken)
-            else:
+            elif self._running:
                 self._decode()
-            while self._running and self._running[0][0] <= self.steps + 1e-9:
+            else:
+                self._idle()
+            while self._running and self._running[0][0] <= self.steps + _ROUNDING:
                 _, first_s, output = heapq.heappop(self._running)
-                self.paces_s.append((self.now_s - first_s) / (output - 1))
+                seen_s = max(self.front_s, self.now_s)
+                self.paces_s.append((seen_s - first_s) / (output - 1))
                 if sent < requests:
-                    self._send(sent)
+                    self._send(sent, seen_s)
                     sent += 1
 
-    def _send(self, number: int) -> None:
-        """A client's next request."""
-        self._coming.append((self.now_s, number))
+    def _send(self, number: int, sent_s: float) -> None:
+        """A client's next request, through the front end to the scheduler."""
+        prompts, outputs = self.lengths
+        framework = self.framework
+        work_s = framework.frontend_request_s + prompts[number] * framework.frontend_prompt_token_s
+        self.front_s = max(self.front_s, sent_s) + work_s
+        known_s = self.front_s + framework.arrival_overhead_s
+        self._coming.append((known_s, _Prompt(number, sent_s, prompts[number], outputs[number])))
+
+    def _idle(self) -> None:
+        """Nothing runs: prompts wait for nobody, or the next request is awaited."""
+        if not self._waiting:
+            self.now_s = max(self.now_s, self._coming[0][0])
+            self._settled_s = deque([self.now_s] * len(self._settled_s))
+        self._until_look = 0
 
     def _look(self) -> None:
-        """Take in what has come, where the server looks."""
+        """Take in what had come when this pass was settled, where the server looks."""
+        self._settled_s.append(self.now_s)
+        self._settled_s.popleft()
+        settled_s = self._settled_s[0] if self._running else self.now_s
         if self._until_look > 0 and self._running:
             return
         self._until_look = self.load.poll_steps
-        while self._coming:
-            sent_s, number = self._coming.popleft()
-            prompt, output = self.load.lengths(number)
-            self._waiting.append(_Prompt(number, sent_s, prompt, output))
+        while self._coming and self._coming[0][0] <= settled_s + _ROUNDING:
+            self._waiting.append(self._coming.popleft()[1])
 
     def _take(self) -> list[tuple[_Prompt, int]]:
         """Prompts of the next pass, each with its tokens in it."""
-        room = self.framework.pass_tokens
-        if self.framework.mixes_prompts:
-            room -= len(self._running) * (1 + self.load.draft_tokens)
-        room = max(_LEAST_CHUNK, room)
+        whole = self.load.pass_tokens or self.framework.pass_tokens
+        beside = len(self._running) * (1 + self.load.draft_tokens)
+        room = max(_LEAST_CHUNK, whole - beside if self.framework.mixes_prompts else whole)
         taken: list[tuple[_Prompt, int]] = []
         for prompt in self._waiting:
             if len(self._running) + len(taken) >= self.slots or room < 1:
@@ -197,48 +259,77 @@ class _Server:
             tokens = min(room, prompt.tokens - prompt.done)
             taken.append((prompt, tokens))
             room -= tokens
+        filled = beside + sum(tokens for _, tokens in taken) >= self.load.wait_fraction * whole
+        if taken and self._running and not filled and self._waited < self.load.wait_steps:
+            self._waited += 1
+            return []
+        self._waited = 0
         return taken
 
     def _pass(self, taken: list[tuple[_Prompt, int]]) -> None:
         """One pass with prompts in it."""
-        mixed = self.framework.mixes_prompts
+        framework = self.framework
         calls = [
             Attending(requests=1, tokens=max(2, _near(tokens)), context=_near(prompt.done + tokens))
             for prompt, tokens in taken
         ]
-        if mixed and self._running:
+        beside = len(self._running) if framework.mixes_prompts else 0
+        if beside:
             calls.append(self._next_tokens())
-        self._spend(self.costs.seconds(calls))
+        seconds = self.costs.seconds(calls)
+        if beside + sum(tokens for _, tokens in taken) > framework.captured_tokens:
+            seconds = max(seconds, self.costs.operators * framework.prompt_operator_s)
+        self._spend(seconds)
         self._until_look = 0
-        self.steps += 1 if mixed else 0
+        self.steps += 1 if framework.mixes_prompts else 0
+        ended = [prompt for prompt, tokens in taken if prompt.done + tokens >= prompt.tokens]
+        self._stream(beside + len(ended), 1, seconds)
         for prompt, tokens in taken:
             prompt.done += tokens
-            if prompt.done >= prompt.tokens:
-                self._waiting.remove(prompt)
-                self.waits_s[prompt.number] = self.now_s - prompt.sent_s
-                last = self.steps + (prompt.output - 1) / self.load.accepted_tokens
-                heapq.heappush(self._running, (last, self.now_s, prompt.output))
+        for prompt in ended:
+            self._waiting.remove(prompt)
+            first_s = max(self.front_s, self.now_s)
+            self.waits_s[prompt.number] = first_s - prompt.sent_s
+            last = self.steps + (prompt.output - 1) / self.load.accepted_tokens
+            heapq.heappush(self._running, (last, first_s, prompt.output))
 
     def _decode(self) -> None:
-        """Passes of running requests alone, until one of them ends or the server looks for new ones."""
+        """Passes of running requests alone, until one of them ends or the server may take in a prompt."""
         each_s = self.costs.seconds([self._next_tokens()])
-        passes = max(1, math.ceil(self._running[0][0] - self.steps - 1e-9))
+        passes = max(1, math.ceil(self._running[0][0] - self.steps - _ROUNDING))
+        if self._waiting and len(self._running) < self.slots:
+            passes = min(passes, max(1, self.load.wait_steps - self._waited))
+            self._waited += passes - 1
         if self._coming:
-            passes = min(passes, max(1, self._until_look))
+            until_s = self._coming[0][0] - self.now_s
+            known = max(1, math.ceil(until_s / each_s - _ROUNDING) + self.framework.passes_ahead)
+            passes = min(passes, max(known, self._until_look))
         self._spend(passes * each_s)
+        self._stream(len(self._running) * self.load.accepted_tokens, passes, each_s)
         self.steps += passes
+        for n in range(min(passes - 1, len(self._settled_s)), 0, -1):
+            self._settled_s.append(self.now_s - n * each_s)
+            self._settled_s.popleft()
         left = self._until_look - passes
         self._until_look = left if left > 0 else left % self.load.poll_steps
 
     def _next_tokens(self) -> Attending:
-        context = self.load.prompt_len + self.load.output_len // 2
         return Attending(
-            requests=_near(len(self._running)), tokens=1, context=context, drafted=self.load.draft_tokens
+            requests=_near(len(self._running)),
+            tokens=1,
+            context=self.load.mean_context,
+            drafted=self.load.draft_tokens,
         )
 
     def _spend(self, seconds: float) -> None:
         self.running_s += seconds * len(self._running)
         self.now_s += seconds
+
+    def _stream(self, tokens: float, passes: int, each_s: float) -> None:
+        """The front end sends the tokens of each of the last passes after it."""
+        work_s = tokens * self.framework.frontend_token_s
+        begun_s = max(self.front_s, self.now_s - (passes - 1) * each_s)
+        self.front_s = max(begun_s + passes * work_s, self.now_s + work_s)
 
 
 @lru_cache(maxsize=4096)

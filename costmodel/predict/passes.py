@@ -138,6 +138,11 @@ class PassCosts:
         return total + host_cost_s(self._inference.profile, "step_s")
 
     @property
+    def operators(self) -> int:
+        """Traced operators of a pass, as the model's own code calls them one by one."""
+        return sum(s.count * sum(op.kind != "host" for op in s.local.operators) for s in self._segments)
+
+    @property
     def parameter_bytes(self) -> float:
         """Weights of one rank: products of the blocks in the type they are computed in, the rest as kept."""
         framework = self._inference.framework

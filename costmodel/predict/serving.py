@@ -8,7 +8,9 @@ Every iteration decodes one token of each of the c running requests, and takes i
     first token    f + t / 2 + queue             half an iteration until it is taken in, then its prefill
     queue          r f^2 / (2 (1 - r f))         mean wait for other prompts (M/D/1)
 
-Given a concurrency instead (clients that send the next request when one is answered), r is what they reach.
+Given a concurrency instead (clients that send the next request when one is answered), the server is played
+through under them pass by pass (`costmodel.predict.clients`), their prompts and answers up to a tenth longer
+and shorter; where a pass is not the whole replica's (pipelines, streamed weights), r is what they reach.
 The rate that cannot be held is where c no longer fits the memory, or r f + r (output - 1) d'(c) >= 1.
 
 Keys and values are kept in pages of a few tokens as a request grows, or contiguous for its whole length.
@@ -26,7 +28,9 @@ import numpy as np
 
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.plan import Plan
+from costmodel.predict.clients import Load, serve_clients
 from costmodel.predict.inference import InferenceForecaster
+from costmodel.predict.passes import PassCosts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +40,8 @@ __all__ = ["ServingPrediction", "serve", "steady_state"]
 _PAGE_TOKENS = 16
 """Tokens of a page, as vLLM's default."""
 _MOST_RUNNING = 1024
+_LENGTHS = (0.9, 1.1)
+"""Of clients' prompts and answers: alike, those that began together would end together for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,21 +139,26 @@ def serve(
     decode_s = _decode(forecaster, plan, prompt_len, output_len, most)
     prefill_s, tokens = alone.time_to_first_token_s, output_len - 1
     capacity = _capacity(decode_s, prefill_s, tokens, most)
-    if concurrency is not None:
-        running = min(float(concurrency), float(most))
-        # a client is in its prefill or among the running: r (f + tokens t) = clients, t = d / (1 - r f)
-        rate_per_s = _closed_rate(decode_s, prefill_s, tokens, running)
-    assert rate_per_s is not None
-    found = steady_state(decode_s, prefill_s, tokens, rate_per_s=rate_per_s, most=most)
-    if found is None:
-        raise InfeasibleError(
-            f"{plan}: {rate_per_s:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
-            f"{capacity:.3g}/s that one replica can hold; use more replicas or a higher tp"
-        )
-    running, iteration_s = found
-    load = rate_per_s * prefill_s
-    queue_s = load * prefill_s / (2.0 * (1.0 - load))
-    first_s = prefill_s + 0.5 * iteration_s + queue_s
+    if concurrency is not None and plan.pp == 1 and not plan.flags:
+        load = Load(clients=concurrency, prompt_len=prompt_len, output_len=output_len, lengths=_LENGTHS)
+        played = serve_clients(PassCosts(forecaster, plan), forecaster.framework, load, most_running=most)
+        rate_per_s, running = played.requests_per_s, played.running
+        first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
+    else:
+        if concurrency is not None:
+            # a client is in its prefill or among the running: r (f + tokens t) = clients, t = d / (1 - r f)
+            clients = min(float(concurrency), float(most))
+            rate_per_s = _closed_rate(decode_s, prefill_s, tokens, clients)
+        assert rate_per_s is not None
+        found = steady_state(decode_s, prefill_s, tokens, rate_per_s=rate_per_s, most=most)
+        if found is None:
+            raise InfeasibleError(
+                f"{plan}: {rate_per_s:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
+                f"{capacity:.3g}/s that one replica can hold; use more replicas or a higher tp"
+            )
+        running, iteration_s = found
+        busy = rate_per_s * prefill_s
+        first_s = prefill_s + 0.5 * iteration_s + busy * prefill_s / (2.0 * (1.0 - busy))
     return ServingPrediction(
         plan=plan,
         rate_per_s=rate_per_s,
@@ -158,7 +169,7 @@ def serve(
         time_per_output_token_s=iteration_s,
         latency_s=first_s + tokens * iteration_s,
         tokens_per_s=rate_per_s * output_len,
-        capacity_per_s=capacity,
+        capacity_per_s=max(capacity, rate_per_s),
         most_running=most,
         parameter_bytes=alone.parameter_bytes,
         kv_cache_bytes=ceil(running * each),

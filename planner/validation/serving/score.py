@@ -22,6 +22,7 @@ from costmodel.predict.passes import PassCosts
 from planner.validation.published.rows import PublishedRow, read_rows
 from planner.validation.scoring import Report, ScoredRow
 from planner.validation.serving.setting import (
+    as_launched,
     cache_room_bytes,
     served_config,
     serving_framework,
@@ -173,9 +174,10 @@ def _predict(row: PublishedRow, cache: _Cache) -> tuple[dict[str, float], float]
         return load
     memory_bytes = inference.profile.device.memory_bytes
     room = cache_room_bytes(row, device_bytes=memory_bytes, parameter_bytes=costs.parameter_bytes)
-    each = costs.cache_bytes_per_token * (load.prompt_len + 0.5 * load.output_len)
+    each = costs.cache_bytes_per_token * load.mean_context
     most = int(room / each) if each else load.clients
-    found = serve_clients(costs, inference.framework, load, most_running=most)
+    framework = as_launched(row, inference.framework, load)
+    found = serve_clients(costs, framework, load, most_running=most)
     return {
         "ttft_ms": 1e3 * found.time_to_first_token_s,
         "tpot_ms": 1e3 * found.time_per_output_token_s,

@@ -18,7 +18,15 @@ from costmodel.predict.clients import Load
 from costmodel.predict.passes import Experts
 from planner.validation.published.rows import PublishedRow
 
-__all__ = ["Ranks", "cache_room_bytes", "served_config", "serving_framework", "serving_load", "serving_ranks"]
+__all__ = [
+    "Ranks",
+    "as_launched",
+    "cache_room_bytes",
+    "served_config",
+    "serving_framework",
+    "serving_load",
+    "serving_ranks",
+]
 
 _FOLDER = Path(costmodel.__path__[0]) / "data" / "published"
 
@@ -91,7 +99,8 @@ def cache_room_bytes(row: PublishedRow, *, device_bytes: float, parameter_bytes:
     entry = _backend(row) or {}
     if "free_memory_fraction" in entry:
         return float(entry["free_memory_fraction"]) * (device_bytes - parameter_bytes)
-    return float(entry.get("memory_fraction", 1.0)) * device_bytes - parameter_bytes
+    kept = parameter_bytes + float(entry.get("reserved_bytes", 0.0))
+    return float(entry.get("memory_fraction", 1.0)) * device_bytes - kept
 
 
 def _products(wording: str) -> str:
@@ -129,26 +138,47 @@ def serving_load(row: PublishedRow, replicas: int) -> Load | str:
     isl, osl = row.integer("isl"), row.integer("osl")
     if not clients:
         return "the row gives neither concurrency nor batch_size"
-    version = row.text("backend_version")
-    made = next(m for m in _settings()["loads"] if re.search(m["backend_version"], version))
-    looks = next(
-        p
-        for p in _settings()["polls"]
-        if re.search(p["backend"], row.text("backend"))
-        and clients >= p["clients_from"]
-        and replicas >= p.get("replicas_from", 1)
-    )
-    mean = made["mean_length_fraction"]
-    guess: dict[str, Any] = next(
-        (g for g in _settings()["speculation"] if re.search(g["backend_version"], version)), {}
-    )
+    made = _launched(row, clients=clients, replicas=replicas)
     return Load(
         clients=max(1, round(clients / replicas)),
-        prompt_len=round(isl * mean),
-        output_len=round(osl * mean),
-        length_deviation=made["length_deviation"],
+        prompt_len=isl,
+        output_len=osl,
+        lengths=(made["lengths"][0], made["lengths"][1]),
         requests_each=made["requests_each"],
-        draft_tokens=guess.get("draft_tokens", 0),
-        accepted_tokens=guess.get("accepted_tokens", 1.0),
-        poll_steps=looks["poll_steps"],
+        draft_tokens=made["draft_tokens"],
+        accepted_tokens=made["accepted_tokens"],
+        poll_steps=made["poll_steps"],
+        wait_steps=made["wait_steps"],
+        wait_fraction=made["wait_fraction"],
+        pass_tokens=_sum(made["pass_tokens"], clients=clients, isl=isl, osl=osl),
+        spare_clients=made["spare_clients"],
+        start_s=made["start_s"],
     )
+
+
+def as_launched(row: PublishedRow, framework: FrameworkProfile, load: Load) -> FrameworkProfile:
+    """The row's framework profile with what its launch changed of it, passes' prices aside."""
+    made = _launched(row, clients=load.clients, replicas=1)
+    return framework.model_copy(update=made.get("framework", {}))
+
+
+def _launched(row: PublishedRow, *, clients: int, replicas: int) -> dict[str, Any]:
+    """How the row's server and load generator were launched: of each setting the first one that fits."""
+    sizes = {"clients": clients, "replicas": replicas, "isl": row.integer("isl"), "osl": row.integer("osl")}
+    sizes |= {"tp": row.integer("tp_size", 1), "sent": clients * sizes["isl"]}
+    found: dict[str, Any] = {}
+    for entry in _settings()["launches"]:
+        fits = all(re.search(wording, row.text(cell), re.I) for cell, wording in entry["rows"].items())
+        fits = fits and all(sizes[name] >= least for name, least in entry.get("from", {}).items())
+        if fits and all(sizes[name] < most for name, most in entry.get("below", {}).items()):
+            whole = {**entry["set"].get("framework", {}), **found.get("framework", {})}
+            found = {**entry["set"], **found, "framework": whole}
+    return found
+
+
+def _sum(terms: int | dict[str, float], **sizes: int) -> int:
+    """A size as given, or the sum of multiples of others (`plus`: a number of its own, `least`: no less)."""
+    if isinstance(terms, int):
+        return terms
+    total = sum(factor * sizes.get(name, 1) for name, factor in terms.items() if name != "least")
+    return max(round(total), round(terms.get("least", 0)))

@@ -13,6 +13,8 @@ from costmodel.framework import FrameworkProfile
 from costmodel.predict.clients import ClientsPrediction, Load, serve_clients
 from costmodel.predict.passes import Attending, PassCosts
 
+_SPREAD = (0.83, 1.17)
+
 
 @dataclass(frozen=True)
 class _Given:
@@ -21,6 +23,7 @@ class _Given:
     fixed_s: float
     token_s: float
     log_sigma: float = 0.1
+    operators: int = 1000
 
     def seconds(self, attending: Sequence[Attending]) -> float:
         tokens = sum(a.requests * (a.tokens + a.drafted) for a in attending)
@@ -43,7 +46,7 @@ def test_one_client_waits_for_nobody() -> None:
 
 
 def test_a_mixed_prompt_adds_its_tokens_and_one_of_its_own_passes_a_whole_pass() -> None:
-    load = Load(clients=10, prompt_len=1000, output_len=1001, length_deviation=0.1)
+    load = Load(clients=10, prompt_len=1000, output_len=1001, lengths=_SPREAD)
     mixed = _serve(load, mixes_prompts=True).time_per_output_token_s
     apart = _serve(load, mixes_prompts=False).time_per_output_token_s
     assert mixed == pytest.approx(1e-2 + 10e-5 + 10 / 1000 * 1000e-5, rel=0.02)
@@ -58,7 +61,7 @@ def test_a_long_prompt_comes_in_chunks() -> None:
 
 
 def test_all_clients_start_at_once_and_wait_for_half_of_each_other() -> None:
-    varied = {"prompt_len": 1000, "output_len": 4001, "length_deviation": 0.06}
+    varied = {"prompt_len": 1000, "output_len": 4001, "lengths": (0.9, 1.1)}
     steady = Load(clients=64, **varied)
     with_start = Load(clients=64, requests_each=4, **varied)
     quiet, waved = _serve(steady), _serve(with_start)
@@ -69,7 +72,7 @@ def test_all_clients_start_at_once_and_wait_for_half_of_each_other() -> None:
 
 def test_answers_of_one_length_that_began_together_end_together() -> None:
     sizes = {"clients": 8, "prompt_len": 1000, "output_len": 201, "requests_each": 10}
-    alike, varied = Load(**sizes), Load(length_deviation=0.06, **sizes)
+    alike, varied = Load(**sizes), Load(lengths=(0.9, 1.1), **sizes)
     together = _serve(alike).time_to_first_token_s
     assert together == pytest.approx(1e-2 + 8 * 1000e-5, rel=0.02)
     assert _serve(varied).time_to_first_token_s < 0.6 * together
@@ -85,12 +88,65 @@ def test_clients_beyond_the_memory_wait_for_a_slot() -> None:
     assert half.time_to_first_token_s > 100 * enough.time_to_first_token_s
 
 
-def test_overheads_of_arrival_and_of_streams_count_once() -> None:
-    load = Load(clients=8, prompt_len=100, output_len=1001)
+def test_a_request_takes_its_way_through_the_front_end_before_it_waits_for_passes() -> None:
+    load = Load(clients=1, prompt_len=100, output_len=1001)
     plain = _serve(load)
-    late = _serve(load, arrival_overhead_s=0.5, client_overhead_s=0.25, prompt_token_overhead_s=0.01)
-    assert late.time_to_first_token_s - plain.time_to_first_token_s == pytest.approx(3.5, rel=0.01)
+    late = _serve(load, arrival_overhead_s=0.5, frontend_request_s=0.25, frontend_prompt_token_s=0.001)
+    assert late.time_to_first_token_s - plain.time_to_first_token_s == pytest.approx(0.85, rel=0.01)
     assert late.time_per_output_token_s == pytest.approx(plain.time_per_output_token_s)
+
+
+def test_a_front_end_that_streams_too_slowly_makes_first_tokens_wait() -> None:
+    load = Load(clients=100, prompt_len=10, output_len=1001, lengths=_SPREAD)
+    free, held = _serve(load), _serve(load, frontend_token_s=2e-4)
+    cycle_s = 100 * 1001 * 2e-4  # a hundred answers, token by token
+    assert free.time_to_first_token_s < 0.1
+    assert held.requests_per_s == pytest.approx(100 / cycle_s, rel=0.15)
+    assert held.time_to_first_token_s + 1000 * held.time_per_output_token_s == pytest.approx(
+        cycle_s, rel=0.15
+    )
+
+
+def test_passes_that_are_settled_ahead_make_a_prompt_wait_for_them() -> None:
+    load = Load(clients=8, prompt_len=100, output_len=2001, lengths=_SPREAD, requests_each=100)
+    now, ahead = (_serve(load, passes_ahead=n).time_to_first_token_s for n in (0, 1))
+    assert ahead - now == pytest.approx(1e-2 + 8e-5, rel=0.1)
+
+
+def test_prompts_launched_kernel_by_kernel_take_the_host_s_time() -> None:
+    load = Load(clients=1, prompt_len=1024, output_len=101)
+    captured, launched, fast = (
+        _serve(load, prompt_operator_s=seconds, captured_tokens=tokens).time_to_first_token_s
+        for seconds, tokens in ((1e-4, 1024), (1e-4, 1023), (1e-6, 0))
+    )
+    assert captured == fast == pytest.approx(1e-2 + 1024e-5)
+    assert launched == pytest.approx(1000 * 1e-4)
+
+
+def test_a_cold_server_s_first_pass_holds_up_the_first_wave_alone() -> None:
+    sizes = {"clients": 4, "prompt_len": 100, "output_len": 101, "lengths": _SPREAD, "requests_each": 10}
+    warm, cold = _serve(Load(**sizes)), _serve(Load(start_s=20.0, **sizes))
+    assert cold.time_to_first_token_s - warm.time_to_first_token_s == pytest.approx(2.0, rel=0.05)
+    assert cold.time_per_output_token_s == pytest.approx(warm.time_per_output_token_s, rel=0.05)
+
+
+def test_prompts_wait_for_others_so_many_passes_or_until_a_pass_is_full_enough() -> None:
+    sizes = {"clients": 16, "prompt_len": 1000, "output_len": 2001, "lengths": _SPREAD, "requests_each": 100}
+    at_once, late, filled = (
+        _serve(Load(wait_steps=n, wait_fraction=fraction, **sizes)).time_to_first_token_s
+        for n, fraction in ((0, 1.0), (10, 1.0), (10, 0.1))
+    )
+    assert late - at_once == pytest.approx(10 * (1e-2 + 16e-5), rel=0.2)
+    assert filled == pytest.approx(at_once)
+
+
+def test_a_client_without_a_slot_waits_for_the_next_answer_to_end() -> None:
+    sizes = {"clients": 8, "prompt_len": 10, "output_len": 2001, "lengths": _SPREAD, "requests_each": 100}
+    answer_s = 2000 * (1e-2 + 8e-5)
+    assert _serve(Load(**sizes)).time_to_first_token_s < 0.02
+    assert _serve(Load(spare_clients=1, **sizes)).time_to_first_token_s == pytest.approx(
+        answer_s / 7, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("sizes", [(0, 8, 8), (1, 0, 8), (1, 8, 1)])
@@ -121,7 +177,7 @@ def test_no_more_tokens_are_accepted_than_guessed(drafted: int, accepted: float)
 
 
 def test_a_server_that_looks_seldom_lets_prompts_wait_for_half_the_steps_between() -> None:
-    sizes = {"clients": 16, "prompt_len": 1000, "output_len": 2001, "length_deviation": 0.1}
+    sizes = {"clients": 16, "prompt_len": 1000, "output_len": 2001, "lengths": _SPREAD}
     often, seldom = (_serve(Load(poll_steps=n, requests_each=100, **sizes)) for n in (1, 31))
     more_s = seldom.time_to_first_token_s - often.time_to_first_token_s
     assert more_s == pytest.approx(15 * (1e-2 + 16e-5), rel=0.25)
@@ -136,10 +192,13 @@ def test_passes_of_fewer_tokens_take_prompts_one_after_another() -> None:
     assert each == pytest.approx(4.5 * (1e-2 + 1000e-5), rel=0.02)
 
 
-def test_requests_come_in_all_lengths_around_the_mean() -> None:
-    load = Load(clients=1, prompt_len=1000, output_len=500, length_deviation=0.0642)
-    prompts, outputs = zip(*(load.lengths(n) for n in range(500)), strict=True)
-    for found, mean in ((prompts, 1000), (outputs, 500)):
-        assert sum(found) / 500 == pytest.approx(mean, rel=0.01)
-        assert min(found) == pytest.approx(8 / 9 * mean, rel=0.01)
-        assert max(found) == pytest.approx(10 / 9 * mean, rel=0.01)
+def test_lengths_are_those_that_the_benchmark_s_generator_draws() -> None:
+    prompts, outputs = Load(clients=1, prompt_len=1000, output_len=500, lengths=(0.8, 1.0)).drawn(500)
+    for found, most in ((prompts, 1000), (outputs, 500)):
+        assert sum(found) / 500 == pytest.approx(0.9 * most, rel=0.01)
+        assert 0.8 * most <= min(found) < 0.81 * most
+        assert 0.99 * most < max(found) <= most
+    # numpy.random.seed(0); numpy.random.randint(800, 1001, size=500)
+    assert prompts[:4] == [972, 847, 917, 992]
+    alike = Load(clients=1, prompt_len=7, output_len=9).drawn(3)
+    assert alike == ([7, 7, 7], [9, 9, 9])

@@ -15,6 +15,7 @@ from planner.cli import app
 from planner.validation.published.rows import PublishedRow
 from planner.validation.serving.score import is_serving_table, validate_serving
 from planner.validation.serving.setting import (
+    as_launched,
     cache_room_bytes,
     served_config,
     serving_framework,
@@ -137,7 +138,8 @@ def test_sizes_of_parallelism_name_ranks(
 def test_load_and_products_follow_the_wording() -> None:
     load = serving_load(_row(), 2)
     assert not isinstance(load, str)
-    assert (load.clients, load.prompt_len, load.output_len) == (4, 922, 922)
+    assert (load.clients, load.prompt_len, load.output_len) == (4, 1024, 1024)
+    assert load.lengths == (0.8, 1.0)
     framework = serving_framework(_row(moe_quant_mode="nvfp4"))
     assert framework is not None
     assert (framework.half_products, framework.expert_products) == ("fp8", "nvfp4")
@@ -159,9 +161,34 @@ def test_load_follows_how_a_version_was_run() -> None:
     polls = [load(backend="sglang", concurrency=str(n)).poll_steps for n in (8, 16)]
     assert polls == sorted(polls)
     assert polls[0] > load(backend="vllm").poll_steps == 1
+    assert load(backend_version="0.19.0", gpu="B200", model="MiniMaxAI/MiniMax-M2.5").pass_tokens == 2048
+    large = load(
+        backend="trtllm", backend_version="1.1.0rc2", model="deepseek-ai/DeepSeek-R1", concurrency="64"
+    )
+    assert 64 + 1024 < large.pass_tokens < 1.2 * (64 + 1024)
+    waiting, wide = (
+        load(backend="trtllm", backend_version="", model="meta-llama/Llama-3.1-70B", tp_size=tp)
+        for tp in "28"
+    )
+    assert waiting.wait_steps > wide.wait_steps == 0
+    cold, small, warm = (
+        load(backend="sglang", backend_version=version, precision="fp4", concurrency=clients).start_s
+        for version, clients in (("", "64"), ("", "4"), ("0.5.9", "64"))
+    )
+    assert cold > small > warm == 0.0
     balanced = serving_load(_row(backend="trtllm", concurrency="64"), 8)
     assert not isinstance(balanced, str)
     assert balanced.poll_steps > load(backend="trtllm").poll_steps == 1
+
+
+def test_a_launch_changes_the_framework_beside_what_passes_cost() -> None:
+    row = _row(backend="trtllm", gemm_quant_mode="")
+    framework, load = serving_framework(row), serving_load(row, 1)
+    assert framework is not None
+    assert not isinstance(load, str)
+    launched = as_launched(row, framework, load)
+    assert 0.0 < launched.frontend_token_s < framework.frontend_token_s
+    assert launched.model_copy(update={"frontend_token_s": framework.frontend_token_s}) == framework
 
 
 def test_memory_left_for_requests_follows_the_backend() -> None:
