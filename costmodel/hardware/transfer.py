@@ -148,15 +148,19 @@ def borrowed_fits(
 ) -> list[BorrowedFit]:
     """What to borrow: every (kind, variant, dtype) that donors measured and `target` did not.
 
-    Each from the nearest donor that timed it, or else that published an efficiency; all its timings come
-    along. CPUs are no donors of GPUs; dtypes that the target has no units for are left out (they are priced
-    from a wider one).
+    Each from the nearest donor of its generation that timed it, or else that published an efficiency, and
+    then from those of other generations alike; all its timings come along. CPUs are no donors of GPUs. dtypes
+    that the target has no units for are left out (they are priced from a wider one).
     """
     present = {(fit.kind, variant, fit.dtype) for fit in have for variant in fit.variants}
     found: list[BorrowedFit] = []
     taken: dict[tuple[str, str, str], str] = {}
-    nearest = sorted(donors, key=lambda p: (device_distance(p.device, target), p.name))
-    for derived, donor in product((False, True), nearest):
+    apart = {donor.name: device_distance(donor.device, target) for donor in donors}
+    ways = product((False, True), donors)
+    # a like device's efficiencies say more than times of another generation
+    for derived, donor in sorted(
+        ways, key=lambda w: (apart[w[1].name] >= 1.0, w[0], apart[w[1].name], w[1].name)
+    ):
         from_host = donor.device.kind == "cpu" and target.kind != "cpu"
         if donor.device.name == target.name or from_host:
             continue

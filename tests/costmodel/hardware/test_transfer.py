@@ -127,6 +127,8 @@ def test_a_donor_that_was_timed_comes_before_a_nearer_one_with_efficiencies() ->
     target = device("A100-SXM4-40GB")
     assert {f.donor for f in borrowed_fits(target, [], donors)} == {timed}
     assert {f.donor for f in borrowed_fits(target, [], donors[:1])} == {near}
+    other = profile(plain_fit(dtype="bf16", on="H100-SXM5-80GB"), on="H100-SXM5-80GB")
+    assert {f.donor for f in borrowed_fits(target, [], [other, donors[0]])} == {near}
 
 
 def test_boards_of_like_power_are_nearer() -> None:
