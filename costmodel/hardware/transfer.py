@@ -59,6 +59,10 @@ def _energy() -> _Energy:
     return _Energy.model_validate(json.loads(_FILE.read_text(encoding="utf-8")))
 
 
+_OTHER_GENERATION = 1.0
+"""Distance from which a device is of another architecture."""
+
+
 def device_distance(source: DeviceSpec, target: DeviceSpec) -> float:
     """How unlike two devices are: 0 = equal; an architecture apart counts 1, a vendor 10, and within one
     architecture the ratios of peak, bandwidth and multiprocessors decide."""
@@ -156,11 +160,12 @@ def borrowed_fits(
     found: list[BorrowedFit] = []
     taken: dict[tuple[str, str, str], str] = {}
     apart = {donor.name: device_distance(donor.device, target) for donor in donors}
-    ways = product((False, True), donors)
-    # a like device's efficiencies say more than times of another generation
-    for derived, donor in sorted(
-        ways, key=lambda w: (apart[w[1].name] >= 1.0, w[0], apart[w[1].name], w[1].name)
-    ):
+
+    def order(way: tuple[bool, HardwareProfile]) -> tuple[bool, bool, float, str]:
+        derived, donor = way
+        return (apart[donor.name] >= _OTHER_GENERATION, derived, apart[donor.name], donor.name)
+
+    for derived, donor in sorted(product((False, True), donors), key=order):
         from_host = donor.device.kind == "cpu" and target.kind != "cpu"
         if donor.device.name == target.name or from_host:
             continue
