@@ -1,8 +1,9 @@
 """Rounds over all cases until the time is up: each round visits every case once.
 
 Visits of one case lie a round apart, so a slow spell of the machine touches many cases once, not one case
-wholly. A case is left out of later rounds once its confidence interval is narrow. The first round is
-always finished: a profile lacks precision before it lacks a kind.
+wholly; cases of several visits have those of the first round at equal distances. A case is left out of
+later rounds once its confidence interval is narrow. The first round is always finished: a profile lacks
+precision before it lacks a kind.
 """
 
 from __future__ import annotations
@@ -103,18 +104,18 @@ class Runner:
             pairs, self._gauges = self._gauges, []
         keys = {id(pair): pair.key for pair in pairs}
         for number in range(most_rounds):
-            left = [
-                p
-                for p in pairs
-                if len(self.times.get(keys[id(p)], ())) <= number and not self._done(keys[id(p)])
-            ]
-            if not left and number >= _ENOUGH_VISITS and all(self._done(key) for key in keys.values()):
-                return number
-            for pair in left:
-                over = self._visit(pair, keys[id(pair)], short=number == 0)
+            begun = False
+            for pair, most in _round_of(pairs, number):
+                key = keys[id(pair)]
+                if len(self.times.get(key, ())) >= most or self._done(key):
+                    continue
+                begun = True
+                over = self._visit(pair, key, short=number == 0)
                 over = self._gauge() or over
                 if over and number > 0:
                     return number + 1
+            if not begun and number >= _ENOUGH_VISITS and all(self._done(key) for key in keys.values()):
+                return number
             if self._late():
                 return number + 1
         return most_rounds
@@ -199,6 +200,19 @@ class Runner:
         if n == max(self.bench.groups):
             return self.agree
         return agree_over(self.bench.groups[n], n, device=self.bench.device)
+
+
+def _round_of(pairs: Sequence[CasePair], number: int) -> list[tuple[CasePair, int]]:
+    """What a round visits in turn, and how many visits of it there are afterwards: the first round has the
+    cases of several visits in as many places, equally far apart; later rounds have every case once."""
+    if number > 0:
+        return [(pair, pair.case.visits + number) for pair in pairs]
+    places = [
+        ((visit + at / len(pairs)) / pair.case.visits, pair, visit + 1)
+        for at, pair in enumerate(pairs)
+        for visit in range(pair.case.visits)
+    ]
+    return [(pair, visit) for _, pair, visit in sorted(places, key=lambda place: place[0])]
 
 
 def _few(cases: Sequence[Case]) -> list[Case]:

@@ -144,11 +144,12 @@ def time_together(case: Case, bench: Bench, *, slice_s: float, agree: Agree) -> 
         computation = bench.computation(_BETWEEN_S) if apart else None
         agree([0.0])
         call()
-        first_s = max(row[0] for row in agree([_one_block(call, 1, case, bench)]))
+        first_s = max(row[0] for row in agree([_wall_s(call, case, bench)]))
         inner = 1 if case.self_timed or apart else max(1, min(50, math.ceil(3 * _BLOCK_S / first_s)))
         length_s = inner * first_s + (_BETWEEN_S if apart else 0.0)
         longer_s = _LONGER_SLICE * slice_s if apart else slice_s
-        count = max(_FEWEST_TOGETHER if apart else 2, min(20, int(longer_s / length_s)))
+        fewest = _FEWEST_TOGETHER if apart or case.self_timed else 2
+        count = max(fewest, min(20, int(longer_s / length_s)))
         blocks = []
         for _ in range(count):
             if computation is not None:
@@ -183,6 +184,13 @@ def _one_block(call: Call, inner: int, case: Case, bench: Bench) -> float:
     if bench.cuda and not case.host_clock:
         torch.cuda.synchronize()
     return (time.perf_counter() - start) / inner
+
+
+def _wall_s(call: Call, case: Case, bench: Bench) -> float:
+    """How long a call lasts, which is not what a call that times itself gives."""
+    start = time.perf_counter()
+    block_s = _one_block(call, 1, case, bench)
+    return time.perf_counter() - start if case.self_timed else block_s
 
 
 def _ring_length(case: Case) -> int:

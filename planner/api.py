@@ -452,7 +452,7 @@ def validate_run(
     hardware: str | None,
     budget_s: float = 60.0,
     global_batch_size: int | None = None,
-    repeats: int = 7,
+    repeats: int | None = None,
     steps: int = 2,
     timeout_s: float = 60.0,
     out: Path | None = None,

@@ -47,7 +47,9 @@ class Case:
     `output_bytes` each. `n_ranks` > 0: a call that so many ranks make together, the others none.
     `calls`: how many of what is priced one call makes (a round trip is 2 transfers). `host_clock`: the
     host's time is wanted, also where kernels run beside it. `self_timed`: the call returns its seconds.
-    `between_computation`: on a CPU, ranks compute for a while before each call, as in a step.
+    `between_computation`: on a CPU, ranks compute for a while before each call, as in a step. `visits`: in
+    how many places of the first round the case is timed; more than one where a small difference of two
+    cases counts, which a slow moment of the machine would decide.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Case:
     host_clock: bool = False
     self_timed: bool = False
     between_computation: bool = False
+    visits: int = 1
 
 
 Benchmark = Callable[["Bench"], Sequence[Case]]
@@ -144,6 +147,10 @@ class Bench:
     def points(self, n: int) -> int:
         """A benchmark's usual number of sizes, scaled to the budget."""
         return max(3, round(n * self.n_points))
+
+    def visits(self, n: int) -> int:
+        """In how many places of the first round a case is timed, usually `n`, fewer on a small budget."""
+        return max(1, round(n * min(1.0, self.n_points)))
 
     def fits(self, *, flop: float = 0.0, moved_bytes: float = 0.0) -> bool:
         """Whether one call is expected to stay under `largest_s`."""

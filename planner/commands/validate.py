@@ -102,7 +102,14 @@ def run(
         int | None, typer.Option("--global-batch", "-B", min=1, help="For models outside the set.")
     ] = None,
     budget: Annotated[float, typer.Option("--budget-s", help="Calibration time where none is given.")] = 60.0,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds over all plans.")] = 7,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            "--repeats",
+            min=1,
+            help="Rounds over all plans; default: 7, then more for minutes while times are not known to 1 %.",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps per round, at least.")] = 2,
     timeout: Annotated[float, typer.Option("--timeout-s", help="Seconds without progress.")] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", help="Keep measured runs as JSON here.")] = None,

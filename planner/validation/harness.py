@@ -64,6 +64,7 @@ class RunSettings:
     rounds: int = 7
     steps: int = 2
     min_round_s: float = 0.3
+    seconds_per_plan: float = 0.0
     alive: int = 8
     profile: bool = True
     memory: bool = True

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalForecaster", "chosen_models", "run_spec_of", "validate_local"]
 
+_ROUNDS = 7
+_SECONDS, _SECONDS_PER_PLAN = 300.0, 40.0
+"""More rounds where times are not known well: so long for all plans together, and for each."""
+
 
 class LocalForecaster:
     """Forecasts of one model that a real run can follow: its stages, blocks and tensor-parallel styles."""
@@ -178,7 +182,7 @@ def validate_local(
     hardware: str | None,
     global_batch_size: int | None = None,
     budget_s: float = 60.0,
-    repeats: int = 7,
+    repeats: int | None = None,
     steps: int = 2,
     timeout_s: float = 60.0,
     out: Path | None = None,
@@ -192,8 +196,10 @@ def validate_local(
 ) -> Report:
     """Predict each plan of each model, run them all for real, and compare.
 
-    `hosts`: a file of hosts to calibrate and run on. `bucket_cap_mb`: of DistributedDataParallel. With
-    `prompt_len` and `output_len` the runs are answers with kept keys and values instead of training steps.
+    `repeats`: rounds over all plans; None: 7, then more while step times are not known within 1 % and
+    `_SECONDS` are not over. `hosts`: a file of hosts to calibrate and run on. `bucket_cap_mb`: of
+    DistributedDataParallel. With `prompt_len` and `output_len` the runs are answers with kept keys and
+    values instead of training steps.
     `trace_dir`: keep a profiler trace of each run's ranks there (what `validate trace` reads). Raises
     UsageError for an executor that is neither torch nor onnxruntime, or plans or traces for the latter.
     """
@@ -214,12 +220,12 @@ def validate_local(
             models=models,
             profile=profile,
             global_batch_size=global_batch_size,
-            repeats=repeats,
+            repeats=repeats or _ROUNDS,
             threads=_threads(profile),
             progress=progress,
         )
     settings = RunSettings(
-        rounds=repeats,
+        rounds=repeats or _ROUNDS,
         steps=steps,
         timeout_s=timeout_s,
         threads=_threads(profile),
@@ -241,6 +247,8 @@ def validate_local(
             progress=progress,
         )
     specs, predictions, no_skill_s = _training_steps(chosen, plans, profile, bucket_cap_mb)
+    if repeats is None:
+        settings = replace(settings, seconds_per_plan=min(_SECONDS_PER_PLAN, _SECONDS / len(specs)))
     results = run_all(specs, settings, hosts=where, progress=progress)
     if out is not None:
         save_results(results, out)

@@ -103,7 +103,8 @@ class Job:
 
     All plans of a model are built, then `rounds` times in turn each takes one untimed and `steps` timed
     steps, so that a slow drift of the machine meets every plan alike, and a busy spell of seconds only some
-    rounds of each. `min_round_s` asks for more timed steps where steps are short.
+    rounds of each. More rounds follow until each plan's median is known within 1 % or the set has taken
+    `seconds_per_plan` for each of its plans. `min_round_s` asks for more timed steps where steps are short.
     `alive` bounds how many plans exist at once (memory).
     """
 
@@ -117,6 +118,7 @@ class Job:
     rounds: int = 7
     steps: int = 2
     min_round_s: float = 0.3
+    seconds_per_plan: float = 0.0
     alive: int = 8
     profile: bool = True
     memory: bool = True

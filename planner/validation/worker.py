@@ -6,6 +6,7 @@ Ranks that a plan does not need wait while it runs. Results are written by rank 
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibrate.ranks import keep_freed_memory, pin_rank
+from calibrate.runner import settled
 from calibrate.timing import clipped_mean
 from calibrate.yardstick import Yardstick
 from planner.validation.launch import FAILED
@@ -133,13 +135,22 @@ class _Worker:
 
     def _run_set(self, chosen: list[tuple[int, RunSpec]]) -> None:
         slots = [self._prepare(number, spec) for number, spec in chosen]
-        for round_number in range(self.job.rounds):
+        begun = time.monotonic()
+        round_number = 0
+        while round_number < self.job.rounds or self._needs_more(slots, time.monotonic() - begun):
             for slot in slots:
                 if slot.failed is None:
                     self._round(slot, round_number)
+            round_number += 1
         for slot in slots:
             self._finish(slot)
             slot.runner = None
+
+    def _needs_more(self, slots: list[_Slot], taken_s: float) -> bool:
+        """Whether a plan's median is unknown and there is time: rank 0 decides, as part of all."""
+        left = [slot for slot in slots if slot.failed is None]
+        unknown = any(not settled([statistics.median(times) for times in s.rounds if times]) for s in left)
+        return bool(self._agree(unknown and taken_s < self.job.seconds_per_plan * len(left))[0])
 
     def _active(self, spec: RunSpec) -> bool:
         return self.rank < spec.plan.world_size
@@ -257,7 +268,7 @@ class _Worker:
         active = [g for g in gathered if g[0] is not None]
         longest = tuple(
             tuple(max(times) for times in zip(*(g[1][r] for g in active), strict=True))
-            for r in range(self.job.rounds)
+            for r in range(len(slot.rounds))
         )
         reference = self._reference(spec) if self.rank == 0 else []
         error = max(

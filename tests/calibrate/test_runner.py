@@ -69,6 +69,27 @@ def test_rounds_visit_every_case_before_any_a_second_time(tmp_path: Path) -> Non
     assert keys == keys[:n] * 2
 
 
+def test_cases_of_several_visits_have_them_a_third_of_the_first_round_apart(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s.jsonl", a_machine(), resume=False)
+    runner = a_runner(journal, {}, seconds=60.0)
+    runner.bench.n_points = 1.0
+    runner.run(["host", "softmax", "norm"], most_rounds=2)
+    counts = journal.counts()
+    host = [v.key for v in journal.visits if v.kind == "host"]
+    assert {counts[key] for key in host} == {4}  # three in the first round, one in the second
+    assert {n for key, n in counts.items() if key not in host} == {2}
+    at = [number for number, v in enumerate(journal.visits) if v.key == host[0]]
+    first_round = len(counts) + 2 * len(set(host))
+    assert [at[i + 1] - at[i] for i in range(2)] == pytest.approx([first_round / 3] * 2, abs=len(set(host)))
+    assert at[3] >= first_round
+
+
+def test_a_small_budget_has_one_visit_of_each_case(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "s.jsonl", a_machine(), resume=False)
+    a_runner(journal, {}, seconds=-1.0).run(["host"])
+    assert set(journal.counts().values()) == {1}
+
+
 def test_a_case_that_cannot_run_is_noted_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no such kernel here")

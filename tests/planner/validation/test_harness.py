@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,17 @@ def test_every_strategy_trains_like_one_device(tmp_path: Path) -> None:
     path = tmp_path / "runs.json"
     save_results(results, path)
     assert load_results(path, path) == results * 2
+
+
+@pytest.mark.distributed
+def test_rounds_go_on_while_times_are_not_known(tmp_path: Path) -> None:
+    specs = [spec("perceptron", Plan(micro_batch_size=8)), spec("perceptron", Plan(dp=2, micro_batch_size=4))]
+    exactly, more = (
+        run_specs(specs, replace(FAST, rounds=2, seconds_per_plan=seconds), directory=tmp_path)
+        for seconds in (0.0, 1.5)
+    )
+    assert {len(result.step_times_s) for result in exactly} == {2}
+    assert all(len(result.step_times_s) > 2 for result in more)
 
 
 @pytest.mark.distributed
