@@ -5,7 +5,7 @@ Every function takes what the command takes and returns data; printing is the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -420,11 +420,12 @@ def import_hardware(
     gpus: Sequence[str] | None = None,
     force: bool = False,
     transfer: bool = False,
+    on_problem: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Fit one profile per GPU of the tables and write them. Raises UsageError on nothing to read.
 
     `transfer`: every GPU with a datasheet gets one; what was not measured on it is borrowed from the nearest
-    that was, with a wider interval.
+    that was, with a wider interval. `on_problem` is told of each line left out: file, line and why.
     """
     from calibrate.importing import import_profiles
 
@@ -441,6 +442,7 @@ def import_hardware(
             gpus=gpus,
             force=force,
             transfer=transfer,
+            on_problem=on_problem,
         )
     )
 

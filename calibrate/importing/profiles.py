@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -37,20 +37,24 @@ def import_profiles(
     gpus: Sequence[str] | None = None,
     force: bool = False,
     transfer: bool = False,
+    on_problem: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Fit tables (of collectives also logs of nccl-tests) and write one profile per device into `out_dir`;
     returns the files written.
 
     `gpus`: only these; a single one is also that of logs that name none. `transfer`: also write every device
     of the datasheet file, and let each device borrow fits of its nearest measured one for the kinds it was
-    not measured on; with `gpus`, those and the devices they borrow from. Raises InputFileError on a table
+    not measured on; with `gpus`, those and the devices they borrow from. `on_problem` is told of each line
+    that was left out: file, line and why. Raises InputFileError on a table
     that is none, on devices without a datasheet and on `gpus` that no row is of, ProfileError where a file is
     there without `force`.
     """
     measured = None if transfer else gpus  # any row may be of a device to borrow from
-    fits = fit_tables(operators, measured)
+    fits = fit_tables(operators, measured, on_problem=on_problem)
     gpu = gpus[0] if gpus is not None and len(gpus) == 1 else ""
     table = read_collectives(collectives, gpu=gpu) if collectives else None
+    for problem in table.problems if table is not None and on_problem is not None else ():
+        on_problem(problem)
     networks = _networks(table, measured)
     created = datetime.now(UTC).strftime("%Y-%m-%d")
     networks = {_canonical(name): network for name, network in networks.items()}
@@ -91,15 +95,26 @@ def import_profiles(
     ]
 
 
-def fit_tables(paths: Sequence[Path], gpus: Sequence[str] | None = None) -> dict[str, list[OperatorFit]]:
-    """Device name (of its datasheet, where known) -> fits of every group of its rows."""
+def fit_tables(
+    paths: Sequence[Path],
+    gpus: Sequence[str] | None = None,
+    *,
+    on_problem: Callable[[str], None] | None = None,
+) -> dict[str, list[OperatorFit]]:
+    """Device name (of its datasheet, where known) -> fits of every group of its rows.
+
+    `on_problem` is told of each line that was left out.
+    """
     load_forms()
     fits: dict[str, list[OperatorFit]] = {}
     jobs: list[tuple[SampleTable, DeviceSpec]] = []
     if not paths:
         return fits
     wanted = None if gpus is None else {_canonical(name) for name in gpus}
-    for kind, table in read_operator_tables(paths).tables.items():
+    found = read_operator_tables(paths)
+    for problem in found.problems if on_problem is not None else ():
+        on_problem(problem)
+    for kind, table in found.tables.items():
         if kind not in load_forms():
             continue
         for group, rows in fitting_groups(table):

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "import_", "list_", "show", "show_profile"]
 
+_MOST_PROBLEMS = 20
+"""Lines of a table that are named when they are left out."""
+
 app = typer.Typer(help="List, show, import and correct hardware profiles.", no_args_is_help=True)
 
 
@@ -104,6 +107,7 @@ def import_(
     from planner import api
     from planner.render import print_json, progress
 
+    left_out: list[str] = []
     written = api.import_hardware(
         operators=operators or [],
         collectives=collectives or [],
@@ -111,10 +115,15 @@ def import_(
         out=out,
         force=force,
         transfer=transfer,
+        on_problem=left_out.append,
     )
     if json:
-        print_json({"written": [str(path) for path in written]})
+        print_json({"written": [str(path) for path in written], "left_out": left_out})
     else:
+        for problem in left_out[:_MOST_PROBLEMS]:
+            progress(f"left out: {problem}")
+        if len(left_out) > _MOST_PROBLEMS:
+            progress(f"left out: {len(left_out) - _MOST_PROBLEMS} more lines; --json names all")
         for path in written:
             progress(f"wrote {path}")
 

@@ -167,3 +167,22 @@ def test_systems_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert [row["number"] for row in rows] == list(range(1, 27))
     assert all(row.keys() >= {"number", "name", "how", "source", "check"} for row in rows)
+
+
+def test_lines_an_import_leaves_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "nccl.log"
+    ranks = "".join(
+        f"#  Rank {i} Group 0 Pid 1 on host device {i} [0x00] NVIDIA A100-SXM4-80GB\n" for i in range(4)
+    )
+    lines = [f"{2**p} {2**p // 4} float sum -1 {20.0 + 2.0**p / 2e5:.2f} 1.0 1.5 0" for p in range(10, 30, 2)]
+    lines.insert(3, "65536 16384 float sum -1 soon 1.0 1.5 0")
+    log.write_text("# nThread 1 nGpus 4\nall_reduce_perf -b 1K -e 1G -f 4 -g 4\n" + ranks + "\n".join(lines))
+    command = ("hardware", "import", "--collectives", str(log), "--out")
+    code, _, err = run(capsys, *command, str(tmp_path / "a"))
+    assert code == 0
+    where = f"{log}:{6 + 4}"
+    assert f"left out: {where}: " in err.replace("\n", "")
+    code, out, _ = run(capsys, *command, str(tmp_path / "b"), "--json")
+    assert code == 0
+    (left_out,) = json.loads(out)["left_out"]
+    assert left_out.startswith(where)
