@@ -53,8 +53,7 @@ def import_profiles(
     fits = fit_tables(operators, measured, on_problem=on_problem)
     gpu = gpus[0] if gpus is not None and len(gpus) == 1 else ""
     table = read_collectives(collectives, gpu=gpu) if collectives else None
-    for problem in table.problems if table is not None and on_problem is not None else ():
-        on_problem(problem)
+    _tell(table.problems if table is not None else (), on_problem)
     networks = _networks(table, measured)
     created = datetime.now(UTC).strftime("%Y-%m-%d")
     networks = {_canonical(name): network for name, network in networks.items()}
@@ -112,8 +111,7 @@ def fit_tables(
         return fits
     wanted = None if gpus is None else {_canonical(name) for name in gpus}
     found = read_operator_tables(paths)
-    for problem in found.problems if on_problem is not None else ():
-        on_problem(problem)
+    _tell(found.problems, on_problem)
     for kind, table in found.tables.items():
         if kind not in load_forms():
             continue
@@ -126,6 +124,12 @@ def fit_tables(
     for (_, device), fit in zip(jobs, _fit_all(jobs), strict=True):
         fits.setdefault(device.name, []).append(fit)
     return fits
+
+
+def _tell(problems: Sequence[str], on_problem: Callable[[str], None] | None) -> None:
+    if on_problem is not None:
+        for problem in problems:
+            on_problem(problem)
 
 
 def _fit_all(jobs: Sequence[tuple[SampleTable, DeviceSpec]]) -> list[OperatorFit]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costmodel.plan import Plan
-from planner.validation.harness import RunSettings, machine_slowdowns, save_results, score_runs, strategy_of
+from planner.validation.harness import machine_slowdowns, save_results, score_runs, strategy_of
 from planner.validation.harness import run_specs as run_all
-from planner.validation.run_spec import ModelSpec, RunResult, RunSpec
+from planner.validation.run_spec import ModelSpec, RunResult, RunSettings, RunSpec
 from planner.validation.scoring import Report, ScoredRow
 from planner.validation.standard import StandardModel
 from planner.validation.strategies.answering import check_answerable

@@ -13,7 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +23,11 @@ from costmodel.errors import ForeshardError, InputFileError, UsageError
 from planner.validation.files import write_text_atomic
 from planner.validation.launch import run_job
 from planner.validation.reliability import PLAN
-from planner.validation.run_spec import Job, RunResult, RunSpec
+from planner.validation.run_spec import Job, RunResult, RunSettings, RunSpec
 from planner.validation.scoring import Report, ScoredRow, shares_of, summarise
 
 __all__ = [
     "Forecasted",
-    "RunSettings",
     "bubble_fraction",
     "load_results",
     "machine_slowdowns",
@@ -51,25 +50,6 @@ class Forecasted(Protocol):
     def step_time_low_s(self) -> float: ...
     @property
     def step_time_high_s(self) -> float: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSettings:
-    """How runs are measured; see `Job` for the meaning of each."""
-
-    device: str = "cpu"
-    threads: int = 1
-    pin: bool = True
-    warmup: int = 2
-    rounds: int = 7
-    steps: int = 2
-    min_round_s: float = 0.3
-    seconds_per_plan: float = 0.0
-    alive: int = 8
-    profile: bool = True
-    memory: bool = True
-    trace_dir: str | None = None
-    timeout_s: float = 60.0
 
 
 def run_specs(

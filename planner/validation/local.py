@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from costmodel.errors import MeasurementError, UsageError
 from costmodel.plan import Plan
 from planner.validation.baseline import no_skill_step_s
-from planner.validation.harness import RunSettings, save_results, score_runs
 from planner.validation.harness import run_specs as run_all
-from planner.validation.run_spec import ModelSpec, RunSpec
+from planner.validation.harness import save_results, score_runs
+from planner.validation.run_spec import ModelSpec, RunSettings, RunSpec
 from planner.validation.scoring import Report
 from planner.validation.standard import StandardModel, standard_models, standard_plans
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from costmodel.errors import InputFileError, UsageError
 from costmodel.plan import Plan
 
-__all__ = ["DEVICES", "OPTIMIZERS", "Job", "ModelSpec", "RankResult", "RunResult", "RunSpec"]
+__all__ = ["DEVICES", "OPTIMIZERS", "Job", "ModelSpec", "RankResult", "RunResult", "RunSettings", "RunSpec"]
 
 DEVICES = ("cpu", "cuda")
 OPTIMIZERS = ("adamw", "sgd")
@@ -98,19 +98,17 @@ class RunSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What one set of worker processes does: runs of one world size, interleaved model by model.
+class RunSettings:
+    """How runs are measured.
 
     All plans of a model are built, then `rounds` times in turn each takes one untimed and `steps` timed
     steps, so that a slow drift of the machine meets every plan alike, and a busy spell of seconds only some
     rounds of each. More rounds follow until each plan's median is known within 1 % or the set has taken
     `seconds_per_plan` for each of its plans. `min_round_s` asks for more timed steps where steps are short.
-    `alive` bounds how many plans exist at once (memory).
+    `alive` bounds how many plans exist at once (memory). `trace_dir`: folder for a profiler trace of each
+    run's ranks; None = no traces. `timeout_s`: seconds without progress.
     """
 
-    specs: tuple[RunSpec, ...]
-    world_size: int
-    directory: str
     device: str = "cpu"
     threads: int = 1
     pin: bool = True
@@ -123,17 +121,30 @@ class Job:
     profile: bool = True
     memory: bool = True
     trace_dir: str | None = None
-    """Folder for a profiler trace of each run's ranks; None = no traces."""
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise UsageError(f"device {self.device!r}: there are {', '.join(DEVICES)}")
-        for name in ("world_size", "threads", "warmup", "rounds", "steps", "alive"):
+        for name in ("threads", "warmup", "rounds", "steps", "alive"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.timeout_s <= 0:
             raise UsageError(f"timeout_s={self.timeout_s}: must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(RunSettings):
+    """What one set of worker processes does: runs of one world size, interleaved model by model."""
+
+    specs: tuple[RunSpec, ...]
+    world_size: int
+    directory: str
+
+    def __post_init__(self) -> None:
+        RunSettings.__post_init__(self)  # a class with slots is made anew: super() would not find it
+        if self.world_size < 1:
+            raise UsageError(f"world_size={self.world_size}: must be at least 1")
         for spec in self.specs:
             if spec.plan.world_size > self.world_size:
                 spec.plan.require_world_size(self.world_size)

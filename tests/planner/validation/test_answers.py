@@ -10,9 +10,9 @@ from costmodel.errors import PlanError, UsageError
 from costmodel.hardware.store import load_profile
 from costmodel.plan import Plan
 from planner.validation.answers import answer_plans, validate_answers
-from planner.validation.harness import RunSettings, run_specs
+from planner.validation.harness import run_specs
 from planner.validation.local import LocalForecaster, validate_local
-from planner.validation.run_spec import ModelSpec, RunSpec
+from planner.validation.run_spec import ModelSpec, RunSettings, RunSpec
 from planner.validation.standard import StandardModel
 from planner.validation.strategies.answering import check_answerable
 

@@ -10,7 +10,6 @@ import pytest
 from costmodel.errors import InputFileError, PlanError
 from costmodel.plan import Plan
 from planner.validation.harness import (
-    RunSettings,
     bubble_fraction,
     load_results,
     run_specs,
@@ -19,7 +18,7 @@ from planner.validation.harness import (
     strategy_of,
     validate_runs,
 )
-from planner.validation.run_spec import ModelSpec, RankResult, RunResult, RunSpec
+from planner.validation.run_spec import ModelSpec, RankResult, RunResult, RunSettings, RunSpec
 from planner.validation.strategies.compose import check_runnable
 
 SAMPLES = "tests.planner.validation.sample_models"

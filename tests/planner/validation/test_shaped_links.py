@@ -11,9 +11,9 @@ from calibrate.api import calibrate
 from calibrate.hosts import Hosts
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.plan import Plan
-from planner.validation.harness import RunSettings, run_specs
+from planner.validation.harness import run_specs
 from planner.validation.local import LocalForecaster
-from planner.validation.run_spec import ModelSpec
+from planner.validation.run_spec import ModelSpec, RunSettings
 from tests.planner.validation.namespaces import NotPermitted, joined_namespaces, shape
 
 MODEL = ModelSpec(model="tests.planner.validation.sample_models:wide_perceptron", name="wide")

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from costmodel.models import resolve
 from costmodel.plan import Plan
-from planner.validation.harness import RunSettings, run_specs
+from planner.validation.harness import run_specs
 from planner.validation.kineto.activity import PARTS
 from planner.validation.kineto.attribution import attribute
 from planner.validation.kineto.module_names import called_modules, class_paths
@@ -24,7 +24,7 @@ from planner.validation.kineto.operators import module_times
 from planner.validation.kineto.reader import CLASS_RANGE, read_trace, read_traces
 from planner.validation.kineto.recording import MODULE_RANGE, named_ranges, trace_folder
 from planner.validation.kineto.score import validate_trace
-from planner.validation.run_spec import ModelSpec, RunSpec
+from planner.validation.run_spec import ModelSpec, RunSettings, RunSpec
 from tests.planner.validation.kineto.ddp_rank import N_STEPS
 
 ROOT = Path(__file__).parents[4]
