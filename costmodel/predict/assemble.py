@@ -15,7 +15,7 @@ from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
 from costmodel.predict.memory import model_state
-from costmodel.predict.notes import machine_notes, model_notes
+from costmodel.predict.notes import machine_notes, model_notes, recompute_notes
 from costmodel.predict.optimizer_costs import (
     optimizer_s,
     optimizer_variant,
@@ -143,6 +143,7 @@ def _cut(
             *_unmodelled(graph.unmodelled_fraction),
             *machine_notes(profile, forecaster.framework.compute_dtype),
             *model_notes(forecaster.source, graph.seq_len),
+            *recompute_notes(plan.recompute, graph.segments),
         ),
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),
         errors=errors,
