@@ -61,6 +61,8 @@ class UnitCosts:
     """Gradient of the weights (W); runs right after I except in zero-bubble schedules."""
     parameter_bytes: int
     """Parameters of the unit on this rank after tensor/expert sharding, before data-parallel sharding."""
+    trained_fraction: float = 1.0
+    """Share of them that has gradients and an update; the others are frozen."""
     split_s: float = 0.0
     """Host time of taking the weights' gradients apart from the inputs' (not on the first stage)."""
     accumulate_s: float = 0.0

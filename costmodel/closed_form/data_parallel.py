@@ -135,7 +135,8 @@ def sharded_step(
     framework = forecaster.framework
     elements = column("elements")
     part = _subset(configs, rows)
-    gathered, reduced = elements * framework.parameter_comm_bytes, elements * framework.gradient_comm_bytes
+    gathered = (elements + column("frozen_elements")) * framework.parameter_comm_bytes
+    reduced = elements * framework.gradient_comm_bytes
     gather = part.collective_s(forecaster, "all_gather", gathered, "dp_shard") + _copy_s(forecaster, gathered)
     reduce = part.collective_s(forecaster, "reduce_scatter", reduced, "dp_shard")
     replicated = np.where((part.shard < part.dp)[:, None], reduced / part.shard[:, None], 0.0)

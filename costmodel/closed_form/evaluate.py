@@ -182,8 +182,11 @@ class Pricer:
             standing=stage["standing_bytes"],
             elements=stage["elements"] + stage["copied_on_rank"],
             experts=stage["expert_elements"],
+            frozen=stage["frozen_elements"] + stage["frozen_copied_on_rank"],
+            frozen_experts=stage["frozen_expert_elements"],
             largest=stage["largest_elements"],
             second=stage["second_elements"],
+            largest_trained=stage["largest_trained"],
         )
         held = stage["saved_bytes"]
         if self._forecaster.framework.keeps_stage_outputs:
@@ -273,6 +276,7 @@ class Pricer:
         work = host_work(
             offload,
             stage["elements"],
+            frozen=stage["frozen_elements"],
             parameter_bytes=self._forecaster.framework.parameter_bytes,
             shard=np.where(configs.zero > 0, configs.replicas, 1),
             streamed_by=np.where(configs.zero == 3, configs.replicas, 1),

@@ -25,16 +25,20 @@ __all__ = ["Levels", "StageBytes", "held_bytes", "levels_of", "peak_bytes"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBytes:
     """What each stage holds, shape [n, v, p]: activations of one micro-batch from forward to backward, the
-    highest level while one passes (see `closed_form.stages`), elements of parameters (copies of tied ones
-    included), of the experts among them and of the two largest units."""
+    highest level while one passes (see `closed_form.stages`), elements of trained parameters (copies of tied
+    ones included), of the experts among them, of frozen ones and their experts, of the two largest units, and
+    the most trained ones of a unit."""
 
     saved: FloatArray
     appearing: FloatArray
     standing: FloatArray
     elements: FloatArray
     experts: FloatArray
+    frozen: FloatArray
+    frozen_experts: FloatArray
     largest: FloatArray
     second: FloatArray
+    largest_trained: FloatArray
 
 
 def held_bytes(saved: FloatArray, kind: str, num_microbatches: IntArray) -> FloatArray:
@@ -130,15 +134,16 @@ def levels_of(
     zero, parts = zero_stage[:, None], shard[:, None].astype(np.float64)
     experts = stages.experts.sum(axis=1)
 
-    def divided(needed: int) -> FloatArray:
+    def divided(needed: int, elements: FloatArray, experts: FloatArray) -> FloatArray:
         among = np.where(zero >= needed, parts, 1.0)
         each = np.maximum(1.0, among // ep[:, None])
         return np.asarray(np.ceil((elements - experts) / among) + np.ceil(experts / each))
 
-    parameters = divided(3) * framework.parameter_bytes
-    gradients = divided(2) * framework.gradient_bytes
+    stored = elements + stages.frozen.sum(axis=1), experts + stages.frozen_experts.sum(axis=1)
+    parameters = divided(3, *stored) * framework.parameter_bytes
+    gradients = divided(2, elements, experts) * framework.gradient_bytes
     kept = state_bytes_per_parameter(optimizer, framework)
-    state = divided(1) * kept
+    state = divided(1, elements, experts) * kept
     if offload is not None:
         two = two_largest(stages.largest, stages.second)  # as `predict.peak` counts what stays on the device
         state = 0.0 * state
@@ -179,9 +184,8 @@ def _communication(
     stages: StageBytes, elements: FloatArray, framework: FrameworkProfile, zero: IntArray, dp: IntArray
 ) -> FloatArray:
     """Buffers of data parallelism, as `predict.memory.communication_bytes`."""
-    gathered = stages.largest.max(axis=1) * (
-        2 * framework.parameter_comm_bytes + framework.gradient_comm_bytes
-    )
+    gathered = 2 * framework.parameter_comm_bytes * stages.largest.max(axis=1)
+    gathered = gathered + framework.gradient_comm_bytes * stages.largest_trained.max(axis=1)
     copied = elements * framework.gradient_comm_bytes
     if framework.gradient_as_bucket_view:
         buckets: FloatArray = np.zeros_like(copied)

@@ -31,19 +31,20 @@ def host_work(
     offload: Offload,
     elements: FloatArray,
     *,
+    frozen: FloatArray,
     parameter_bytes: float,
     shard: IntArray,
     streamed_by: IntArray,
     num_microbatches: IntArray,
 ) -> HostWork:
-    """Work of the host and its link for stages of `elements` parameters [n, v, p].
+    """Work of the host and its link for stages of `elements` parameters [n, v, p] and `frozen` ones beside.
 
     A host that updates when all gradients are there works after them; one that updates a step late, or unit
     by unit beside the backward, may hide all of it but is busy as long. Streamed parameters come in once for
     every forward and every backward, a part each for `streamed_by` ranks that gather them.
     """
-    whole = elements.sum(axis=1) * parameter_bytes
-    share = whole / shard[:, None]
+    whole = (elements + frozen).sum(axis=1) * parameter_bytes
+    share = elements.sum(axis=1) * parameter_bytes / shard[:, None]
     update_s = share / offload.host_update_bytes_per_s
     state_s = 0.0 * share
     if offload.storage_bytes_per_s:

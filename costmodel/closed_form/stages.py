@@ -32,6 +32,8 @@ _SUMS = (
     "elements",
     "n_tensors",
     "expert_elements",
+    "frozen_elements",
+    "frozen_expert_elements",
 )
 STAGE_COLUMNS = (
     *_SUMS,
@@ -40,14 +42,16 @@ STAGE_COLUMNS = (
     "standing_bytes",
     "largest_elements",
     "second_elements",
+    "largest_trained",
     "copied_elements",
     "copied_on_rank",
+    "frozen_copied_on_rank",
 )
 """Sums over a stage's units, and: `send_bytes` to the next stage; the highest level while one micro-batch
 passes, where gradients appear (`appearing_bytes`) and where they stand already (`standing_bytes`), see
-`predict.peak.walk_stage`; elements of the two largest units; elements of copies of parameters that another
-stage owns (`copied_elements`), or another rank, counted with the first stage of the rank that uses them
-(`copied_on_rank`)."""
+`predict.peak.walk_stage`; elements of the two largest units, and the most trained ones of a unit; elements of
+copies of parameters that another stage owns (`copied_elements`), or another rank, counted with the first
+stage of the rank that uses them (`copied_on_rank`, and those of frozen ones)."""
 
 
 def cut_tables(
@@ -94,9 +98,12 @@ def _rows(table: UnitTable, n_stages: int, n_ranks: int, stages: str) -> FloatAr
     rows.append(send)
     rows += _peaks(table, starts, ends)
     stage_of = np.searchsorted(starts, np.arange(table.n_units), side="right") - 1
-    rows += _largest(table["elements"], stage_of, starts, ends)
-    rows.append(_copied(table, stage_of, stage_of, n_stages))
-    rows.append(_copied(table, stage_of, stage_of % n_ranks, n_stages))
+    trained = table["elements"]
+    rows += _largest(trained + table["frozen_elements"], stage_of, starts, ends)
+    rows.append(np.maximum.reduceat(trained, starts))
+    rows.append(_copied(table.tied, stage_of, stage_of, n_stages))
+    rows.append(_copied(table.tied, stage_of, stage_of % n_ranks, n_stages))
+    rows.append(_copied(table.tied_frozen, stage_of, stage_of % n_ranks, n_stages))
     return np.array(rows)
 
 
@@ -107,11 +114,13 @@ def _largest(elements: FloatArray, stage_of: IntArray, starts: IntArray, ends: I
     return [descending[starts], second]
 
 
-def _copied(table: UnitTable, stage_of: IntArray, place_of: IntArray, n_stages: int) -> FloatArray:
+def _copied(
+    tied: Sequence[tuple[str, int, int, int]], stage_of: IntArray, place_of: IntArray, n_stages: int
+) -> FloatArray:
     """Elements of tied parameters, once for every place (stage or rank) of users that is not the owner's."""
     copied = np.zeros(n_stages)
     seen: set[tuple[str, int]] = set()
-    for name, user, owner, elements in table.tied:
+    for name, user, owner, elements in tied:
         place = int(place_of[user])
         if (owner < 0 or place_of[owner] != place) and (name, place) not in seen:
             seen.add((name, place))

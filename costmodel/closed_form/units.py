@@ -32,7 +32,10 @@ class UnitTable:
     """Number of the segment that each unit is an instance of."""
     is_block: np.ndarray[tuple[int], np.dtype[np.bool_]]
     tied: tuple[tuple[str, int, int, int], ...]
-    """(name, unit that uses it, unit that owns it or -1, elements) of every use of a tied parameter."""
+    """(name, unit that uses it, unit that owns it or -1, elements) of every use of a tied parameter that
+    is trained."""
+    tied_frozen: tuple[tuple[str, int, int, int], ...]
+    """The same of the frozen ones."""
     partitions: Partitions
     stages: dict[tuple[int, int], FloatArray] = field(default_factory=dict)
     """Stage columns by (stages, ranks), filled by `closed_form.stages`."""
@@ -64,6 +67,8 @@ COLUMNS = (
     "elements",
     "n_tensors",
     "expert_elements",
+    "frozen_elements",
+    "frozen_expert_elements",
     "output_bytes",
 )
 """`input_s` and `weight_s`: gradients of inputs (recomputation included) and of weights; `accumulate_s`:
@@ -112,18 +117,19 @@ def _table(forecaster: Forecaster, plan: Plan) -> UnitTable:
             rows[key] = _row(forecaster, unit, 0.0, 0.0 if alone else waiting)
     columns = np.array([rows[unit.segment, id(unit.costs)] for unit in units]).T
     owners = {p.name: i for i, unit in enumerate(units) for p in unit.shard.parameters if not p.tied}
-    tied = tuple(
-        (p.name, i, owners.get(p.name, -1), int(np.prod(p.local_shape)))
-        for i, unit in enumerate(units)
-        for p in unit.shard.parameters
-        if p.tied
-    )
+    tied: dict[bool, list[tuple[str, int, int, int]]] = {False: [], True: []}
+    for i, unit in enumerate(units):
+        for p in unit.shard.parameters:
+            if p.tied:
+                use = (p.name, i, owners.get(p.name, -1), int(np.prod(p.local_shape)))
+                tied[p.frozen].append(use)
     seconds_of = {key: _seconds(unit) for unit in units for key in [(unit.segment, id(unit.costs))]}
     return UnitTable(
         alone=columns,
         kind=np.array([unit.segment for unit in units]),
         is_block=np.array([unit.shard.local.is_block for unit in units]),
-        tied=tied,
+        tied=tuple(tied[False]),
+        tied_frozen=tuple(tied[True]),
         partitions=Partitions([seconds_of[unit.segment, id(unit.costs)] for unit in units]),
     )
 
@@ -149,6 +155,8 @@ def _row(forecaster: Forecaster, unit: Unit, utilisation: float, waiting: float)
         "elements": sum(elements),
         "n_tensors": len(elements),
         "expert_elements": expert_elements([unit]),
+        "frozen_elements": unit.stored_elements - sum(elements),
+        "frozen_expert_elements": expert_elements([unit], frozen=True),
         "output_bytes": unit.shard.output_bytes,
     }
     return np.array([float(found[name]) for name in COLUMNS])

@@ -101,7 +101,7 @@ def _held_sizes(segment: Segment, again: frozenset[int]) -> list[int]:
     one's input, and what `again` does not make anew."""
     made = _made_once(segment, again)
     return [
-        segment.output_bytes,
+        max(0, segment.output_bytes - segment.passing_bytes),
         *(allocated_bytes(t.size_bytes) for t in segment.tensors if t.index in made),
     ]
 

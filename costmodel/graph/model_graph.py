@@ -53,6 +53,8 @@ class TensorInfo:
     requires_grad: bool = False
     tied: bool = False
     """A parameter that an earlier segment already counts."""
+    frozen: bool = False
+    """A parameter that is not trained: it has neither gradient nor optimizer state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,9 @@ class Segment:
     """An element of a module list (what recomputation and FSDP wrap), not a stretch between them."""
     crossing: tuple[int, ...] = ()
     """Tensors behind `output_bytes`: those alive between the first instance and what follows it."""
+    passing_bytes: int = 0
+    """Bytes of those that an earlier segment made (and holds), or that nothing needs for backward: neither
+    does autograd keep them, nor is a block computed from them."""
 
     def phase(self, phase: Phase) -> tuple[Operator, ...]:
         """Operators of one phase, in execution order."""

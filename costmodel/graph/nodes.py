@@ -91,6 +91,7 @@ class Reader:
             and key in self.capture.saved_storages
             and role not in (TensorRole.PARAMETER, TensorRole.BUFFER),
             requires_grad=bool(value.requires_grad),
+            frozen=role is TensorRole.PARAMETER and not value.requires_grad,
         )
         return index
 

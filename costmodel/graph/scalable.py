@@ -157,6 +157,7 @@ def _segment(a: Segment, b: Segment, size: int) -> Segment:
         operators=tuple(_operator(x, y, size) for x, y in zip(a.operators, b.operators, strict=True)),
         tensors=tuple(_tensor(x, y, size) for x, y in zip(a.tensors, b.tensors, strict=True)),
         output_bytes=_line(a.output_bytes, b.output_bytes, size),
+        passing_bytes=_line(a.passing_bytes, b.passing_bytes, size),
     )
 
 
@@ -178,4 +179,6 @@ def _operator(a: Operator, b: Operator, size: int) -> Operator:
 def _tensor(a: TensorInfo, b: TensorInfo, size: int) -> TensorInfo:
     if a.shape == b.shape and a.size_bytes == b.size_bytes:
         return a
+    if sum(x != y for x, y in zip(a.shape, b.shape, strict=False)) > 1:
+        raise ValueError("a size is a product of batches: every sample meets every other")
     return replace(a, shape=_line(a.shape, b.shape, size), size_bytes=_line(a.size_bytes, b.size_bytes, size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -32,8 +32,14 @@ def cut_segments(
             group_of[op.index] = last
     owner = _owners(operators, tensors, group_of, len(groups), unused)
     crossing = _crossing(operators, tensors, group_of, len(groups))
+    needed = {i for i, t in tensors.items() if t.saved} | {
+        _base(tensors, index)
+        for op in operators
+        if op.phase is Phase.FORWARD and group_unit[group_of[op.index]] is not None
+        for index in op.inputs
+    }
     segments = [
-        _segment(groups[i], group_unit[i], tensors, owner, i, crossing[i]) for i in range(len(groups))
+        _segment(groups[i], group_unit[i], tensors, owner, i, crossing[i], needed) for i in range(len(groups))
     ]
     return _merged(segments)
 
@@ -174,7 +180,9 @@ def _segment(
     owner: Mapping[int, int],
     number: int,
     crossing: Sequence[int],
+    needed: Collection[int],
 ) -> Segment:
+    made = {_base(tensors, i) for op in group if op.phase is Phase.FORWARD for i in op.outputs}
     touched: dict[int, None] = {}
     for op in group:
         for index in (*op.inputs, *op.outputs):
@@ -199,6 +207,7 @@ def _segment(
         output_bytes=sum(tensors[index].size_bytes for index in crossing),
         is_block=unit is not None,
         crossing=tuple(crossing),
+        passing_bytes=sum(tensors[i].size_bytes for i in crossing if i not in made or i not in needed),
     )
 
 

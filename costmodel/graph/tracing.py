@@ -28,6 +28,7 @@ from costmodel.graph.libraries import (
 from costmodel.graph.model_graph import ModelGraph, Segment
 from costmodel.graph.nodes import Reader
 from costmodel.graph.quiet import quiet_fake_tensors
+from costmodel.graph.recurrent import FusedRecurrence
 from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segments
 from costmodel.graph.uncompiled import leave_compiler_unloaded
 from costmodel.models.source import samples_in
@@ -65,7 +66,7 @@ _DEEPEST = 2
 ATTENTION = ("as_run", "flash", "unfused", "eager")
 """as_run: what torch's dispatcher takes on this CPU; flash: one fused call; unfused: two products and a
 softmax; eager: as the model's library writes it out, with scale and mask in kernels of their own, else
-unfused."""
+unfused. Where it is not as_run, recurrent layers are one call each, too, as on a GPU."""
 
 
 def default_loss(output: Any) -> torch.Tensor:
@@ -115,6 +116,13 @@ def _of_two_widths(
     attend = torch.ops.aten._scaled_dot_product_cudnn_attention
     out: torch.Tensor = attend(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
     return out
+
+
+@contextmanager
+def _as_on(how: str) -> Iterator[None]:
+    """Inside, attention is `how`, and recurrent layers are one call each where that is not as on this CPU."""
+    with _attention(how), nullcontext() if how == "as_run" else FusedRecurrence():
+        yield
 
 
 @contextmanager
@@ -209,6 +217,12 @@ def trace_module(
         raise TraceError(f"attention={attention!r}: must be one of {', '.join(ATTENTION)}")
     start = time.perf_counter() if started_s is None else started_s
     named = dict(kwargs or {})
+    sparse = [path for path, child in module.named_modules() if getattr(child, "sparse", False) is True]
+    if training and sparse:
+        raise TraceError(
+            f"{len(sparse)} modules make sparse gradients ({', '.join(sparse[:3])}): a trace has "
+            "sizes of dense ones only; build them with sparse=False, or ask for inference (`--inference`)"
+        )
     fake = _mode_of(module, args, named)
     real = fake is None
     mode = fake_mode() if fake is None else fake
@@ -391,7 +405,7 @@ class _Swapped:
 
 def _captured(step: _Traced, names: Mapping[int, str]) -> Capture:
     try:
-        with _attention(step.attention):
+        with _as_on(step.attention):
             return capture_step(
                 step.module,
                 step.args,

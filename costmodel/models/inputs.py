@@ -113,10 +113,23 @@ def diffusers_inputs(module: Any, config: Any, batch: int) -> dict[str, Any]:
     inputs: dict[str, Any] = {main: torch.randn(batch, int(config.get("in_channels", 4)), height, width)}
     if "timestep" in names:
         inputs["timestep"] = torch.randint(0, 1000, (batch,))
-    width_context = config.get("cross_attention_dim") or config.get("caption_channels")
+    width_context = (
+        config.get("cross_attention_dim")
+        or config.get("caption_channels")
+        or config.get("joint_attention_dim")
+    )
     if "encoder_hidden_states" in names and width_context:
         depth = width_context[0] if isinstance(width_context, (list, tuple)) else width_context
         inputs["encoder_hidden_states"] = torch.randn(batch, 77, int(depth))
     if "class_labels" in names and config.get("num_embeds_ada_norm"):
         inputs["class_labels"] = torch.randint(0, int(config["num_embeds_ada_norm"]), (batch,))
+    if "pooled_projections" in names and config.get("pooled_projection_dim"):
+        inputs["pooled_projections"] = torch.randn(batch, int(config["pooled_projection_dim"]))
+    if "guidance" in names and config.get("guidance_embeds"):
+        inputs["guidance"] = torch.rand(batch)
+    if {"img_ids", "txt_ids"} <= names:  # patches of two by two latents in a row, each with its place
+        patches = (height // 2) * (width // 2)
+        inputs[main] = torch.randn(batch, patches, int(config.get("in_channels", 4)))
+        inputs["img_ids"] = torch.zeros(patches, 3)
+        inputs["txt_ids"] = torch.zeros(77, 3)
     return inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,8 @@ __all__ = ["resolve", "resolve_config", "shipped_config", "shipped_names"]
 
 _FOLDER = Path(__file__).parents[1] / "data" / "models"
 _STORED_AS = ("dtype", "torch_dtype")
+_SIZE = re.compile(r"^(n|num)_|_(size|dim|layers|heads)$")
+"""Names of sizes among a configuration's; others may be negative, as layers that count from the last one."""
 _ELSEWHERE = ("image_size", "rope_theta")
 """Read for example inputs of models without a size of their own; filed under `rope_parameters`."""
 
@@ -174,6 +177,13 @@ def _check_overrides(
             )
 
 
+def _check_sizes(name: str, config: Mapping[str, Any]) -> None:
+    """ModelArgumentError for a size below zero, of which a library makes an empty model."""
+    for key, value in config.items():
+        if isinstance(value, int) and value < 0 and _SIZE.search(key):
+            raise ModelArgumentError(f"model {name!r}: {key}={value} must not be negative; give a size")
+
+
 def _from_transformers(
     spec: Mapping[str, Any],
     overrides: Mapping[str, Any],
@@ -184,6 +194,9 @@ def _from_transformers(
     remote_code: str | None,
 ) -> ModelSource:
     transformers = load_library("transformers", name)
+    from huggingface_hub.errors import StrictDataclassError
+
+    _check_sizes(name, spec["config"])
     # the type that weights are stored in is no statement on training or serving: the framework says theirs
     stored = {k: v for k, v in spec["config"].items() if k not in _STORED_AS}
     config = {**stored, **overrides}
@@ -200,10 +213,10 @@ def _from_transformers(
         else:
             plain = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
             made = transformers.AutoConfig.for_model(model_type, **plain)
-    except (ValueError, TypeError, KeyError, OSError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, OSError, AttributeError, StrictDataclassError) as error:
         raise ModelArgumentError(
             f"model {name!r}: model_type {model_type!r} or a value of its configuration is refused: "
-            f"{str(error).splitlines()[0]}"
+            f"{' '.join(str(error).split())}"
         ) from None
     _check_overrides(name, overrides, {*stored, *_defaults(made)}, _taken(made))
     architectures = config.get("architectures") or spec.get("architectures") or []

@@ -92,12 +92,16 @@ def forward(call: Call) -> list[Piece]:
 
 @register_cost("aten.convolution_backward")
 def backward(call: Call) -> list[Piece]:
-    """Data gradient and weight gradient are two kernels of the forward's FLOP each (where asked for)."""
+    """Data gradient and weight gradient are two kernels of the forward's FLOP each (where asked for).
+
+    torch's conv_backward_flop counts a grouped layer's weight gradient `groups` times too high.
+    """
     grad, x, weight = call.tensors[:3]
     _, _, _, _, stride, padding, _, transposed, _, groups, mask = call.args[:11]
     dims = _dims(x, weight, grad, stride, padding, transposed=bool(transposed), groups=int(groups))
     wanted = [bool(mask[0]), bool(mask[1])]
-    each = call.flop // max(1, sum(wanted))
+    positions = x if transposed else grad
+    each = 2 * x.shape[0] * prod(positions.shape[2:]) * prod(weight.shape)
     pieces = []
     if wanted[0]:
         pieces.append(

@@ -20,11 +20,18 @@ def _pieces(call: Call, *, products: int) -> list[Piece]:
         kind="gemm",
         variant="nt",
         dims={"m": steps * batch, "n": gates, "k": w_input.shape[1]},
+        flop=2 * steps * batch * gates * w_input.shape[1],
         read_bytes=call.read_bytes,
         written_bytes=call.written_bytes,
     )
-    again = Piece(kind="gemm", variant="nt", dims=first.dims, outputs=())
-    state = Piece(kind="gemm", variant="nt", dims={"m": batch, "n": gates, "k": hidden}, outputs=())
+    again = Piece(kind="gemm", variant="nt", dims=first.dims, flop=first.flop, outputs=())
+    state = Piece(
+        kind="gemm",
+        variant="nt",
+        dims={"m": batch, "n": gates, "k": hidden},
+        flop=2 * batch * gates * hidden,
+        outputs=(),
+    )
     gate = Piece(
         kind="elementwise",
         variant="other",
@@ -34,13 +41,13 @@ def _pieces(call: Call, *, products: int) -> list[Piece]:
     return [first, *[again] * (products - 1), *[state] * (products * steps), *[gate] * steps]
 
 
-@register_cost("aten.mkldnn_rnn_layer")
+@register_cost("aten.mkldnn_rnn_layer", "foreshard.recurrent_layer")
 def forward(call: Call) -> list[Piece]:
     """One layer in one direction."""
     return _pieces(call, products=1)
 
 
-@register_cost("aten.mkldnn_rnn_layer_backward")
+@register_cost("aten.mkldnn_rnn_layer_backward", "foreshard.recurrent_layer_backward")
 def backward(call: Call) -> list[Piece]:
     """Its gradient: data and weight gradient of each product."""
     return _pieces(call, products=2)

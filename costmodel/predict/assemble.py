@@ -15,7 +15,7 @@ from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
 from costmodel.predict.memory import model_state
-from costmodel.predict.notes import machine_notes, model_notes
+from costmodel.predict.notes import machine_notes, model_notes, recompute_notes
 from costmodel.predict.optimizer_costs import (
     optimizer_s,
     optimizer_variant,
@@ -33,6 +33,7 @@ from costmodel.predict.units import (
     Unit,
     expand,
     expert_elements,
+    frozen_elements,
     held_elements,
     tied_elements,
     unit_costs,
@@ -142,6 +143,7 @@ def _cut(
             *_unmodelled(graph.unmodelled_fraction),
             *machine_notes(profile, forecaster.framework.compute_dtype),
             *model_notes(forecaster.source, graph.seq_len),
+            *recompute_notes(plan.recompute, graph.segments),
         ),
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),
         errors=errors,
@@ -193,7 +195,7 @@ def stage_costs(
     )
     if forecaster.framework.update_kernels and optimizer_variant(forecaster.optimizer).updates:
         update_s = written_out_s(mine, forecaster.profile, forecaster.framework)
-    shapes = [p.local_shape for unit in units for p in unit.shard.parameters if not p.tied]
+    shapes = [p.local_shape for unit in units for p in unit.shard.parameters if not p.tied and not p.frozen]
     update_s += orthogonalisation_s(shapes, forecaster.optimizer, forecaster.profile) / update_ranks(plan)
     if (servers := servers_of(plan)) is not None:
         update_s /= servers.count
@@ -223,7 +225,7 @@ def _n_dtensors(plan: Plan, units: list[Unit]) -> int:
         return sum(len(unit.elements) for unit in units)
     split = {unit.segment: dtensor_modules(unit.shard) for unit in units}
     return sum(
-        p.is_sharded and p.name.rpartition(".")[0] in split[unit.segment]
+        p.is_sharded and not p.frozen and p.name.rpartition(".")[0] in split[unit.segment]
         for unit in units
         for p in unit.shard.parameters
     )
@@ -240,6 +242,8 @@ def _state(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> int:
         cp=plan.cp,
         n_expert_parameters=expert_elements(units),
         ep=plan.ep,
+        n_frozen=frozen_elements(units),
+        n_frozen_experts=expert_elements(units, frozen=True),
     ).total
 
 

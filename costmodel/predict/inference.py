@@ -192,7 +192,7 @@ class InferenceForecaster:
                 f"{self.source.name} has no fused attention under framework {self.framework.name!r}, so what "
                 "a token costs over its context is not known; take a framework with attention=flash"
             )
-        held = [sum(unit.elements) for unit in self._units(one_token, plan, batch_size)]
+        held = [unit.stored_elements for unit in self._units(one_token, plan, batch_size)]
         # streamed weights: the unit that computes and the one that comes in
         parameters = sum(sorted(held)[-2:]) if streams_from(plan) else sum(held) / plan.pp
         return InferencePrediction(
@@ -330,7 +330,7 @@ class InferenceForecaster:
             rate = min(rate, rates.storage_bytes_per_s)
         seconds = []
         for unit in units:
-            size = sum(unit.elements) * self.framework.parameter_bytes
+            size = unit.stored_elements * self.framework.parameter_bytes
             gather_s = 0.0
             if plan.dp > 1 and size:
                 gather_s = float(forecaster.collective(plan, "all_gather", size, "dp").median_s[0])

@@ -42,21 +42,28 @@ def model_state(
     cp: int = 1,
     n_expert_parameters: int = 0,
     ep: int = 1,
+    n_frozen: int = 0,
+    n_frozen_experts: int = 0,
 ) -> ModelState:
     """Model state of a rank that holds `n_parameters` before data-parallel sharding.
 
     parameters = P * b_p / (shard if zero >= 3), gradients = P * b_g / (shard if zero >= 2),
     optimizer = P * b_o / (shard if zero >= 1), with shard = (dp_shard or dp) * cp: context-parallel ranks
     hold the same parameters. The `n_expert_parameters` among them have 1 / ep as many copies to be divided
-    over (arXiv 2201.05596, section 4.1.3).
+    over (arXiv 2201.05596, section 4.1.3). Beside them `n_frozen` parameters that are not trained, of which
+    `n_frozen_experts` experts', are stored like the others and have nothing else.
     """
     shard = (dp_shard or dp) * cp
-    own = n_parameters - n_expert_parameters
-    each = (framework.parameter_bytes, framework.gradient_bytes, optimizer_bytes)
+    stored = n_parameters + n_frozen, n_expert_parameters + n_frozen_experts
+    trained = n_parameters, n_expert_parameters
     sizes = []
-    for needed, size in zip((3, 2, 1), each, strict=True):
+    for needed, (count, experts), size in (
+        (3, stored, framework.parameter_bytes),
+        (2, trained, framework.gradient_bytes),
+        (1, trained, optimizer_bytes),
+    ):
         among = shard if zero_stage >= needed else 1
-        held = math.ceil(own / among) + math.ceil(n_expert_parameters / max(1, among // ep))
+        held = math.ceil((count - experts) / among) + math.ceil(experts / max(1, among // ep))
         sizes.append(held * size)
     return ModelState(parameters=round(sizes[0]), gradients=round(sizes[1]), optimizer=round(sizes[2]))
 
@@ -65,6 +72,7 @@ def communication_bytes(
     n_parameters: int,
     *,
     largest_unit_parameters: int,
+    largest_unit_gradients: int,
     framework: FrameworkProfile,
     zero_stage: int,
     dp: int,
@@ -72,14 +80,15 @@ def communication_bytes(
     """Buffers of data parallelism on a rank that holds `n_parameters` before sharding.
 
     Plain data parallelism copies gradients into buckets of their size, unless they live there. Under ZeRO-3
-    two gathered units (the one in use and the prefetched one) and one unsharded gradient are there; under
-    ZeRO-1 and 2 two buckets, unless gradients live in them.
+    two gathered units (the one in use and the prefetched one) and one unsharded gradient are there, each of
+    as many elements as the unit that has most of them; under ZeRO-1 and 2 two buckets, unless gradients live
+    in them.
     """
     if dp == 1:
         return 0
     if zero_stage == 3:
-        per_parameter = 2 * framework.parameter_comm_bytes + framework.gradient_comm_bytes
-        return round(largest_unit_parameters * per_parameter)
+        gathered = 2 * largest_unit_parameters * framework.parameter_comm_bytes
+        return round(gathered + largest_unit_gradients * framework.gradient_comm_bytes)
     if framework.gradient_as_bucket_view:
         return 0
     copied = n_parameters * framework.gradient_comm_bytes

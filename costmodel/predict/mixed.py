@@ -241,6 +241,7 @@ def _with_reduction(unit: UnitCosts, reduce_s: float) -> UnitCosts:
         backward_input=unit.backward_input,
         backward_weight=unit.backward_weight,
         parameter_bytes=unit.parameter_bytes,
+        trained_fraction=unit.trained_fraction,
         accumulate_s=unit.accumulate_s,
         reduce_s=reduce_s,
         saved_bytes=unit.saved_bytes,

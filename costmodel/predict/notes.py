@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from costmodel.graph.liveness import recomputed_operators
+from costmodel.graph.model_graph import Phase
 from costmodel.hardware.device import math_dtype, units_of
+from costmodel.recompute import Recompute
 
 if TYPE_CHECKING:
+    from costmodel.graph.model_graph import Segment
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.models import ModelSource
 
-__all__ = ["machine_notes", "model_notes"]
+__all__ = ["machine_notes", "model_notes", "recompute_notes"]
 
 
 def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
@@ -36,3 +41,18 @@ def model_notes(source: ModelSource, seq_len: int) -> tuple[str, ...]:
         f"a sequence of {seq_len} is longer than the {source.max_seq_len} positions that {source.name} is "
         "made for: the real model would fail or need its configuration changed",
     )
+
+
+def recompute_notes(recompute: str, segments: Sequence[Segment]) -> tuple[str, ...]:
+    """A policy under which nothing of this model runs again."""
+    policy = Recompute.parse(recompute)
+    if policy.kind == "none" or any(recomputed_operators(s, policy.of_block(0)) for s in segments):
+        return ()
+    blocks = [s for s in segments if s.is_block]
+    paths = {op.module.removeprefix(s.modules[0]) for s in blocks for op in s.phase(Phase.FORWARD)}
+    names = sorted({part for path in paths for part in path.split(".") if part and not part.isdigit()})
+    why = "the model has no repeated blocks"
+    if blocks:
+        why = "no block has such operators" if policy.kind != "modules" else "no block has such a module"
+    there = f"; there are {', '.join(names)}" if policy.kind == "modules" and names else ""
+    return (f"recomputation {recompute} changes nothing: {why}{there}",)

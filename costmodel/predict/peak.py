@@ -15,7 +15,7 @@ from costmodel.graph.model_graph import Phase
 from costmodel.predict.memory import ModelState, communication_bytes, model_state
 from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
-from costmodel.predict.units import expert_elements, held_elements
+from costmodel.predict.units import expert_elements, frozen_elements, held_elements
 from costmodel.strategies.parameter_server import servers_of
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def memory_of_rank(
         cp=plan.cp,
         n_expert_parameters=expert_elements(units),
         ep=plan.ep,
+        n_frozen=frozen_elements(units),
+        n_frozen_experts=expert_elements(units, frozen=True),
     )
     updates = optimizer_variant(optimizer).updates
     # flat buffers, the reducer's buckets and gradients that nobody takes are there before backward
@@ -129,9 +131,8 @@ def memory_of_rank(
     if offload is not None and not offload.host_update_bytes_per_s:
         offload = None
     appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2 and offload is None
-    largest = max((sum(u.elements) for u in units), default=0)
     if offload is not None:
-        sizes = sorted(sum(u.elements) for u in units)
+        sizes = sorted(u.stored_elements for u in units)
         state = _on_device(state, offload, sum(sizes[-2:]), framework)
     if servers_of(plan) is not None:
         state = replace(state, optimizer=0)
@@ -164,7 +165,8 @@ def memory_of_rank(
         temporary=temporary + framework.workspace_bytes,
         communication=communication_bytes(
             sum(elements),
-            largest_unit_parameters=largest,
+            largest_unit_parameters=max((u.stored_elements for u in units), default=0),
+            largest_unit_gradients=max((sum(u.elements) for u in units), default=0),
             framework=framework,
             zero_stage=plan.zero_stage,
             dp=plan.dp,

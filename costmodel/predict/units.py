@@ -28,6 +28,7 @@ __all__ = [
     "copy_s",
     "expand",
     "expert_elements",
+    "frozen_elements",
     "held_elements",
     "tied_elements",
     "two_ways",
@@ -48,8 +49,13 @@ class Unit:
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """Elements of each parameter tensor on this rank, in registration order."""
-        return tuple(prod(p.local_shape) for p in self.shard.parameters if not p.tied)
+        """Elements of each trained parameter tensor on this rank, in registration order."""
+        return tuple(prod(p.local_shape) for p in self.shard.parameters if not p.tied and not p.frozen)
+
+    @property
+    def stored_elements(self) -> int:
+        """Elements of all its parameters on this rank, the frozen ones among them."""
+        return sum(prod(p.local_shape) for p in self.shard.parameters if not p.tied)
 
     def seconds(self, utilisation: float) -> float:
         """Forward + backward + recomputation of one micro-batch."""
@@ -58,16 +64,26 @@ class Unit:
 
 
 def held_elements(units: Sequence[Unit]) -> list[int]:
-    """Elements of each parameter tensor of a rank with these units: those that start there, and copies of
-    parameters tied to another rank's (the head of a pipeline's last stage)."""
+    """Elements of each trained parameter tensor of a rank with these units: those that start there, and
+    copies of parameters tied to another rank's (the head of a pipeline's last stage)."""
+    return [*(n for unit in units for n in unit.elements), *_copies(units, frozen=False)]
+
+
+def frozen_elements(units: Sequence[Unit]) -> int:
+    """Elements of the frozen parameters that such a rank holds beside them: they have no gradients."""
+    own = sum(unit.stored_elements - sum(unit.elements) for unit in units)
+    return own + sum(_copies(units, frozen=True))
+
+
+def _copies(units: Sequence[Unit], *, frozen: bool) -> list[int]:
     own = {p.name for unit in units for p in unit.shard.parameters if not p.tied}
     copies = {
         p.name: prod(p.local_shape)
         for unit in units
         for p in unit.shard.parameters
-        if p.tied and p.name not in own
+        if p.tied and p.name not in own and p.frozen == frozen
     }
-    return [*(n for unit in units for n in unit.elements), *copies.values()]
+    return list(copies.values())
 
 
 def update_ranks(plan: Plan) -> int:
@@ -82,20 +98,21 @@ def updated_elements(plan: Plan, units: Sequence[Unit]) -> list[int]:
     """
     ranks = update_ranks(plan)
     experts = max(1, ranks // plan.ep)
-    own = [p for unit in units for p in unit.shard.parameters if not p.tied]
+    own = [p for unit in units for p in unit.shard.parameters if not p.tied and not p.frozen]
     shared = [experts if "ep" in p.axis.split("+") else ranks for p in own]
     held = held_elements(units)
     shared += [ranks] * (len(held) - len(own))
     return [max(1, ceil(n / among)) for n, among in zip(held, shared, strict=True)]
 
 
-def expert_elements(units: Sequence[Unit]) -> int:
-    """Elements of the experts among `held_elements`: each expert-parallel rank holds others."""
+def expert_elements(units: Sequence[Unit], *, frozen: bool = False) -> int:
+    """Elements of the experts among `held_elements` (or `frozen_elements`): each expert-parallel rank holds
+    others."""
     return sum(
         prod(p.local_shape)
         for unit in units
         for p in unit.shard.parameters
-        if not p.tied and "ep" in p.axis.split("+")
+        if not p.tied and p.frozen == frozen and "ep" in p.axis.split("+")
     )
 
 
@@ -154,7 +171,8 @@ def unit_costs(
                 forward=forward["forward"] + forward["host"] + extra,
                 backward_input=backward["recompute"] + backward["backward_input"] + backward["host"] + extra,
                 backward_weight=backward["backward_weight"] + dp_work,
-                parameter_bytes=round(sum(unit.elements) * forecaster.framework.parameter_bytes),
+                parameter_bytes=round(unit.stored_elements * forecaster.framework.parameter_bytes),
+                trained_fraction=_trained(unit),
                 split_s=_split_s(forecaster, unit),
                 accumulate_s=added_s if updates and plan.num_microbatches > 1 else 0.0,
                 gather_s=gather_s[i],
@@ -163,6 +181,10 @@ def unit_costs(
             )
         )
     return result
+
+
+def _trained(unit: Unit) -> float:
+    return sum(unit.elements) / unit.stored_elements if unit.stored_elements else 1.0
 
 
 def _split_s(forecaster: Forecaster, unit: Unit) -> float:
@@ -239,13 +261,14 @@ def _data_parallel(
         per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
         measured = "fsdp_copy_s_per_byte" in forecaster.profile.host
         for i, unit in enumerate(units):
-            parameters = sum(unit.elements)
-            if not parameters:
+            gathered = unit.stored_elements * framework.parameter_comm_bytes
+            if not gathered:
                 continue
-            gathered = parameters * framework.parameter_comm_bytes
-            reduced = parameters * framework.gradient_comm_bytes
             copy_in_s = gathered * per_byte_s if measured else copy_s(forecaster, gathered)
             gather_s[i] = collective("all_gather", gathered, axis) + copy_in_s
+            reduced = sum(unit.elements) * framework.gradient_comm_bytes
+            if not reduced:
+                continue
             reduce_s[i] = collective("reduce_scatter", reduced, axis)
             copies_s[i] = reduced * per_byte_s if measured else copy_s(forecaster, reduced)
             if plan.dp_shard and plan.dp_shard < plan.dp:

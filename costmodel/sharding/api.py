@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 from costmodel.errors import InfeasibleError, PlanError
@@ -113,7 +114,9 @@ def _tensor_parallel(
     styles: Mapping[str, str] | None,
     use_tp_plan: bool,
     notes: list[str],
+    whole: frozenset[str] = frozenset(),
 ) -> list[ShardedSegment]:
+    """Segments of one rank, the one with most work first; `whole`: parameters that are not to be split."""
     length = graph.seq_len // cp
     if sequence_parallel and (not length or length % tp):
         raise PlanError(
@@ -130,32 +133,48 @@ def _tensor_parallel(
         uneven=vocabulary_sizes(graph),
     )
     boundary = (sharded(1) if sequence_parallel else REPLICATED,)
-    fixed: dict[str, Placement] = dict(parameters or {})
+    fixed: dict[str, Placement] = dict(parameters or dict.fromkeys(whole, _WHOLE))
     result: dict[int, ShardedSegment] = {}
     flop = [sum(op.flop for op in part.local.phase(Phase.FORWARD)) for part in parts]
     for number in sorted(range(len(parts)), key=lambda i: -flop[i]):
         segment = parts[number].local
         if parameters is not None:
-            own = {t.name: fixed.get(t.name, _WHOLE) for t in segment.parameters}
+            shared = own = {t.name: fixed.get(t.name, _WHOLE) for t in segment.parameters}
         elif styles is not None:
-            own = {}
+            shared = own = {}
         else:
             shared = {t.name: fixed[t.name] for t in segment.parameters if t.name in fixed}
             planned = assignment_from_tp_plan(segment, graph.tp_plan) if use_tp_plan else {}
             own = {**planned, **shared}
         block = read_block(segment, is_first=number == 0)
+        solve = partial(solve_segment, block, (axis,), cost=cost, boundary=boundary)
         try:
-            found = solve_segment(
-                block, (axis,), rules=replace(rules, parameters=own), cost=cost, boundary=boundary
-            )
-        except InfeasibleError:
+            found = solve(rules=replace(rules, parameters=own))
+        except InfeasibleError as error:
             if parameters is not None or not own:
                 raise
-            notes.append(f"{segment.name}: the model's tp_plan does not fit tp({tp}); searched instead")
-            own = {name: p for name, p in own.items() if name in fixed}
-            found = solve_segment(
-                block, (axis,), rules=replace(rules, parameters=own), cost=cost, boundary=boundary
-            )
+            try:
+                if own == shared:
+                    raise error
+                notes.append(f"{segment.name}: the model's tp_plan does not fit tp({tp}); searched instead")
+                found = solve(rules=replace(rules, parameters=shared))
+            except InfeasibleError:
+                if set(shared) <= whole:
+                    raise
+                # how another segment splits what both use does not fit here: it stays whole in all of them
+                return _tensor_parallel(
+                    graph,
+                    parts,
+                    tp,
+                    sequence_parallel,
+                    cp,
+                    cost,
+                    parameters,
+                    styles,
+                    use_tp_plan,
+                    notes,
+                    whole | set(shared),
+                )
         result[number] = _merge(parts[number], localise(block, found))
         fixed.update((p.name, p.placement) for p in result[number].parameters)
     ordered = [result[number] for number in range(len(parts))]

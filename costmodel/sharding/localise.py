@@ -95,6 +95,7 @@ def _parameter(info: TensorInfo, placement: Placement, axis: Axis) -> LocalParam
         local_bytes=info.size_bytes * prod(shape) // total if total else info.size_bytes,
         axis=axis.name,
         tied=info.tied,
+        frozen=info.frozen,
     )
 
 

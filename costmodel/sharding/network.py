@@ -95,7 +95,8 @@ class CostNetwork:
         total = self.total(answer)
         if not np.isfinite(total):
             raise InfeasibleError(
-                "no assignment satisfies every layout constraint; free a boundary or a fixed layout"
+                "no way to split the model's operators fits together: where one is split, another needs its "
+                "whole input; take another tp, or tensor parallelism from the model's own tp_plan"
             )
         return total, answer
 

@@ -52,6 +52,8 @@ class LocalParameter:
     axis: str = "tp"
     tied: bool = False
     """Owned by another segment; this one only uses it."""
+    frozen: bool = False
+    """Not trained: no gradient, no update."""
 
     @property
     def is_sharded(self) -> bool:
@@ -157,6 +159,7 @@ def unsharded_segment(segment: Segment) -> ShardedSegment:
                 size_bytes=t.size_bytes,
                 local_bytes=t.size_bytes,
                 tied=t.tied,
+                frozen=t.frozen,
             )
             for t in segment.tensors
             if t.role is TensorRole.PARAMETER

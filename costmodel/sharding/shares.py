@@ -70,6 +70,7 @@ def share_segment(
         operators=operators,
         tensors=tuple(_share_tensor(t, state if t.role in roles else parts) for t in segment.tensors),
         output_bytes=_part(segment.output_bytes, parts),
+        passing_bytes=_part(segment.passing_bytes, parts),
     )
 
 
@@ -85,6 +86,7 @@ def share_parameters(segment: Segment, parts: int) -> tuple[LocalParameter, ...]
             size_bytes=t.size_bytes,
             local_bytes=_part(t.size_bytes, parts),
             tied=t.tied,
+            frozen=t.frozen,
         )
         for t in segment.tensors
         if t.role is TensorRole.PARAMETER

@@ -214,7 +214,7 @@ class _Issuer:
             made = final
             if reduces and unit.reduce_s:
                 made = self._reduce(rank, step.stage, position, unit, final)
-            if to_host and unit.parameter_bytes:
+            if to_host and unit.parameter_bytes * unit.trained_fraction:
                 self._gradient_out(rank, unit, made)
         return final
 
@@ -240,7 +240,12 @@ class _Issuer:
     def _gradient_out(self, rank: int, unit: UnitCosts, made: int) -> None:
         offload = self.options.offload
         assert offload is not None
-        size = unit.parameter_bytes * offload.gradient_per_parameter_byte / self.options.shard
+        size = (
+            unit.parameter_bytes
+            * unit.trained_fraction
+            * offload.gradient_per_parameter_byte
+            / self.options.shard
+        )
         size *= 1.0 - offload.device_fraction
         name = f"gradients out {unit.name}"
         copy = self.builder.copy(rank, "d2h", size, offload.d2h_bytes_per_s, name, [made])

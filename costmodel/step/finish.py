@@ -67,7 +67,12 @@ def _host_update(builder: ActionBuilder, rank: int, gradients: Sequence[tuple[Un
     every = [copy for _, copy in gradients]
     back = []
     for unit, copy in gradients:
-        share = unit.parameter_bytes * (1.0 - offload.device_fraction) / builder.options.shard
+        share = (
+            unit.parameter_bytes
+            * unit.trained_fraction
+            * (1.0 - offload.device_fraction)
+            / builder.options.shard
+        )
         after = [] if offload.delayed_update else ([copy] if offload.eager_update else every)
         state = share * offload.state_per_parameter_byte
         if offload.storage_bytes_per_s:

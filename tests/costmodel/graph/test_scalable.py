@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from costmodel.graph import GraphStore
+from typing import Any
+
+import torch
+from torch import nn
+
+from costmodel.graph import GraphStore, trace
 from costmodel.graph.model_graph import Phase
-from costmodel.models import ModelSource, resolve_config
+from costmodel.graph.scalable import scalable_graph
+from costmodel.models import ModelSource, resolve, resolve_config
 
 TINY = {
     "model_type": "gpt2",
@@ -66,3 +72,26 @@ def test_flop_of_a_sample_do_not_turn_on_the_micro_batch() -> None:
     flop = {graph.at(micro_batch_size=b).flop(Phase.FORWARD) / b for b in (1, 2, 4, 6)}
     assert len(flop) == 1
     assert min(flop) > 0
+
+
+def contrasted() -> Any:
+    """Samples that all meet each other, as `module:callable` returns it."""
+
+    class Contrast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(8, 16), nn.Linear(8, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.left(x) @ self.right(x).T).logsumexp(1).mean()
+
+    return Contrast(), (torch.randn(2, 8),)
+
+
+def test_what_grows_with_the_square_of_the_batch_is_traced_at_its_size() -> None:
+    source = resolve(f"{__name__}:contrasted")
+    scaled = scalable_graph(source).at(micro_batch_size=64)
+    traced = trace(source.with_batch(64))
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        assert scaled.flop(phase) == traced.flop(phase)
+    assert scaled.saved_activation_bytes == traced.saved_activation_bytes

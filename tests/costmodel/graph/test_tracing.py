@@ -314,3 +314,11 @@ def test_attention_of_a_library_is_put_back_after_the_trace() -> None:
     before = built.module.config._attn_implementation
     trace_module(built.module, built.args, built.kwargs, attention="eager")
     assert built.module.config._attn_implementation == before
+
+
+def test_sparse_gradients_are_refused_in_training_only() -> None:
+    table = nn.EmbeddingBag(100, 8, mode="sum", sparse=True)
+    inputs = (torch.randint(0, 100, (4, 3)),)
+    with pytest.raises(TraceError, match="sparse=False"):
+        trace_module(table, inputs)
+    assert trace_module(table, inputs, training=False).n_parameters == 800

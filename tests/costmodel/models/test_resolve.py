@@ -11,7 +11,7 @@ import torch
 from costmodel.errors import ModelArgumentError
 from costmodel.graph import scalable_graph, trace
 from costmodel.graph.model_graph import ModelGraph, Phase
-from costmodel.models import resolve
+from costmodel.models import resolve, resolve_config
 from planner.validation.model_source import load_model
 from planner.validation.run_spec import ModelSpec
 
@@ -103,9 +103,55 @@ def test_negative_sizes_are_refused() -> None:
     assert resolve("gpt2", overrides={"pad_token_id": -1, "n_layer": 1})
 
 
+def test_a_file_with_a_size_below_zero_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"model_type": "gpt2", "n_layer": -3, "pad_token_id": -1}')
+    with pytest.raises(ModelArgumentError, match=r"n_layer=-3 must not be negative"):
+        resolve(str(file))
+
+
+def test_a_value_of_another_type_is_refused() -> None:
+    with pytest.raises(ModelArgumentError, match=r"n_layer.*expected int"):
+        resolve("gpt2", overrides={"n_layer": "two"})
+
+
 def test_overrides_by_any_name_of_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(ModelArgumentError, match=r"no 'n_layers' to set; there are n_layer"):
         resolve("gpt2", overrides={"n_layers": 3})
     for name in ("n_layer", "num_hidden_layers"):  # the second is what transformers calls it elsewhere
         module = resolve(folder(tmp_path), overrides={name: 3}, seq_len=8).build("meta").module
         assert len(module.transformer.h) == 3
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "_class_name": "FluxTransformer2DModel",
+            "in_channels": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 48,
+            "pooled_projection_dim": 24,
+            "axes_dims_rope": [8, 12, 12],
+            "guidance_embeds": True,
+        },
+        {
+            "_class_name": "SD3Transformer2DModel",
+            "sample_size": 16,
+            "in_channels": 4,
+            "num_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 48,
+            "caption_projection_dim": 32,
+            "pooled_projection_dim": 24,
+        },
+    ],
+)
+def test_transformers_of_images_beside_text(config: dict[str, object]) -> None:
+    built = resolve_config(config, name="images").build("cpu")
+    out = built.module(*built.args, **built.kwargs).sample
+    assert out.shape[0] == 1

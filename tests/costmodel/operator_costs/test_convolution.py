@@ -36,6 +36,5 @@ def test_the_form_sees_the_output_and_the_work_of_the_layer(name: str) -> None:
         dims = {key: np.array([float(value)]) for key, value in op.dims.items()}
         height, width = (float(side[0]) for side in output_sides(dims))
         assert height * width == y[0, 0].numel()
-        if op.variant != "wgrad" or op.dims["groups"] == 1:  # torch counts a grouped one as if it were dense
-            assert 2.0 * np.prod(gemm_sizes(dims, op.variant)) == op.flop
+        assert 2.0 * np.prod(gemm_sizes(dims, op.variant)) == op.flop
         assert op.dims["padding"] >= 0

@@ -26,3 +26,19 @@ def test_a_sequence_past_the_positions_is_noted(prompt_len: int, noted: bool) ->
 def test_training_past_the_positions_is_noted_too(seq_len: int, noted: bool) -> None:
     step = api.predict("gpt2", hardware="a100-sxm4-80gb", plan="dp1", seq_len=seq_len).prediction
     assert any("1024 positions" in note for note in step.warnings) == noted
+
+
+@pytest.mark.parametrize(
+    ("model", "recompute", "said"),
+    [
+        ("gpt2", "modules-nosuch", " attn, "),
+        ("gpt2", "modules-mlp", ""),
+        ("gpt2", "full4", ""),
+        ("mlp-mnist", "selective", "changes nothing"),
+    ],
+)
+def test_recomputation_of_nothing_is_noted(model: str, recompute: str, said: str) -> None:
+    step = api.predict(model, hardware="a100-sxm4-80gb", plan=f"dp1.{recompute}").prediction
+    found = [note for note in step.warnings if note.startswith("recomputation")]
+    assert len(found) == bool(said)
+    assert all(said in note for note in found)

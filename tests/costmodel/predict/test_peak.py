@@ -282,3 +282,31 @@ def test_kept_tensors_take_segments_as_the_caching_allocator_does(width: int, se
         module, x = Chain(), torch.empty(1, width)
     graph = trace_module(module, (x,))
     assert sum(kept_segments(s) for s in graph.segments) == pytest.approx(segments, abs=0.01)
+
+
+def test_a_skip_is_held_once_where_blocks_run_again() -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.ModuleList(nn.Sequential(nn.Linear(256, 256), nn.ReLU()) for _ in range(3))
+            self.up = nn.ModuleList(nn.Sequential(nn.Linear(512, 256), nn.ReLU()) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            skips = []
+            for block in self.down:
+                x = block(x)
+                skips.append(x)
+            for block in self.up:
+                x = block(torch.cat([x, skips.pop()], dim=-1))
+            return x
+
+    graph = trace_module(Skips(), (torch.randn(64, 256),))
+    size = 64 * 256 * 4
+    whole = sum(s.count * memory.saved_bytes for s, memory in _held(graph, "full"))
+    # results of three blocks down and three up, and three concatenations of two each
+    assert whole == (3 + 3 + 3 * 2) * size
+    assert whole <= sum(s.count * memory.saved_bytes for s, memory in _held(graph, "none"))
+
+
+def _held(graph: ModelGraph, recompute: str) -> list[tuple[Any, SegmentMemory]]:
+    return list(zip(graph.segments, segment_memories(graph.segments, recompute), strict=True))

@@ -179,3 +179,26 @@ def test_dispatch_volume_is_the_papers() -> None:
     assert dispatch_bytes(tokens=100, top_k=2, width=64, element_bytes=2, routing=full) == 250 * 64 * 2
     with pytest.raises(PlanError, match="imbalance"):
         Routing(imbalance=0.5)
+
+
+def test_a_table_whose_uses_cannot_be_split_alike_stays_whole() -> None:
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(50, 64)
+            self.blocks = nn.ModuleList(
+                nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64))
+                for _ in range(2)
+            )
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.table(ids)
+            for block in self.blocks:
+                x = x + block(x)
+            return x @ self.table.weight.T
+
+    graph = trace_module(Repeated(), (torch.randint(0, 50, (4, 16)),), micro_batch_size=4)
+    found = shard(graph, tp=2)
+    placements = {p.placement for s in found.segments for p in s.parameters if p.name == "table.weight"}
+    assert len(placements) == 1
+    assert found.sharded_fraction > 0.5
