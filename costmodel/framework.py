@@ -189,6 +189,8 @@ class FrameworkProfile(BaseModel):
     """The same for every token of an answer."""
     passes_ahead: int = Field(0, ge=0)
     """Passes that a server's scheduler has settled while one runs: new requests come after them."""
+    reserves_answers: bool = False
+    """A server takes a prompt in where its whole answer finds room, and never puts a request back."""
     prompt_operator_s: float = Field(0.0, ge=0)
     """Host time of one traced operator in a server's pass that holds prompts and is no captured graph."""
     captured_tokens: int = Field(0, ge=0)

@@ -8,6 +8,10 @@ first served, while running ones leave room for them (tokens of a pass, and memo
     others      run until one of them ends or new ones are looked for: so many equal passes at once
     clients     send the next request when one is answered
 
+Memory fills as answers grow. A server that reserves whole answers lets a prompt wait until its own fits; any
+other takes a prompt in as soon as that fits alone, and where it runs out of memory, the request that began
+last is put back to the head of the queue and later computed anew, its answer so far with its prompt.
+
 What a pass holds is settled while others before it still run (`passes_ahead`): a request that comes meanwhile
 waits for them all. A server may look for new requests only every `poll_steps` passes (a pass of prompts ends
 the pause), and may let prompts wait beside running requests for others to share a pass with.
@@ -100,6 +104,11 @@ class Load:
         mean = 0.5 * sum(self.lengths)
         return max(1, round(mean * (self.prompt_len + 0.5 * self.output_len)))
 
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a prompt and its answer, in the mean."""
+        return 0.5 * sum(self.lengths) * (self.prompt_len + self.output_len)
+
     def drawn(self, requests: int) -> tuple[list[int], list[int]]:
         """Tokens of so many prompts and answers, uniform between the shortest and the longest.
 
@@ -128,18 +137,23 @@ class ClientsPrediction:
 
 
 def serve_clients(
-    costs: PassCosts, framework: FrameworkProfile, load: Load, *, most_running: int
+    costs: PassCosts,
+    framework: FrameworkProfile,
+    load: Load,
+    *,
+    most_running: int,
+    room_tokens: float = math.inf,
 ) -> ClientsPrediction:
-    """A server under a load; at most `most_running` requests fit its memory at once.
+    """A server under a load, that runs `most_running` requests at once and keeps `room_tokens` tokens.
 
-    Raises PlanError where none fits.
+    Raises PlanError where not one request fits.
     """
-    if most_running < 1:
+    if most_running < 1 or room_tokens < load.mean_length:
         raise PlanError("not one request fits beside the parameters; take more ranks")
     waves = max(_LEAST_WAVES, min(load.requests_each or _LEAST_WAVES, _ENOUGH_REQUESTS // load.clients))
     sent = max(waves, load.requests_each) * load.clients
     slots = max(1, min(load.clients - load.spare_clients, most_running))
-    server = _Server(costs, framework, load, slots=slots, lengths=load.drawn(sent))
+    server = _Server(costs, framework, load, slots=slots, room_tokens=room_tokens, lengths=load.drawn(sent))
     server.run(waves * load.clients)
     first_wave = server.waits_s[: load.clients]
     later = server.waits_s[load.clients :]
@@ -165,6 +179,22 @@ class _Prompt:
     tokens: int
     output: int
     done: int = 0
+    first_s: float | None = None
+    """When its first token was out: it has been put back."""
+    left: float = 0.0
+    """Steps that it has to go, where it has been put back."""
+
+
+@dataclass(slots=True, order=True)
+class _Running:
+    ends: float
+    """Steps at its end."""
+    number: int
+    begun: float
+    kept: int
+    """Tokens kept of it when it began."""
+    first_s: float
+    output: int
 
 
 @dataclass(slots=True)
@@ -175,6 +205,7 @@ class _Server:
     framework: FrameworkProfile
     load: Load
     slots: int
+    room_tokens: float
     lengths: tuple[list[int], list[int]]
     now_s: float = 0.0
     front_s: float = 0.0
@@ -187,8 +218,13 @@ class _Server:
     _coming: deque[tuple[float, _Prompt]] = field(default_factory=deque)
     """Requests on their way: when the scheduler could know of them, in order."""
     _waiting: deque[_Prompt] = field(default_factory=deque)
-    _running: list[tuple[float, float, int]] = field(default_factory=list)
-    """(steps at its end, when its first token was out, tokens of the answer) of each request."""
+    _running: list[_Running] = field(default_factory=list)
+    _kept: float = 0.0
+    """Tokens kept of running requests when they began, and their answers where those are reserved."""
+    _begun: float = 0.0
+    """Sum of the steps at which they began."""
+    _filling: int = 0
+    """Tokens that prompts taken in, and not run through yet, take."""
     _settled_s: deque[float] = field(default_factory=deque)
     """When the last passes were settled: the one now at the front was before those that are still ahead."""
     _until_look: int = 0
@@ -204,6 +240,7 @@ class _Server:
         sent = self.load.clients
         self.now_s = self.load.start_s
         while len(self.paces_s) < requests:
+            self._make_room()
             self._look()
             taken = self._take()
             if taken:
@@ -212,10 +249,11 @@ class _Server:
                 self._decode()
             else:
                 self._idle()
-            while self._running and self._running[0][0] <= self.steps + _ROUNDING:
-                _, first_s, output = heapq.heappop(self._running)
+            while self._running and self._running[0].ends <= self.steps + _ROUNDING:
+                ended = heapq.heappop(self._running)
+                self._leave(ended)
                 seen_s = max(self.front_s, self.now_s)
-                self.paces_s.append((seen_s - first_s) / (output - 1))
+                self.paces_s.append((seen_s - ended.first_s) / (ended.output - 1))
                 if sent < requests:
                     self._send(sent, seen_s)
                     sent += 1
@@ -247,15 +285,60 @@ class _Server:
         while self._coming and self._coming[0][0] <= settled_s + _ROUNDING:
             self._waiting.append(self._coming.popleft()[1])
 
+    def _needs(self, prompt: _Prompt) -> int:
+        """Tokens that a prompt must find room for."""
+        return prompt.tokens + (prompt.output if self.framework.reserves_answers else 0)
+
+    def _held(self) -> float:
+        """Tokens kept now."""
+        grown = 0.0
+        if not self.framework.reserves_answers:
+            grown = self.load.accepted_tokens * (len(self._running) * self.steps - self._begun)
+        return self._kept + grown + self._filling
+
+    def _grow(self) -> float:
+        """Tokens that a step adds to them."""
+        return 0.0 if self.framework.reserves_answers else len(self._running) * self.load.accepted_tokens
+
+    def _make_room(self) -> None:
+        """Put the requests that began last back while the next step's tokens find no room."""
+        while len(self._running) > 1 and self._held() + self._grow() > self.room_tokens:
+            last = max(self._running, key=lambda r: (r.begun, r.number))
+            self._running.remove(last)
+            heapq.heapify(self._running)
+            self._leave(last)
+            grown = round(self.load.accepted_tokens * (self.steps - last.begun))
+            self._waiting.appendleft(
+                _Prompt(
+                    last.number,
+                    0.0,
+                    last.kept + grown,
+                    last.output,
+                    first_s=last.first_s,
+                    left=last.ends - self.steps,
+                )
+            )
+
+    def _leave(self, running: _Running) -> None:
+        self._kept -= running.kept + (running.output if self.framework.reserves_answers else 0)
+        self._begun -= running.begun
+
     def _take(self) -> list[tuple[_Prompt, int]]:
         """Prompts of the next pass, each with its tokens in it."""
         whole = self.load.pass_tokens or self.framework.pass_tokens
         beside = len(self._running) * (1 + self.load.draft_tokens)
         room = max(_LEAST_CHUNK, whole - beside if self.framework.mixes_prompts else whole)
+        free = self.room_tokens - self._held() - self._grow()
         taken: list[tuple[_Prompt, int]] = []
+        full = False
         for prompt in self._waiting:
             if len(self._running) + len(taken) >= self.slots or room < 1:
                 break
+            needs = 0 if prompt.done else self._needs(prompt)
+            full = full or (needs > free and bool(taken or self._running or self._filling))
+            if full and not prompt.done:
+                continue
+            free -= needs
             tokens = min(room, prompt.tokens - prompt.done)
             taken.append((prompt, tokens))
             room -= tokens
@@ -285,19 +368,35 @@ class _Server:
         ended = [prompt for prompt, tokens in taken if prompt.done + tokens >= prompt.tokens]
         self._stream(beside + len(ended), 1, seconds)
         for prompt, tokens in taken:
+            self._filling += 0 if prompt.done else self._needs(prompt)
             prompt.done += tokens
         for prompt in ended:
             self._waiting.remove(prompt)
+            self._filling -= self._needs(prompt)
+            self._begin(prompt)
+
+    def _begin(self, prompt: _Prompt) -> None:
+        """A prompt has been run through: its request runs."""
+        first_s, left = prompt.first_s, prompt.left
+        if first_s is None:
             first_s = max(self.front_s, self.now_s)
             self.waits_s[prompt.number] = first_s - prompt.sent_s
-            last = self.steps + (prompt.output - 1) / self.load.accepted_tokens
-            heapq.heappush(self._running, (last, first_s, prompt.output))
+            left = (prompt.output - 1) / self.load.accepted_tokens
+        ends = self.steps + left
+        running = _Running(ends, prompt.number, self.steps, prompt.tokens, first_s, prompt.output)
+        heapq.heappush(self._running, running)
+        self._kept += self._needs(prompt)
+        self._begun += self.steps
 
     def _decode(self) -> None:
         """Passes of running requests alone, until one of them ends or the server may take in a prompt."""
         each_s = self.costs.seconds([self._next_tokens()])
-        passes = max(1, math.ceil(self._running[0][0] - self.steps - _ROUNDING))
-        if self._waiting and len(self._running) < self.slots:
+        passes = max(1, math.ceil(self._running[0].ends - self.steps - _ROUNDING))
+        grow = self._grow()
+        free = self.room_tokens - self._held() - grow
+        if grow and free < passes * grow:
+            passes = max(1, int(free / grow))
+        if self._waiting and len(self._running) < self.slots and self._needs(self._waiting[0]) <= free:
             passes = min(passes, max(1, self.load.wait_steps - self._waited))
             self._waited += passes - 1
         if self._coming:

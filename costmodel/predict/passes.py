@@ -14,7 +14,11 @@ A server's kernels differ from a training step's (the framework profile says whe
     shared experts          run beside the routed ones, on a stream of their own, in passes of few tokens
     gathered projections    stay whole on every rank where that takes less than gathering their result
     narrow products         find their input quantised by the kernel before, where they were measured with it
+    chosen keys             are scored and chosen before they are attended to (`chosen_keys`)
     loss                    there is none
+
+Guessed tokens come from a block more, behind the others, and the head, run once for each guess (DeepSeek-V3,
+arXiv 2412.19437, section 2.2).
 
 Attention replicas (`dp` of the plan) keep requests apart and share the experts: every pass gathers their
 tokens before the experts of each layer and scatters the sums behind them.
@@ -38,6 +42,7 @@ from costmodel.graph.model_graph import Operator, Phase, Segment
 from costmodel.hardware.device import cache_bytes, weight_bytes
 from costmodel.plan import Plan
 from costmodel.predict.attending import attention_call, latent_dims
+from costmodel.predict.chosen_keys import SCORE_PRODUCTS, ChosenKeys
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.served_kernels import (
     one_kernel_each,
@@ -95,14 +100,24 @@ class Attending:
 class PassCosts:
     """Forward passes of one model under one plan. Raises PlanError where the plan cannot split the model."""
 
-    def __init__(self, inference: InferenceForecaster, plan: Plan, *, experts: Experts | None = None) -> None:
-        """`experts`: how they are divided; by default as the plan's tensor parallelism divides them."""
+    def __init__(
+        self,
+        inference: InferenceForecaster,
+        plan: Plan,
+        *,
+        experts: Experts | None = None,
+        chosen: ChosenKeys | None = None,
+    ) -> None:
+        """`experts`: how they are divided; by default as the plan's tensor parallelism divides them.
+        `chosen`: how attention chooses its keys; by default it attends to all."""
         self._inference = inference
+        self._chosen = chosen
         self._plan = plan.with_(micro_batch_size=1, global_batch_size=plan.dp)
         self._experts = experts or Experts(tp=plan.tp)
         self._forecaster: Forecaster = inference.one_token()
         self._probes, low, high = self._split()
         self._segments = low
+        self._layers = sum(s.count for s in low if s.local.is_block)
         self._any = next(op for s in low for op in s.local.operators if op.kind != "host")
         last = max((i for i, s in enumerate(low) if s.local.is_block), default=len(low) - 1)
         whole = self._forecaster.graph(self._probes[0])
@@ -110,6 +125,7 @@ class PassCosts:
             op.index: op for s in whole.segments for op in s.operators if op.kind == "grouped_gemm"
         }
         self._recurrent: list[tuple[float, int]] = []
+        self._like: tuple[Operator, Operator]
         self._attention: list[tuple[Segment, Operator, int]] = []
         self._sigma: list[tuple[float, float]] = []
         blocks = [
@@ -134,8 +150,15 @@ class PassCosts:
         total = float(np.exp(np.interp(at, np.log(_TOKENS), self._blocks_s)))
         total += float(np.exp(np.interp(heads, np.log(_TOKENS), self._head_s)))
         total += sum(self._attending_s(a) for a in attending)
+        total += sum(a.drafted * self._draft_s(a.requests) for a in attending if a.drafted)
         total += framework.forward_overhead_s + requests * framework.request_overhead_s
         return total + host_cost_s(self._inference.profile, "step_s")
+
+    def _draft_s(self, requests: int) -> float:
+        """One guess for each of so many requests: a block without its attention, and the head."""
+        at = np.log(requests)
+        block = float(np.exp(np.interp(at, np.log(_TOKENS), self._blocks_s))) / max(1, self._layers)
+        return block + float(np.exp(np.interp(at, np.log(_TOKENS), self._head_s)))
 
     @property
     def operators(self) -> int:
@@ -175,6 +198,7 @@ class PassCosts:
             latent = latent_dims(segment, op)
             whole = op.dims["kv_heads"] * (op.dims["qk_dim"] + op.dims["v_dim"])
             total += width * count * (latent[0] if latent else whole)
+            total += count * (self._chosen.cache_bytes if self._chosen else 0.0)
         return total
 
     @property
@@ -206,6 +230,13 @@ class PassCosts:
             self._served(s.local, fuse(s.local, self._forecaster.fusion).operators, head, merged)
             for s in (low, high)
         ]
+        if self._chosen and any(op.kind == "attention" for op in low.local.operators):
+            chosen, batches = self._chosen, self._probes
+            for own, batch in zip(kernels, batches, strict=True):
+                product = next(op for op in own if op.kind == "gemm")
+                stream = next(op for op in own if op.kind == "elementwise")
+                self._like = (replace(product, module=""), replace(stream, module=""))
+                own += chosen.kernels(*self._like, batch)
         if [op.kind for op in kernels[0]] != [op.kind for op in kernels[1]]:
             raise PlanError(
                 f"segment {low.name!r} has other kernels for another batch; its passes have no price"
@@ -342,16 +373,15 @@ class PassCosts:
 
     def _attention_priced(self, attending: Attending) -> float:
         inference = self._inference
+        sizes = {
+            "requests": attending.requests,
+            "tokens": attending.tokens,
+            "context": attending.context,
+        }
+        chosen = self._chosen if self._chosen and self._chosen.attends(attending.context) else None
+        call = chosen.attention if chosen else attention_call
         calls = [
-            attention_call(
-                segment,
-                op,
-                requests=attending.requests,
-                tokens=attending.tokens,
-                context=attending.context,
-                cache=inference.cache_type(),
-            )
-            for segment, op, _ in self._attention
+            call(segment, op, cache=inference.cache_type(), **sizes) for segment, op, _ in self._attention
         ]
         counts = [count for _, _, count in self._attention]
         steps = attending.requests * math.ceil(attending.tokens / _CHUNK)
@@ -361,7 +391,16 @@ class PassCosts:
         if not calls:
             return 0.0
         priced = price_operators(calls, inference.profile, inference.framework)
-        return float(sum(s * count for s, count in zip(priced.device_s, counts, strict=True)))
+        total = float(sum(s * count for s, count in zip(priced.device_s, counts, strict=True)))
+        return total + (self._choosing_s(chosen, sizes) if chosen else 0.0)
+
+    def _choosing_s(self, chosen: ChosenKeys, sizes: dict[str, int]) -> float:
+        """Seconds of scores and choices of all layers."""
+        product, stream = self._like
+        framework = self._inference.framework.model_copy(update={"half_products": SCORE_PRODUCTS})
+        calls = [chosen.scores(product, **sizes), chosen.choice(stream, **sizes)]
+        priced = price_operators(calls, self._inference.profile, framework)
+        return float(priced.device_s.sum()) * sum(count for _, _, count in self._attention)
 
 
 def _routers(segment: Segment) -> set[str]:

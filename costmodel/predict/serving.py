@@ -18,6 +18,7 @@ Keys and values are kept in pages of a few tokens as a request grows, or contigu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -141,7 +142,16 @@ def serve(
     capacity = _capacity(decode_s, prefill_s, tokens, most)
     if concurrency is not None and plan.pp == 1 and not plan.flags:
         load = Load(clients=concurrency, prompt_len=prompt_len, output_len=output_len, lengths=_LENGTHS)
-        played = serve_clients(PassCosts(forecaster, plan), forecaster.framework, load, most_running=most)
+        framework = forecaster.framework
+        if not paged:
+            framework = framework.model_copy(update={"reserves_answers": True})
+        played = serve_clients(
+            PassCosts(forecaster, plan),
+            framework,
+            load,
+            most_running=_MOST_RUNNING,
+            room_tokens=room / per_token if per_token else math.inf,
+        )
         rate_per_s, running = played.requests_per_s, played.running
         first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
     else:

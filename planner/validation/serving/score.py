@@ -16,6 +16,7 @@ from costmodel.errors import ForeshardError, InputFileError
 from costmodel.estimate import Z90
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config
+from costmodel.predict.chosen_keys import ChosenKeys
 from costmodel.predict.clients import serve_clients
 from costmodel.predict.inference import InferenceForecaster
 from costmodel.predict.passes import PassCosts
@@ -118,7 +119,8 @@ class _Cache:
         ranks = serving_ranks(row, ranks_per_node=network.ranks_per_node if network else 1)
         key = json.dumps([id(inference), str(ranks.plan), ranks.experts.tp, ranks.experts.ep])
         if key not in self._passes:
-            self._passes[key] = PassCosts(inference, ranks.plan, experts=ranks.experts)
+            chosen = ChosenKeys.of(served_config(row) or {})
+            self._passes[key] = PassCosts(inference, ranks.plan, experts=ranks.experts, chosen=chosen)
         return self._passes[key], ranks.plan.dp
 
 
@@ -174,10 +176,10 @@ def _predict(row: PublishedRow, cache: _Cache) -> tuple[dict[str, float], float]
         return load
     memory_bytes = inference.profile.device.memory_bytes
     room = cache_room_bytes(row, device_bytes=memory_bytes, parameter_bytes=costs.parameter_bytes)
-    each = costs.cache_bytes_per_token * load.mean_context
-    most = int(room / each) if each else load.clients
+    each = costs.cache_bytes_per_token
+    room_tokens = room / each if each else math.inf
     framework = as_launched(row, inference.framework, load)
-    found = serve_clients(costs, framework, load, most_running=most)
+    found = serve_clients(costs, framework, load, most_running=load.clients, room_tokens=room_tokens)
     return {
         "ttft_ms": 1e3 * found.time_to_first_token_s,
         "tpot_ms": 1e3 * found.time_per_output_token_s,

@@ -95,11 +95,11 @@ def _backend(row: PublishedRow) -> dict[str, Any] | None:
 
 def cache_room_bytes(row: PublishedRow, *, device_bytes: float, parameter_bytes: float) -> float:
     """Bytes that a rank of the backend has for keys and values: a share of the device less the parameters, or
-    a share of what the parameters leave."""
-    entry = _backend(row) or {}
-    if "free_memory_fraction" in entry:
-        return float(entry["free_memory_fraction"]) * (device_bytes - parameter_bytes)
+    a share of what the parameters leave; passes take some of both."""
+    entry = {**(_backend(row) or {}), **_launched(row, clients=1, replicas=1)}
     kept = parameter_bytes + float(entry.get("reserved_bytes", 0.0))
+    if "free_memory_fraction" in entry:
+        return float(entry["free_memory_fraction"]) * (device_bytes - kept)
     return float(entry.get("memory_fraction", 1.0)) * device_bytes - kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -31,11 +32,17 @@ class _Given:
 
 
 def _serve(
-    load: Load, *, most: int = 10**6, fixed_s: float = 1e-2, token_s: float = 1e-5, **profile: Any
+    load: Load,
+    *,
+    most: int = 10**6,
+    room: float = math.inf,
+    fixed_s: float = 1e-2,
+    token_s: float = 1e-5,
+    **profile: Any,
 ) -> ClientsPrediction:
     framework = FrameworkProfile(name="server", source="test", **profile)
     costs = cast(PassCosts, _Given(fixed_s, token_s))
-    return serve_clients(costs, framework, load, most_running=most)
+    return serve_clients(costs, framework, load, most_running=most, room_tokens=room)
 
 
 def test_one_client_waits_for_nobody() -> None:
@@ -149,6 +156,37 @@ def test_a_client_without_a_slot_waits_for_the_next_answer_to_end() -> None:
     )
 
 
+def test_reserved_answers_leave_room_for_so_many_requests() -> None:
+    load = Load(clients=8, prompt_len=10, output_len=2001, lengths=_SPREAD, requests_each=100)
+    room = 4.0 * 1.17 * (10 + 2001)
+    reserved = _serve(load, room=room, reserves_answers=True)
+    # half of them run: the others wait for as long as an answer takes
+    assert reserved.running == pytest.approx(4.0, rel=0.1)
+    answer_s = 2000 * reserved.time_per_output_token_s
+    assert reserved.time_to_first_token_s == pytest.approx(answer_s, rel=0.2)
+
+
+def test_answers_that_grow_share_room_that_reserved_ones_do_not_and_are_put_back_where_it_ends() -> None:
+    load = Load(clients=8, prompt_len=10, output_len=2001, lengths=_SPREAD, requests_each=100)
+    room = 4.0 * 1.17 * (10 + 2001)
+    reserved, grown, free = (
+        _serve(load, room=tokens, reserves_answers=whole)
+        for tokens, whole in ((room, True), (room, False), (math.inf, False))
+    )
+    assert reserved.running < grown.running < free.running
+    assert grown.time_to_first_token_s < reserved.time_to_first_token_s
+    # answers that were put back wait until they go on: their tokens come later
+    assert grown.time_per_output_token_s > 1.05 * free.time_per_output_token_s
+    assert grown.requests_per_s < free.requests_per_s
+
+
+def test_a_prompt_in_chunks_goes_on_behind_a_request_that_was_put_back() -> None:
+    load = Load(clients=6, prompt_len=3000, output_len=301, lengths=_SPREAD, requests_each=20)
+    found = _serve(load, room=8200.0, pass_tokens=512)
+    assert 1.0 < found.running < 3.0
+    assert found.time_to_first_token_s > 0.0
+
+
 @pytest.mark.parametrize("sizes", [(0, 8, 8), (1, 0, 8), (1, 8, 1)])
 def test_no_load_at_all_is_refused(sizes: tuple[int, int, int]) -> None:
     clients, prompt, output = sizes
@@ -159,6 +197,8 @@ def test_no_load_at_all_is_refused(sizes: tuple[int, int, int]) -> None:
 def test_a_server_that_nothing_fits_is_refused() -> None:
     with pytest.raises(PlanError, match="fits"):
         _serve(Load(clients=1, prompt_len=8, output_len=8), most=0)
+    with pytest.raises(PlanError, match="fits"):
+        _serve(Load(clients=1, prompt_len=8, output_len=8), room=15.0)
 
 
 def test_accepted_guesses_divide_the_passes_and_all_guesses_lengthen_them() -> None:

@@ -12,6 +12,7 @@ from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config
 from costmodel.plan import Plan
 from costmodel.predict.attending import latent_dims
+from costmodel.predict.chosen_keys import ChosenKeys
 from costmodel.predict.inference import InferenceForecaster
 from costmodel.predict.passes import Attending, Experts, PassCosts
 
@@ -178,7 +179,26 @@ def test_quantising_the_input_leaves_the_products_but_never_most_of_them() -> No
     assert 0 < capped < without
 
 
-def test_guessed_tokens_cost_a_pass_what_tokens_cost_and_attention_nothing() -> None:
+def test_guessed_tokens_cost_a_pass_what_tokens_cost_attention_nothing_and_their_guesses() -> None:
     costs = _costs("llama")
-    guessing = Attending(requests=16, tokens=1, context=1024, drafted=63)
-    assert costs.seconds([_decode(16)]) < costs.seconds([guessing]) < costs.seconds([_decode(1024)])
+
+    def guessing(drafted: int) -> float:
+        return costs.seconds([Attending(requests=16, tokens=1, context=1024, drafted=drafted)])
+
+    plain, whole = costs.seconds([_decode(16)]), costs.seconds([_decode(1024)])
+    guess = (guessing(2) - guessing(1) - (guessing(1) - plain)) / 1.0
+    assert abs(guess) < 0.5 * (guessing(1) - plain)  # each guess costs about the same
+    # of four layers' pass, a guess runs one layer and the head, and never the attention of 64 times as many
+    assert plain + 0.25 * 63 * (plain - costs.seconds([_decode(16, context=2)])) < guessing(63)
+    assert guessing(63) < whole + 63 * plain
+
+
+def test_attention_over_chosen_keys_grows_with_their_scores_alone() -> None:
+    few = ChosenKeys(keys=512, heads=8, width=64, query_width=384, hidden=1024)
+    forecaster = _forecaster("latent")
+    all_keys, chosen = PassCosts(forecaster, Plan()), PassCosts(forecaster, Plan(), chosen=few)
+    short, long = _decode(64, context=256), _decode(64, context=65536)
+    assert chosen.seconds([short]) > all_keys.seconds([short])  # it scores whatever there is to choose from
+    assert chosen.seconds([long]) < all_keys.seconds([long])
+    kept = chosen.cache_bytes_per_token - all_keys.cache_bytes_per_token
+    assert kept == 3 * few.cache_bytes
