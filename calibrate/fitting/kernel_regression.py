@@ -131,15 +131,17 @@ def _negative_likelihood(
     decay = np.exp(-scaled)
     off_diagonal = signal2 * (1.0 + scaled) * decay
     n = len(y)
-    covariance = np.zeros((n, n), order="F")
-    covariance[above] = off_diagonal
-    np.fill_diagonal(covariance, signal2 + noise2 + 1e-8)
-    factor = cho_factor(covariance, lower=False, overwrite_a=True, check_finite=False)
+    place = above[0] + n * above[1]  # in one dimension and column by column: half the time of two indices
+    covariance = np.zeros(n * n)
+    covariance[place] = off_diagonal
+    covariance[:: n + 1] = signal2 + noise2 + 1e-8
+    square = covariance.reshape(n, n, order="F")
+    factor = cho_factor(square, lower=False, overwrite_a=True, check_finite=False)
     log_determinant = np.log(np.diag(factor[0])).sum()
     alpha = cho_solve(factor, y, check_finite=False)
     value = 0.5 * y @ alpha + log_determinant
     precision, _ = dpotri(factor[0], lower=0, overwrite_c=True)
-    slack = precision[above] - alpha[above[0]] * alpha[above[1]]
+    slack = precision.reshape(-1, order="F")[place] - alpha[above[0]] * alpha[above[1]]
     trace = float(np.diag(precision).sum() - alpha @ alpha)
     # dK/dln(length_i) = signal^2 * 3 * squares_i / length_i^2 * exp(-scaled); every pair counts twice
     by_length = (slack * decay * (3.0 * signal2)) @ squares * inverse
@@ -174,12 +176,13 @@ def solve_weights(
     design = kernel(features / shape.length, centres)
     prior = kernel(centres, centres) * (shape.noise / shape.signal) ** 2
     prior += 1e-4 * np.eye(len(centres))  # keeps weights small enough to be stored rounded
+    full = design.T @ design + prior
     weight: NDArray[np.float64] = np.ones(len(target))
     solution = np.zeros(len(centres))
     for _ in range(_HUBER_STEPS):
-        root = np.sqrt(weight)
-        scaled = design * root[:, None]
-        solution = cho_solve(cho_factor(scaled.T @ scaled + prior), scaled.T @ (root * target))
+        lighter = np.flatnonzero(weight < 1.0)  # few rows are outliers: what they weigh less is taken off
+        less = design[lighter] * np.sqrt(1.0 - weight[lighter])[:, None]
+        solution = cho_solve(cho_factor(full - less.T @ less), design.T @ (weight * target))
         error = np.abs(target - design @ solution)
         width = _HUBER_WIDTH * max(_MAD_TO_SIGMA * float(np.median(error)), 1e-4)
         weight = np.minimum(1.0, width / np.maximum(error, 1e-12))

@@ -256,7 +256,7 @@ def _fit_core(
     }
     begin = None if start is None else start.shared
     shared = _regress(features, target, detail.most_centres, seed, begin, detail)
-    left = target - shared(features)
+    left = target - shared(features) if of_framework else target
     frameworks = {}
     for name, rows in of_framework.items():
         begin = None if start is None else start.frameworks.get(name)

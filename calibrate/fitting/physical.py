@@ -9,7 +9,7 @@ import numpy as np
 from calibrate.samples import SampleTable
 from costmodel.estimate import FloatArray
 from costmodel.hardware.forms.base import Dims, Form, Parameter
-from costmodel.hardware.forms.evaluate import floor_parameter, timed_s
+from costmodel.hardware.forms.evaluate import floor_parameter, with_floor_s
 from costmodel.hardware.schema import DeviceSpec
 
 __all__ = ["features_of", "fit_parameters", "free_parameters", "predict_s"]
@@ -26,10 +26,27 @@ _LAUNCH = "launch_s"
 
 def predict_s(form: Form, theta: Mapping[str, float], device: DeviceSpec, table: SampleTable) -> FloatArray:
     """Seconds [n] of the physical form for every row of one group, with its timing's host floor."""
+    return _predictor(form, device, table)(theta)
+
+
+def _predictor(
+    form: Form, device: DeviceSpec, table: SampleTable
+) -> Callable[[Mapping[str, float]], FloatArray]:
+    """`predict_s` of one table as a function of theta."""
     dtype, timing = str(table.dtype[0]), str(table.timing[0])
-    return _each_variant(
-        table, lambda dims, variant: timed_s(form, theta, device, dims, dtype, variant, timing)[0]
-    )
+    parts = []
+    for variant in np.unique(table.variant):
+        rows = np.flatnonzero(table.variant == variant)
+        dims = {name: values[rows] for name, values in table.dims.items()}
+        parts.append((rows, form.prepared(device, dims, dtype, str(variant))))
+
+    def seconds(theta: Mapping[str, float]) -> FloatArray:
+        kernel_s = np.empty(len(table))
+        for rows, one_s in parts:
+            kernel_s[rows] = one_s(theta)
+        return with_floor_s(kernel_s, theta, timing)
+
+    return seconds
 
 
 def features_of(form: Form, device: DeviceSpec, table: SampleTable) -> FloatArray:
@@ -91,10 +108,11 @@ def fit_parameters(
     margin = 1e-6 * np.maximum(high - low, 1e-3)
     names = [p.name for p in free]
     log_time = np.log(table.time_s)
+    seconds = _predictor(form, device, table)
 
     def residual(x: FloatArray) -> FloatArray:
         theta = dict(zip(names, np.exp(x).tolist(), strict=True)) | held
-        return np.asarray(np.log(predict_s(form, theta, device, table)) - log_time)
+        return np.asarray(np.log(seconds(theta)) - log_time)
 
     def solve(x0: FloatArray, steps: int) -> tuple[float, FloatArray]:
         from scipy.optimize import least_squares

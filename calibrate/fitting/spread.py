@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,10 @@ _LEAST_SIGMA = 0.004
 _PRIOR_ROWS = 4.0
 _FAR_WIDENING = 1.5
 """Away from every sample the form extrapolates: its error there is larger than where it was fitted."""
+_KEPT = 8_000_000
+"""Kernels that are kept between two passes over them (64 MB); those of more rows are worked out twice."""
+_Kernels = tuple[slice, FloatArray]
+"""Rows, and their kernels [n, c] around the centres."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +33,18 @@ class Spread:
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """Spread of ln(time) [n]."""
-        out = np.empty(len(features))
-        for rows in blocks(len(features)):
-            near = kernel(features[rows] / self.weighted.shape.length, self.weighted.centres)
+        return self._around(_kernels(self.weighted, features), len(features))
+
+    def _around(self, kernels: Iterable[_Kernels], n: int) -> FloatArray:
+        out = np.empty(n)
+        for rows, near in kernels:
             out[rows] = (near @ self.sigmas + FAR_WEIGHT * self.far_sigma) / (near.sum(1) + FAR_WEIGHT)
         return out
+
+
+def _kernels(weighted: Weighted, features: FloatArray) -> Iterator[_Kernels]:
+    for rows in blocks(len(features)):
+        yield rows, kernel(features[rows] / weighted.shape.length, weighted.centres)
 
 
 def band(log_error: FloatArray) -> float:
@@ -51,14 +63,16 @@ def fit_spread(weighted: Weighted, features: FloatArray, log_error: FloatArray, 
     size = np.minimum(np.abs(log_error), 3.0 * whole * Z90)
     total = np.full(len(weighted.centres), _PRIOR_ROWS * size.mean())
     weight = np.full(len(weighted.centres), _PRIOR_ROWS)
-    for rows in blocks(len(features)):
-        near = kernel(features[rows] / weighted.shape.length, weighted.centres) ** 2  # closer rows count more
-        total += near.T @ size[rows]
-        weight += near.sum(0)
+    kernels = list(_kernels(weighted, features)) if len(features) * len(total) <= _KEPT else None
+    for rows, near in kernels or _kernels(weighted, features):
+        squared = near**2  # closer rows count more
+        total += squared.T @ size[rows]
+        weight += squared.sum(0)
     # mean absolute error -> standard deviation of a normal distribution
     mean = total / weight
     sigmas = np.maximum(mean * np.sqrt(np.pi / 2.0), _LEAST_SIGMA)
     far_sigma = max(_FAR_WIDENING * far, whole)
-    raw = Spread(weighted=weighted, sigmas=sigmas, far_sigma=far_sigma)(features)
+    first = Spread(weighted=weighted, sigmas=sigmas, far_sigma=far_sigma)
+    raw = first._around(kernels or _kernels(weighted, features), len(features))
     scale = band(log_error / np.maximum(raw, 1e-9))
     return Spread(weighted=weighted, sigmas=np.maximum(sigmas * scale, _LEAST_SIGMA), far_sigma=far_sigma)

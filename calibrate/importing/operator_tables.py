@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from calibrate.samples import SampleTable
 from costmodel.errors import InputFileError
@@ -73,9 +74,20 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, EOFError) as error:
         raise InputFileError(f"{path}: {error}; expected a CSV file, plain or gzipped") from error
-    reader = csv.DictReader(io.StringIO(text), restval="")
-    rows = [(reader.line_num, row) for row in reader]
-    return list(reader.fieldnames or ()), rows
+    reader = csv.reader(io.StringIO(text))
+    names = next(reader, [])
+    return names, [(reader.line_num, _named(names, cells)) for cells in reader if cells]
+
+
+def _named(names: list[str], cells: list[str]) -> dict[str, str]:
+    """A line by column, as csv.DictReader makes it in twice the time: what is missing is empty, what is too
+    much stands under None."""
+    row: dict[Any, Any] = dict(zip(names, cells, strict=False))
+    if len(cells) > len(names):
+        row[None] = cells[len(names) :]
+    for name in names[len(cells) :]:
+        row[name] = ""
+    return row
 
 
 def read_operator_tables(paths: Sequence[Path]) -> OperatorTables:

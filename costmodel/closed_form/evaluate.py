@@ -40,6 +40,18 @@ _SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
 """With the micro-batch size: what decides how a unit costs. `wide`: experts lie over several replicas."""
 _CHUNKS = 100_000
 """More chunks than a rank can have."""
+_HELD_COLUMNS = (
+    "saved_bytes",
+    "send_bytes",
+    "appearing_bytes",
+    "standing_bytes",
+    "elements",
+    "expert_elements",
+    "largest_elements",
+    "second_elements",
+    "copied_on_rank",
+)
+"""What memory depends on."""
 _AT_ONCE = 1 << 21
 """Stages of plans held in one array."""
 
@@ -65,9 +77,10 @@ class Configs:
     def collective_s(self, forecaster: Forecaster, op: str, size_bytes: FloatArray, axis: str) -> FloatArray:
         """Seconds for each config's sizes [n, ...] over its own group of the axis."""
         times = np.zeros_like(size_bytes)
+        sends = size_bytes.any(axis=tuple(range(1, size_bytes.ndim)))  # what sends nothing takes no time
         for number, groups in enumerate(self.groups):
-            rows = self.group == number
-            if rows.any():
+            rows = np.flatnonzero(sends & (self.group == number))
+            if len(rows):
                 times[rows] = forecaster.collective_s(op, size_bytes[rows], groups[axis])
         return times
 
@@ -173,7 +186,7 @@ class Pricer:
         at, space = self._columns, self._space
         first, config = self._configs(rows, ("zero", "dp_shard"))
         chosen = rows[first]
-        stage = self._stage(self._key[chosen], pp, vpp)
+        stage = self._stage(self._key[chosen], pp, vpp, _HELD_COLUMNS)
         dp, zero, dp_shard = at["dp"][chosen], at["zero"][chosen], at["dp_shard"][chosen]
         m = space.choices.global_batch_size // (dp * at["mbs"][chosen])
         sizes = StageBytes(
@@ -322,17 +335,14 @@ class Pricer:
             sp=at["sp"][rows],
         )
 
-    def _stage(self, key: IntArray, pp: int, vpp: int) -> dict[str, FloatArray]:
+    def _stage(
+        self, keys: IntArray, pp: int, vpp: int, names: tuple[str, ...] = STAGE_COLUMNS
+    ) -> dict[str, FloatArray]:
         """Stage columns of each config, shape [n, vpp, pp]."""
-        columns = self._columns_of(key, pp * vpp, pp)
-        return {name: columns[:, i, :].reshape(len(key), vpp, pp) for i, name in enumerate(STAGE_COLUMNS)}
-
-    def _columns_of(self, keys: IntArray, n_stages: int, n_ranks: int) -> FloatArray:
-        """Stage columns of each config, shape [n, n_columns, n_stages]."""
         stages = self._forecaster.framework.stages
         used, where = np.unique(keys, return_inverse=True)
-        found = [stage_rows(self._tables[int(key)], n_stages, n_ranks, stages) for key in used]
-        return np.stack(found)[where.reshape(-1)]
+        found = np.stack([stage_rows(self._tables[int(key)], pp * vpp, pp, stages) for key in used])
+        return {name: found[where, STAGE_COLUMNS.index(name)].reshape(len(keys), vpp, pp) for name in names}
 
     def _work(self, configs: Configs, stage: dict[str, FloatArray]) -> Stages:
         pp = stage["forward_s"].shape[2]

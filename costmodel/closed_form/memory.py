@@ -56,37 +56,46 @@ def held_bytes(saved: FloatArray, kind: str, num_microbatches: IntArray) -> Floa
     if v == 1:
         most = np.full(p, p) if kind == "lagging" else p - rank
         return np.asarray(np.minimum(m, most) * saved[:, 0, :])
-    lag = rank if kind == "lagging" else np.zeros(p, dtype=np.int64)
-    ahead = (p - 1 - rank) if kind == "lagging" else 2 * (p - 1 - rank)
-    return _interleaved(saved, num_microbatches, ahead, lag)
+    return _interleaved(saved, num_microbatches, lagging=kind == "lagging")
 
 
-def _interleaved(saved: FloatArray, m: IntArray, ahead: IntArray, lag: IntArray) -> FloatArray:
+def _interleaved(saved: FloatArray, m: IntArray, *, lagging: bool) -> FloatArray:
     """Rounds of `q` micro-batches pass through the chunks, forwards first chunk first, backwards last chunk
     first; what is held is piecewise linear in time, so it is highest where a round changes chunks."""
     n, v, p = saved.shape
     most = np.zeros((n, p))
     for count in np.unique(m):
         rows = np.flatnonzero(m == count)
-        held = _held_passes(int(count), v, p, tuple(map(int, ahead)), tuple(map(int, lag)))
+        held = _held_passes(int(count), v, p, lagging)
         most[rows] = np.matmul(saved[rows].transpose(2, 0, 1), held.transpose(0, 2, 1)).max(axis=2).T
     return most
 
 
 @lru_cache(maxsize=4096)
-def _held_passes(m: int, v: int, p: int, ahead: tuple[int, ...], lag: tuple[int, ...]) -> FloatArray:
+def _held_passes(m: int, v: int, p: int, lagging: bool) -> FloatArray:
     """Passes of each chunk that a rank holds at the moments it may hold most, shape [p, moments, v]."""
     q, total = m // max(1, m // p), m * v
-    late = np.array(lag)[:, None]
-    warm_up = np.minimum((v - 1) * q + np.array(ahead), total)[:, None]
+    rank = np.arange(p)[:, None]
+    late = rank if lagging else 0 * rank
+    warm_up = np.minimum((v - 1) * q + (p - 1 - rank if lagging else 2 * (p - 1 - rank)), total)
     turns = np.arange(0, 2 * v + 2)[None, :] * q
     moments = np.concatenate([turns + 0 * late, turns - warm_up, turns + late], axis=1)
     moments = np.concatenate([moments - 1, moments], axis=1)
-    moments = np.clip(moments, 0, np.minimum(total, 2 * q * v + late))
+    moments = _distinct(np.clip(moments, 0, np.minimum(total, 2 * q * v + late)))
     forwards = np.minimum(warm_up + moments + 1, total)
     freed = np.maximum(0, moments - late)
     held = [_of_chunk(forwards, c, q, v) - _of_chunk(freed, v - 1 - c, q, v) for c in range(v)]
     return np.stack(held, axis=2).astype(np.float64)
+
+
+def _distinct(moments: IntArray) -> IntArray:
+    """The different numbers of every row; rows that have fewer end in repeats."""
+    ascending = np.sort(moments, axis=1)
+    place = np.zeros_like(ascending)
+    place[:, 1:] = np.cumsum(ascending[:, 1:] > ascending[:, :-1], axis=1)
+    found = np.repeat(ascending[:, -1:], int(place.max()) + 1, axis=1)
+    np.put_along_axis(found, place, ascending, axis=1)
+    return found
 
 
 def _of_chunk(passes: IntArray, c: int, q: int, v: int) -> IntArray:
@@ -134,16 +143,23 @@ def levels_of(
     zero, parts = zero_stage[:, None], shard[:, None].astype(np.float64)
     experts = stages.experts.sum(axis=1)
 
-    def divided(needed: int, elements: FloatArray, experts: FloatArray) -> FloatArray:
-        among = np.where(zero >= needed, parts, 1.0)
-        each = np.maximum(1.0, among // ep[:, None])
-        return np.asarray(np.ceil((elements - experts) / among) + np.ceil(experts / each))
+    def shares(elements: FloatArray, experts: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Whole, and what one of the ranks has that divide them."""
+        each = np.maximum(1.0, parts // ep[:, None])
+        whole = np.ceil(elements - experts) + np.ceil(experts)
+        return whole, np.ceil((elements - experts) / parts) + np.ceil(experts / each)
 
-    stored = elements + stages.frozen.sum(axis=1), experts + stages.frozen_experts.sum(axis=1)
-    parameters = divided(3, *stored) * framework.parameter_bytes
-    gradients = divided(2, elements, experts) * framework.gradient_bytes
+    def divided(needed: int, of: tuple[FloatArray, FloatArray]) -> FloatArray:
+        whole, part = of
+        return np.asarray(np.where(zero >= needed, part, whole))
+
+    trained = stored = shares(elements, experts)
+    if stages.frozen.any():
+        stored = shares(elements + stages.frozen.sum(axis=1), experts + stages.frozen_experts.sum(axis=1))
+    parameters = divided(3, stored) * framework.parameter_bytes
+    gradients = divided(2, trained) * framework.gradient_bytes
     kept = state_bytes_per_parameter(optimizer, framework)
-    state = divided(1, elements, experts) * kept
+    state = divided(1, trained) * kept
     if offload is not None:
         two = two_largest(stages.largest, stages.second)  # as `predict.peak` counts what stays on the device
         state = 0.0 * state

@@ -20,7 +20,7 @@ from costmodel.estimate import FloatArray
 from costmodel.hardware.device import element_bytes, math_dtype
 from costmodel.hardware.schema import DeviceSpec
 
-__all__ = ["aligned_share"]
+__all__ = ["aligned_share", "is_multiple"]
 
 _DATA = Path(__file__).parents[1] / "data" / "alignment.json"
 _ROWS = {"nt": ("k", "n"), "nn": ("k", "n"), "tn": ("m", "n")}
@@ -54,12 +54,21 @@ def aligned_share(
     vector_bytes, long_row, shares = _table()
     per_vector = vector_bytes / element
     rows = [np.asarray(sizes[name]) for name in _ROWS[variant]]
-    if not any(np.any(row % per_vector) for row in rows):
+    if all(np.all(is_multiple(row, per_vector)) for row in rows):
         return 1.0
     several = np.asarray(sizes.get("batch", 1)) > 1
     share = np.ones(rows[0].shape)
-    for row_bytes, part in sorted(shares.items(), reverse=True):
-        for row in rows:
-            reached = np.where(several, plain_share, 1.0 - (1.0 - part) * np.minimum(row / long_row, 1.0))
-            share = np.where(row * element % (2 * row_bytes) == 0, share, np.minimum(share, reached))
+    for row in rows:
+        longness = np.minimum(row / long_row, 1.0)
+        for row_bytes, part in shares.items():
+            reached = np.where(several, plain_share, 1.0 - (1.0 - part) * longness)
+            aligned = is_multiple(row, 2 * row_bytes / element)
+            np.minimum(share, reached, out=share, where=~aligned)
     return share
+
+
+def is_multiple(values: FloatArray, period: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Whether each value is a multiple of a power of two, by which floats divide without rounding; a tenth of
+    what numpy's remainder takes."""
+    parts = values / period
+    return np.asarray(np.floor(parts) == parts)

@@ -41,7 +41,7 @@ __all__ = ["choose_fit", "contended_s", "datasheet_fit", "long_run_s", "operator
 
 _TIMINGS = ("cuda_graph", "kernel_only", "eager_loop", "torch_loop", "event_eager", "derived_from_efficiency")
 """Nearest to the kernel's own time first."""
-_BLOCK = 16384
+_BLOCK = 8192
 _THREADS = 4
 _HALF = ("bf16", "fp16")
 _PRODUCTS = ("gemm", "bmm")

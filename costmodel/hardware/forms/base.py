@@ -14,7 +14,7 @@ A form is registered under each operator kind it prices:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -75,6 +75,13 @@ class Form(ABC):
         self, theta: Mapping[str, float], device: DeviceSpec, dims: Dims, dtype: str, variant: str
     ) -> FloatArray:
         """Seconds [n] from parameters and sizes; vectorised, positive, finite."""
+
+    def prepared(
+        self, device: DeviceSpec, dims: Dims, dtype: str, variant: str
+    ) -> Callable[[Mapping[str, float]], FloatArray]:
+        """`physical` of these sizes as a function of theta, for fits, which ask for one table thousands of
+        times: forms may override it to work out once what no parameter changes."""
+        return lambda theta: self.physical(theta, device, dims, dtype, variant)
 
     @abstractmethod
     def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:

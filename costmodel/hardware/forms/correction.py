@@ -25,18 +25,24 @@ _SQRT3 = float(np.sqrt(3.0))
 
 def kernel(x: FloatArray, centres: FloatArray) -> FloatArray:
     """Matern-3/2 [n, c] between points and centres, both already divided by the lengths."""
-    scaled = x @ centres.T  # in place from here on: the arrays are what takes the time
-    scaled *= -2.0
-    scaled += (x * x).sum(1)[:, None]
-    scaled += (centres * centres).sum(1)[None, :]
-    np.maximum(scaled, 0.0, out=scaled)
-    np.sqrt(scaled, out=scaled)
-    scaled *= _SQRT3
-    decay = np.negative(scaled)
-    np.exp(decay, out=decay)
-    scaled += 1.0
-    scaled *= decay
-    return np.asarray(scaled, dtype=np.float64)
+    out = np.empty((len(x), len(centres)))
+    squares, across = (centres * centres).sum(1)[None, :], centres.T
+    scratch = np.empty((min(_BLOCK, len(x)), len(centres)))
+    for start in range(0, len(x), _BLOCK):  # in place, in blocks that stay in cache
+        points = x[start : start + _BLOCK]
+        scaled, decay = out[start : start + _BLOCK], scratch[: len(points)]
+        np.matmul(points, across, out=scaled)
+        scaled *= -2.0
+        scaled += (points * points).sum(1)[:, None]
+        scaled += squares
+        np.maximum(scaled, 0.0, out=scaled)
+        np.sqrt(scaled, out=scaled)
+        scaled *= _SQRT3
+        np.negative(scaled, out=decay)
+        np.exp(decay, out=decay)
+        scaled += 1.0
+        scaled *= decay
+    return out
 
 
 def evaluate_correction(correction: Correction, features: FloatArray) -> tuple[FloatArray, FloatArray]:

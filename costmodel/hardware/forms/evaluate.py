@@ -23,7 +23,15 @@ from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter, datashee
 from costmodel.hardware.forms.correction import evaluate_correction, evaluate_update
 from costmodel.hardware.schema import Adjustment, DeviceSpec, OperatorFit
 
-__all__ = ["FLOOR", "adjustment_for", "evaluate_fit", "floor_parameter", "form_of", "timed_s"]
+__all__ = [
+    "FLOOR",
+    "adjustment_for",
+    "evaluate_fit",
+    "floor_parameter",
+    "form_of",
+    "timed_s",
+    "with_floor_s",
+]
 
 FLOOR = "floor_s"
 _ADDED = ("event_eager",)
@@ -56,12 +64,17 @@ def timed_s(
 ) -> tuple[FloatArray, FloatArray]:
     """(total, kernel) seconds of the physical form, each [n]; equal where the timing holds no host time."""
     kernel_s = form.physical(theta, device, dims, dtype, variant)
+    return with_floor_s(kernel_s, theta, timing), kernel_s
+
+
+def with_floor_s(kernel_s: FloatArray, theta: Mapping[str, float], timing: str) -> FloatArray:
+    """Kernels' seconds [n] with the host's floor as the timing holds it; as they are where it holds none."""
     floor_s = theta.get(FLOOR)
     if floor_s is None:
-        return kernel_s, kernel_s
+        return kernel_s
     if timing in _ADDED:
-        return kernel_s + floor_s, kernel_s
-    return (kernel_s**_BLEND + floor_s**_BLEND) ** (1.0 / _BLEND), kernel_s
+        return kernel_s + floor_s
+    return np.asarray((kernel_s**_BLEND + floor_s**_BLEND) ** (1.0 / _BLEND), dtype=np.float64)
 
 
 def adjustment_for(

@@ -25,12 +25,12 @@ scales are taken from the activations themselves, so such an operator first read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from costmodel.estimate import FloatArray
-from costmodel.hardware.alignment import aligned_share
+from costmodel.hardware.alignment import aligned_share, is_multiple
 from costmodel.hardware.device import element_bytes, peak_flop_per_s, weight_bytes
 from costmodel.hardware.forms.base import FORMS, Dims, Form, Parameter
 from costmodel.hardware.schema import DeviceSpec
@@ -39,6 +39,8 @@ __all__ = ["GemmForm"]
 
 _TILES = ((32, 64), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 """Thread-block tiles that GEMM libraries ship for every generation since Pascal."""
+_ROWS, _COLS = (np.array(sides, dtype=np.float64)[:, None] for sides in zip(*_TILES, strict=True))
+"""Their sides [tiles, 1]."""
 _MIN_SPLIT = 64.0
 """Shortest stretch of the reduction that is worth a thread block of its own, where no fit says so."""
 _SPLIT = "split_length"
@@ -88,45 +90,60 @@ class GemmForm(Form):
         self, theta: Mapping[str, float], device: DeviceSpec, dims: Dims, dtype: str, variant: str
     ) -> FloatArray:
         """Seconds [n]; see the module for the formula."""
+        return self.prepared(device, dims, dtype, variant)(theta)
+
+    def prepared(
+        self, device: DeviceSpec, dims: Dims, dtype: str, variant: str
+    ) -> Callable[[Mapping[str, float]], FloatArray]:
+        """`physical` of these sizes; what no parameter changes is worked out here, all tiles in one array."""
         batch, m, n, k = _sizes(dims)
         sms = float(device.multiprocessors)
         aligned = aligned_share(device, dtype, variant, {"batch": batch, "m": m, "n": n, "k": k})
-        rate = peak_flop_per_s(device, dtype) / sms * theta["compute_efficiency"] * aligned
-        bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
-        sharp = theta["wave_sharpness"]
+        peak = peak_flop_per_s(device, dtype) / sms
         traffic = self.least_bytes(dims, dtype, variant)
         cached = 1.0 / (1.0 + (traffic / device.l2_bytes) ** 2)
-        memory_s = traffic / (bandwidth * (1.0 + (theta["cache_speedup"] - 1.0) * cached))
-        split_s = batch * m * n * (theta["split_cost"] * _ACCUMULATOR_BYTES / bandwidth)
-        most_split = np.maximum(k / theta.get(_SPLIT, _MIN_SPLIT), 1.0)
-        fill = theta["fill_fraction"] * sms
-        best = np.full(m.shape, np.inf)
-        compute_s = np.zeros(m.shape)
-        slowed = np.ones(m.shape)
-        for a, b in _TILES:
-            per_k_s = 2.0 * a * b / (rate * theta[f"tile_{a}x{b}"])
-            tiles = batch * np.ceil(m / a) * np.ceil(n / b)
-            split = np.minimum(np.maximum(np.floor(sms / tiles), 1.0), most_split)
+        tiles = batch * np.ceil(m / _ROWS) * np.ceil(n / _COLS)
+        most_copies = np.maximum(np.floor(sms / tiles), 1.0)
+        results, quantised = batch * m * n, _QUANTISED_BYTES.get(dtype)
+
+        def seconds(theta: Mapping[str, float]) -> FloatArray:
+            rate = peak * theta["compute_efficiency"] * aligned
+            bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
+            memory_s = traffic / (bandwidth * (1.0 + (theta["cache_speedup"] - 1.0) * cached))
+            split_s = results * (theta["split_cost"] * _ACCUMULATOR_BYTES / bandwidth)
+            efficiency = np.array([[theta[f"tile_{a}x{b}"]] for a, b in _TILES])
+            split = np.minimum(most_copies, np.maximum(k / theta.get(_SPLIT, _MIN_SPLIT), 1.0))
             blocks = tiles * split
-            x = blocks / sms
-            waves = sharp * np.ceil(x) + (1.0 - sharp) * np.maximum(x, 1.0)
-            compute = waves * (k / split * per_k_s + theta["block_s"]) + (split - 1.0) * split_s
-            starved = np.maximum(fill / blocks, 1.0)
+            sharp, x = theta["wave_sharpness"], blocks / sms
+            waves = sharp * np.ceil(x)
+            waves += (1.0 - sharp) * np.maximum(x, 1.0, out=x)
+            compute = k / split
+            compute *= 2.0 * _ROWS * _COLS / (rate * efficiency)
+            compute += theta["block_s"]
+            compute *= waves
+            split -= 1.0
+            split *= split_s
+            compute += split
+            starved = np.divide(theta["fill_fraction"] * sms, blocks, out=blocks)
+            np.maximum(starved, 1.0, out=starved)
             longer = np.maximum(compute, memory_s * starved)
-            better = longer < best
-            np.copyto(best, longer, where=better)
-            np.copyto(compute_s, compute, where=better)
-            np.copyto(slowed, starved, where=better)
-        p = theta["overlap_power"]
-        shorter = np.minimum(compute_s, memory_s * slowed)
-        both = best * (1.0 + (shorter / best) ** p) ** (1.0 / p)
-        computing = compute_s / (best + shorter)
-        both += (
-            both * (1.0 / theta["sustained_fraction"] - 1.0) * computing * both / (both + theta["burst_s"])
-        )
-        if dtype in _QUANTISED_BYTES and _QUANTISE in theta:
-            both += batch * m * k * (theta[_QUANTISE] * _QUANTISED_BYTES[dtype] / bandwidth)
-        return np.asarray(both + theta["launch_s"] + k * theta["latency_s_per_k"], dtype=np.float64)
+            best, compute_s, slowed = longer[0], compute[0], starved[0]
+            for one_s, tile_compute_s, tile_starved in zip(longer[1:], compute[1:], starved[1:], strict=True):
+                better = one_s < best
+                np.copyto(best, one_s, where=better)
+                np.copyto(compute_s, tile_compute_s, where=better)
+                np.copyto(slowed, tile_starved, where=better)
+            p = theta["overlap_power"]
+            shorter = np.minimum(compute_s, memory_s * slowed)
+            both = best * (1.0 + (shorter / best) ** p) ** (1.0 / p)
+            computing = compute_s / (best + shorter)
+            limited = 1.0 / theta["sustained_fraction"] - 1.0
+            both += both * limited * computing * both / (both + theta["burst_s"])
+            if quantised is not None and _QUANTISE in theta:
+                both += batch * m * k * (theta[_QUANTISE] * quantised / bandwidth)
+            return np.asarray(both + theta["launch_s"] + k * theta["latency_s_per_k"], dtype=np.float64)
+
+        return seconds
 
     def features(self, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
         """ln of sizes, traffic, intensity, waves, and what the last wave and row of tiles leave idle."""
@@ -141,7 +158,7 @@ class GemmForm(Form):
             columns.append(np.where(x > 1.0, 2.0 * np.log(np.ceil(x) / x), 0.0))
         columns.append(np.log(batch * rows * np.ceil(n / 128.0) / sms))
         columns.append(np.minimum(3.0 * np.log(rows * 128.0 / m), 0.7))
-        columns.append(np.where(m % 8 == 0, 0.0, 1.0))
+        columns.append(np.where(is_multiple(m, 8.0), 0.0, 1.0))
         columns.append(np.where(m <= 16, 1.0, 0.0))
         return np.stack(columns, axis=1)
 

@@ -12,6 +12,7 @@ from calibrate.fitting.kernel_regression import (
     solve_weights,
     tune_shape,
 )
+from costmodel.hardware.forms.correction import kernel
 
 
 def test_gradient_of_the_likelihood() -> None:
@@ -86,3 +87,20 @@ def test_a_few_steps_from_a_known_shape_stay_near_it() -> None:
     assert np.abs(np.log(warm.length / whole.length)).max() <= 0.51
     assert abs(np.log(warm.signal / whole.signal)) <= 0.51
     assert tune_shape(x[some], disturbed).noise > 2.0 * warm.noise
+
+
+def test_weights_are_those_of_the_reweighted_problem() -> None:
+    rng = np.random.default_rng(5)
+    x = rng.uniform(0.0, 10.0, (400, 2))
+    y = 0.3 * np.sin(x[:, 0]) + 0.05 * rng.standard_t(2, size=400)  # many rows weigh less than one
+    shape = KernelShape(length=np.array([1.5, 4.0]), signal=0.3, noise=0.05)
+    centres = choose_centres(x / shape.length, 40)
+    found = solve_weights(shape, centres, x, y)
+    design, among = kernel(x / shape.length, centres), kernel(centres, centres)
+    prior = among * (shape.noise / shape.signal) ** 2 + 1e-4 * np.eye(len(centres))
+    weight, expected = np.ones(400), np.zeros(len(centres))
+    for _ in range(3):
+        expected = np.linalg.solve(design.T @ (weight[:, None] * design) + prior, design.T @ (weight * y))
+        error = np.abs(y - design @ expected)
+        weight = np.minimum(1.0, 1.345 * 1.4826 * np.median(error) / error)
+    np.testing.assert_allclose(found.weights, expected, rtol=1e-7, atol=1e-9)

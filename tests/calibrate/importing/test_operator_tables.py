@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 from pathlib import Path
 
 import pytest
 
-from calibrate.importing.operator_tables import is_operator_table, read_operator_tables
+from calibrate.importing.operator_tables import is_operator_table, read_operator_tables, read_rows
 from costmodel.errors import InputFileError
 
 GEMM = "gpu,dtype,op,m,n,k,batch,latency_us,source,framework,timing,part\n"
@@ -93,3 +95,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="No such file"):
         read_operator_tables([tmp_path / "none.csv"])
     assert not is_operator_table(["gpu", "message_bytes"])
+
+
+def test_lines_are_named_as_the_standard_reader_names_them(tmp_path: Path) -> None:
+    text = 'a,b,c\n1,2,3\n\n4,5\n6,7,8,9,10\n"x\ny",,z\n'
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    standard = csv.DictReader(io.StringIO(text), restval="")
+    expected = [(standard.line_num, row) for row in standard]
+    assert read_rows(path) == (["a", "b", "c"], expected)

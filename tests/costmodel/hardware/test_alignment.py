@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from costmodel.hardware.alignment import aligned_share
+from costmodel.hardware.alignment import aligned_share, is_multiple
 from costmodel.hardware.forms.gemm import GemmForm
 from costmodel.hardware.store import load_profile
 
@@ -77,3 +77,9 @@ def test_batches_of_unaligned_rows_run_without_matrix_units() -> None:
     assert share[0] < 0.1 < share[1]
     aligned = {**heads, "k": np.full(2, 112.0)}
     assert np.all(np.asarray(aligned_share(A100, "fp16", "nt", aligned)) == 1.0)
+
+
+def test_multiples_are_those_of_the_remainder() -> None:
+    sizes = np.concatenate([np.arange(1.0, 200.0), np.array([0.5, 2.0**40, 2.0**40 + 1.0, 1e12 + 8.0])])
+    for period in (1.0, 4.0, 8.0):
+        assert is_multiple(sizes, period).tolist() == (sizes % period == 0.0).tolist()

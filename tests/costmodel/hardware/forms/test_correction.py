@@ -46,3 +46,23 @@ def test_no_centres() -> None:
     shift, sigma = evaluate_correction(none, np.zeros((3, 2)))
     assert shift.tolist() == [0.0, 0.0, 0.0]
     assert sigma == pytest.approx([0.4] * 3)
+
+
+def test_points_on_centres_far_from_the_origin_have_their_weight() -> None:
+    # |x|^2 - 2 x c + |c|^2 in single precision leaves such a point on either side of zero
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(400, 2)) * 50.0
+    weights = np.full(400, 0.3)
+    far = _correction(centres, weights, limit=100.0)
+    shift, sigma = evaluate_correction(far, centres * np.array([2.0, 0.5]))
+    exact = kernel(centres, centres) @ weights
+    assert np.isfinite(shift).all()
+    assert np.isfinite(sigma).all()
+    np.testing.assert_allclose(shift, exact, atol=0.05)
+
+
+def test_kernels_in_blocks_are_those_of_the_formula() -> None:
+    rng = np.random.default_rng(2)
+    x, centres = rng.normal(size=(1000, 3)), rng.normal(size=(70, 3))
+    distance = np.sqrt(3.0) * np.sqrt(((x[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2))
+    np.testing.assert_allclose(kernel(x, centres), (1.0 + distance) * np.exp(-distance), rtol=1e-7)

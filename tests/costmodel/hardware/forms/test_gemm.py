@@ -112,3 +112,22 @@ def test_block_scales_cost_a_pass_over_the_activations() -> None:
         return any(p.name == "quantise_cost" for p in FORM.parameters(device(), dtype, "nt"))
 
     assert [dtype for dtype in ("bf16", "fp8", "fp8_block") if quantises(dtype)] == ["fp8_block"]
+
+
+def test_prepared_sizes_give_the_same_seconds_for_every_theta() -> None:
+    rng = np.random.default_rng(0)
+    dims = {name: np.ceil(np.exp2(rng.uniform(0.0, 14.0, 500))) for name in ("m", "n", "k")}
+    seconds = FORM.prepared(device(), dims, "bf16", "nt")
+    for sharpness in (0.2, 0.9, 0.2):
+        theta = _theta(wave_sharpness=sharpness)
+        assert np.array_equal(seconds(theta), FORM.physical(theta, device(), dims, "bf16", "nt"))
+
+
+def test_all_sizes_at_once_are_priced_as_one_by_one() -> None:
+    rng = np.random.default_rng(1)
+    dims = {name: np.ceil(np.exp2(rng.uniform(0.0, 14.0, 200))) for name in ("batch", "m", "n", "k")}
+    together = FORM.physical(_theta(), device(), dims, "bf16", "nt")
+    alone = [
+        _time_s(_theta(), *(int(dims[name][i]) for name in ("m", "n", "k", "batch"))) for i in range(200)
+    ]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
