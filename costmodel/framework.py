@@ -57,8 +57,8 @@ class FrameworkProfile(BaseModel):
     """Values that one multiprocessor takes through such kernels in a cycle, whatever their type; their time
     comes on top of the bandwidth's. 0: no limit."""
     conv_layout_passes: float = Field(0.0, ge=0)
-    """Times that the operands of a convolution on matrix units are read and written once more, at the memory's
-    bandwidth, to turn channels first into the order such kernels take; 0: the model keeps that order."""
+    """Times that the operands of a convolution on matrix units are read and written once more, at the
+    memory's bandwidth, to turn channels first into the order such kernels take; 0: they have that order."""
     attention: Literal["unfused", "flash", "eager"] = "flash"
     """eager: as transformers writes it out; see `graph.tracing.ATTENTION`."""
     compute_dtype: str = "fp32"
