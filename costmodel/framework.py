@@ -53,9 +53,12 @@ class FrameworkProfile(BaseModel):
     """Type of keys and values kept in inference; same: the activations'."""
     memory_bound_efficiency: float = Field(1.0, gt=0)
     """Bandwidth of the framework's element-wise, softmax and normalisation kernels over that of torch's."""
-    memory_bound_elements_per_s: float = Field(0.0, ge=0)
-    """Values that one multiprocessor takes through such kernels in a second, whatever their type; their time
+    memory_bound_elements_per_cycle: float = Field(0.0, ge=0)
+    """Values that one multiprocessor takes through such kernels in a cycle, whatever their type; their time
     comes on top of the bandwidth's. 0: no limit."""
+    conv_layout_passes: float = Field(0.0, ge=0)
+    """Times that the operands of a convolution on matrix units are read and written once more, at the
+    memory's bandwidth, to turn channels first into the order such kernels take; 0: they have that order."""
     attention: Literal["unfused", "flash", "eager"] = "flash"
     """eager: as transformers writes it out; see `graph.tracing.ATTENTION`."""
     compute_dtype: str = "fp32"

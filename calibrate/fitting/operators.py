@@ -24,6 +24,7 @@ from costmodel.errors import MeasurementError
 from costmodel.estimate import Z90, FloatArray
 from costmodel.hardware.forms.base import Form
 from costmodel.hardware.forms.evaluate import form_of
+from costmodel.hardware.reach import sizes_of_samples
 from costmodel.hardware.schema import (
     Adjustment,
     Correction,
@@ -141,7 +142,7 @@ def fit_operator(table: SampleTable, device: DeviceSpec, *, folds: int = FOLDS, 
                     correction=_correction(weighted, own, core.limit),
                 )
             )
-    return OperatorFit(
+    fit = OperatorFit(
         kind=table.kind,
         variant=group.variant,
         also_variants=tuple(v for v in map(str, np.unique(table.variant)) if v != group.variant),
@@ -155,6 +156,9 @@ def fit_operator(table: SampleTable, device: DeviceSpec, *, folds: int = FOLDS, 
         n_samples=len(table),
         source=", ".join(sorted({str(s) for s in table.source if s})),
     )
+    if fit.is_derived:
+        return fit.model_copy(update={"samples_at": sizes_of_samples(table.kind, table.dims)})
+    return fit
 
 
 def _hurts(check: CrossValidation) -> bool:

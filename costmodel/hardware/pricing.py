@@ -10,7 +10,8 @@ Order of fall-back, each step widening the interval:
 4. another kind of the same form (bmm from gemm, one memory-bound kind from another);
 5. the form's start parameters on the datasheet.
 
-At each step what was measured on the device itself comes before what was transferred to it.
+At each step what was measured on the device itself comes before what was transferred to it. A fit to a few
+derived efficiencies counts near their sizes; away from them the nearest timed fit decides (`hardware.reach`).
 
 Ways of timing never mix: with `timing`, fits of that timing come first and another one is used only in its
 absence. Without, what is asked for is the kernel's own time: captured graphs first, then profiler times,
@@ -35,6 +36,7 @@ from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.base import FORMS, Dims, Form, load_forms
 from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.kinds import OPERATOR_KINDS
+from costmodel.hardware.reach import nearness, samples_of_kind
 from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit, Residual
 
 __all__ = ["choose_fit", "contended_s", "datasheet_fit", "long_run_s", "operator_times", "streams"]
@@ -74,11 +76,20 @@ def operator_times(
     fit = choose_fit(profile, kind, variant, dtype, timing)
     if fit is None:
         fit = datasheet_fit(profile.device, kind, variant, dtype)
-    if n <= _BLOCK:
-        estimate = evaluate_fit(fit, profile.device, sizes, framework=framework, device_only=timing is None)
-    else:
-        estimate = _in_blocks(fit, profile.device, sizes, n, framework, timing is None)
+    estimate = _evaluated(fit, profile.device, sizes, n, framework, timing is None)
+    if fit.samples_at and fit.timing != timing:
+        timed = _chosen(_Same(profile), kind, variant, dtype, timing, True)
+        if timed is not None:
+            beyond = _evaluated(timed, profile.device, sizes, n, framework, timing is None)
+            estimate = _blended(estimate, beyond, nearness(fit.samples_at, kind, sizes))
     return estimate.shifted(profile.log_shifts.get(asked, 0.0))
+
+
+def _blended(near: TimeEstimate, far: TimeEstimate, weight: FloatArray) -> TimeEstimate:
+    """`near` by weight [n], `far` by the rest, in ln(time)."""
+    log_s = weight * np.log(near.median_s) + (1.0 - weight) * np.log(far.median_s)
+    sigma = weight * near.log_sigma + (1.0 - weight) * far.log_sigma
+    return TimeEstimate(median_s=np.exp(log_s), log_sigma=sigma)
 
 
 def contended_s(
@@ -119,7 +130,7 @@ def streams(kind: str) -> bool:
     return kind != "host" and priced in forms and forms[priced].streams
 
 
-def _in_blocks(
+def _evaluated(
     fit: OperatorFit,
     device: DeviceSpec,
     sizes: Dims,
@@ -128,6 +139,8 @@ def _in_blocks(
     device_only: bool,
 ) -> TimeEstimate:
     """Blocks that stay in cache, shared among threads (array arithmetic leaves the interpreter lock)."""
+    if n <= _BLOCK:
+        return evaluate_fit(fit, device, sizes, framework=framework, device_only=device_only)
 
     def one(start: int) -> TimeEstimate:
         part = {name: values[start : start + _BLOCK] for name, values in sizes.items()}
@@ -146,7 +159,7 @@ def choose_fit(
     profile: HardwareProfile, kind: str, variant: str, dtype: str, timing: str | None = None
 ) -> OperatorFit | None:
     """The profile's nearest fit, restated for `kind`, `variant` and `dtype`; None where none can serve."""
-    return _chosen(_Same(profile), kind, variant, dtype, timing)
+    return _chosen(_Same(profile), kind, variant, dtype, timing, False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,14 +176,17 @@ class _Same:
 
 
 @lru_cache(maxsize=4096)
-def _chosen(of: _Same, kind: str, variant: str, dtype: str, timing: str | None) -> OperatorFit | None:
+def _chosen(
+    of: _Same, kind: str, variant: str, dtype: str, timing: str | None, everywhere: bool
+) -> OperatorFit | None:
+    """`everywhere`: among fits alone that speak at every size."""
     profile = of.profile
     form = load_forms()[kind]
     others = dtype_fallbacks(dtype)
     best: tuple[tuple[float, ...], OperatorFit] | None = None
     for fit in profile.operators:
         same_form = fit.kind == kind or (fit.kind in FORMS and FORMS[fit.kind].name == form.name)
-        if not same_form or fit.form != form.name:
+        if not same_form or fit.form != form.name or (everywhere and fit.samples_at):
             continue
         if fit.dtype != dtype and fit.dtype not in others:
             continue
@@ -231,6 +247,7 @@ def _restated(
             "correction": fit.correction if keeps else None,
             "adjustments": fit.adjustments if keeps else (),
             "update": fit.update if same_features else None,
+            "samples_at": samples_of_kind(fit.samples_at, fit.kind, kind),
         }
     )
 

@@ -35,7 +35,8 @@ __all__ = [
 
 # Format history:
 #   1  first format; `learnt` came later and is left out where no run taught anything
-#   2  a fit may serve further variants (`OperatorFit.also_variants`)
+#   2  a fit may serve further variants (`OperatorFit.also_variants`); `samples_at` came later and is left out
+#      of fits that speak everywhere
 FORMAT_VERSION = 2
 
 _DERIVED = "derived_from_efficiency"
@@ -170,6 +171,8 @@ class OperatorFit(_Frozen):
     source: str
     also_variants: tuple[str, ...] = ()
     """Further variants whose rows were fitted, told apart by the form."""
+    samples_at: tuple[tuple[float, ...], ...] = ()
+    """ln(sizes) of its samples, where it speaks near them alone (`hardware.reach`); empty = everywhere."""
     transferred_from: str | None = None
     """Name of the device whose samples were fitted, where it is not this one."""
     transfer_distance: float = 0.0

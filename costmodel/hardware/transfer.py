@@ -150,13 +150,18 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
 def borrowed_fits(
     target: DeviceSpec, have: Iterable[OperatorFit], donors: Sequence[HardwareProfile]
 ) -> list[BorrowedFit]:
-    """What to borrow: every (kind, variant, dtype) that donors measured and `target` did not.
+    """What to borrow: every (kind, variant, dtype) that donors measured and `target` did not; also where
+    `target` has no more than derived efficiencies, what donors timed.
 
     Each from the nearest donor of its generation that timed it, or else that published an efficiency, and
     then from those of other generations alike; all its timings come along. CPUs are no donors of GPUs. dtypes
     that the target has no units for are left out (they are priced from a wider one).
     """
-    present = {(fit.kind, variant, fit.dtype) for fit in have for variant in fit.variants}
+    own = tuple(have)
+    present = {
+        derived: {(f.kind, v, f.dtype) for f in own if derived or not f.is_derived for v in f.variants}
+        for derived in (False, True)
+    }
     found: list[BorrowedFit] = []
     taken: dict[tuple[str, str, str], str] = {}
     apart = {donor.name: device_distance(donor.device, target) for donor in donors}
@@ -172,7 +177,7 @@ def borrowed_fits(
         for fit in donor.operators:
             key = (fit.kind, fit.variant, fit.dtype)
             native = math_dtype(fit.dtype) in target.peak_flop_per_s or fit.dtype == "fp32"
-            if fit.transferred_from or key in present or not native or fit.is_derived != derived:
+            if fit.transferred_from or key in present[derived] or not native or fit.is_derived != derived:
                 continue
             if taken.setdefault(key, donor.name) == donor.name:
                 found.append(

@@ -11,6 +11,7 @@ import numpy as np
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
 from costmodel.hardware.device import cache_bytes, element_bytes, math_dtype
+from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.pricing import contended_s, long_run_s, operator_times, streams
@@ -97,7 +98,9 @@ def price_operators(
         device_s[positions] = median_s / share
         if kind == "attention" and variant == "decode" and framework.decode_elements_per_s:
             device_s[positions] = _by_query_head_s(dims, dtype, profile, framework)
-        if framework.memory_bound_elements_per_s and streams(kind):
+        if framework.conv_layout_passes and kind == "conv":
+            device_s[positions] += _layout_s(dims, dtype, variant, profile, framework)
+        if framework.memory_bound_elements_per_cycle and streams(kind):
             device_s[positions] += _handling_s(dims["bytes"], dtype, profile, framework)
         contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)
         log_sigma[positions] = estimate.log_sigma
@@ -176,13 +179,28 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
     return "tf32" if tf32 and op.dtype == "fp32" and op.kind in _PRODUCTS else op.dtype
 
 
+def _layout_s(
+    dims: Mapping[str, FloatArray],
+    dtype: str,
+    variant: str,
+    profile: HardwareProfile,
+    framework: FrameworkProfile,
+) -> FloatArray:
+    """Seconds [n] in which convolutions on matrix units change their operands' layout."""
+    peaks = profile.device.peak_flop_per_s
+    if peaks.get(dtype, 0.0) <= peaks.get("fp32", 0.0):
+        return np.zeros(len(dims["batch"]))
+    moved = 2.0 * form_of("conv").least_bytes(dims, dtype, variant)
+    return np.asarray(framework.conv_layout_passes * moved / profile.device.memory_bytes_per_s)
+
+
 def _handling_s(
     moved_bytes: FloatArray, dtype: str, profile: HardwareProfile, framework: FrameworkProfile
 ) -> FloatArray:
     """Seconds [n] that the multiprocessors take over the values of `moved_bytes`, beside moving them."""
     values = moved_bytes / element_bytes(dtype)
-    units = profile.device.multiprocessors
-    return np.asarray(values / (units * framework.memory_bound_elements_per_s))
+    cycles_per_s = profile.device.multiprocessors * profile.device.boost_hz
+    return np.asarray(values / (cycles_per_s * framework.memory_bound_elements_per_cycle))
 
 
 def _flat(dims: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

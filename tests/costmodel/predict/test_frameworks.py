@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from costmodel.framework import framework_names, load_framework
+from costmodel.graph.model_graph import Operator, Phase
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve, resolve_config
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from costmodel.predict.optimizer_costs import written_out_s
+from costmodel.predict.pricing import price_operators
 
 GPT = {"n_layer": 8, "n_embd": 512, "n_head": 8, "vocab_size": 2048, "n_positions": 256}
 
@@ -85,13 +87,45 @@ def test_handling_values_one_by_one_costs_both_types_the_same() -> None:
 
     def extra_s(dtype: str, rate: float) -> float:
         times = [
-            forecast(plan, compute_dtype=dtype, memory_bound_elements_per_s=r).breakdown_s["compute"]
+            forecast(plan, compute_dtype=dtype, memory_bound_elements_per_cycle=r).breakdown_s["compute"]
             for r in (rate, 0.0)
         ]
         return times[0] - times[1]
 
-    assert extra_s("bf16", 5e9) == pytest.approx(2 * extra_s("bf16", 1e10))
-    assert extra_s("fp32", 5e9) == pytest.approx(extra_s("bf16", 5e9), rel=0.2)
+    assert extra_s("bf16", 4.0) == pytest.approx(2 * extra_s("bf16", 8.0))
+    assert extra_s("fp32", 4.0) == pytest.approx(extra_s("bf16", 4.0), rel=0.2)
+
+
+def test_convolutions_on_matrix_units_alone_change_their_layout() -> None:
+    sizes = {"batch": 64, "c_in": 64, "c_out": 64, "h": 56, "w": 56, "kh": 3, "kw": 3, "stride": 1}
+    sizes |= {"padding": 1, "groups": 1, "transposed": 0}
+    profile = load_profile("v100-sxm2-16gb")
+
+    def times_s(dtype: str) -> list[float]:
+        conv = Operator(
+            index=0,
+            target="aten.convolution.default",
+            kind="conv",
+            variant="fwd",
+            dtype=dtype,
+            dims=sizes,
+            flop=0,
+            bytes_read=0,
+            bytes_written=0,
+            inputs=(),
+            outputs=(),
+            phase=Phase.FORWARD,
+            module="",
+        )
+        plain = load_framework("pytorch-amp")
+        turning = [plain.model_copy(update={"conv_layout_passes": passes}) for passes in (0.0, 1.0, 2.0)]
+        return [float(price_operators([conv], profile, f).device_s[0]) for f in turning]
+
+    half, single = times_s("fp16"), times_s("fp32")
+    values = 2 * 64 * 64 * 56 * 56
+    assert half[1] - half[0] == pytest.approx(2 * 2 * values / 900e9, rel=0.05)
+    assert half[2] - half[0] == pytest.approx(2 * (half[1] - half[0]))
+    assert single[0] == single[2]
 
 
 def test_tf32_products_are_faster_than_fp32_and_slower_than_half() -> None:
