@@ -49,7 +49,11 @@ _HELD_COLUMNS = (
     "expert_elements",
     "largest_elements",
     "second_elements",
+    "largest_trained",
+    "frozen_elements",
+    "frozen_expert_elements",
     "copied_on_rank",
+    "frozen_copied_on_rank",
 )
 """What memory depends on."""
 _AT_ONCE = 1 << 21
