@@ -84,6 +84,17 @@ def test_cases_of_several_visits_have_them_a_third_of_the_first_round_apart(tmp_
     assert at[3] >= first_round
 
 
+def test_long_calls_have_one_visit_in_the_first_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibrate.runner._LONG_S", 0.0)
+    journal = Journal(tmp_path / "s.jsonl", a_machine(), resume=False)
+    runner = a_runner(journal, {}, seconds=-1.0)
+    runner.bench.n_points = 1.0
+    runner.run(["host"])
+    assert set(journal.counts().values()) == {1}
+
+
 def test_a_small_budget_has_one_visit_of_each_case(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "s.jsonl", a_machine(), resume=False)
     a_runner(journal, {}, seconds=-1.0).run(["host"])
