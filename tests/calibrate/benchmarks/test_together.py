@@ -38,6 +38,7 @@ def _call_all(rank: int, world: int, store: str, result: str) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_every_host_case_of_two_ranks_runs(tmp_path: Path) -> None:
     import torch.multiprocessing as mp
 

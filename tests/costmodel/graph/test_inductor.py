@@ -121,6 +121,7 @@ def ours(module: nn.Module, x: torch.Tensor, fusion: str) -> list[tuple[int, int
     ],
     ids=["block", "gated", "written", "convolutions", "perceptron"],
 )
+@pytest.mark.slow
 def test_kernels_and_bytes(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     module, x = Loss(make()), torch.randn(shape)

@@ -16,6 +16,7 @@ MODELS = ("gpt2", "bert", "resnet", "odd")
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_found_split_runs_with_the_predicted_collectives(tmp_path: Path) -> None:
     import torch.multiprocessing as mp
 

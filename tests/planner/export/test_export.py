@@ -149,6 +149,7 @@ def test_unknown_target(tmp_path: Path) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("plan", ["pp2.mbs1.gbs4", "tp2.mbs2", "dp2.zero3.mbs2"])
+@pytest.mark.slow
 def test_torch_script_runs(plan: str, tmp_path: Path) -> None:
     exported("torch", plan, tmp_path, seq_len=16)
     root = str(Path(__file__).parents[3])

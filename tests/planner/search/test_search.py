@@ -84,6 +84,7 @@ def exhaustive(made: Forecaster, options: SearchOptions, n: int, batch: int) -> 
     return sorted(times)
 
 
+@pytest.mark.slow
 def test_equals_exhaustive_evaluation() -> None:
     skipped = infeasible = 0
     for number in range(N_PROBLEMS):

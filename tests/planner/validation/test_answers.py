@@ -39,6 +39,7 @@ FAST = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=False, timeout_s=
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_ranks_answer_as_one_device_does_and_are_scored(tmp_path: Path) -> None:
     profile = load_profile("epyc-9005-core")
     report = validate_answers(

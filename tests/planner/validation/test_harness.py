@@ -87,6 +87,7 @@ def test_every_strategy_trains_like_one_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_rounds_go_on_while_times_are_not_known(tmp_path: Path) -> None:
     specs = [spec("perceptron", Plan(micro_batch_size=8)), spec("perceptron", Plan(dp=2, micro_batch_size=4))]
     exactly, more = (
@@ -98,6 +99,7 @@ def test_rounds_go_on_while_times_are_not_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_layers_that_dtensor_does_not_split_and_skips_over_stages(tmp_path: Path) -> None:
     pipeline = Plan(pp=2, micro_batch_size=2, global_batch_size=4)
     attention = {f"blocks.{i}.qkv": "colwise:3" for i in range(3)}
@@ -125,6 +127,7 @@ def test_layers_that_dtensor_does_not_split_and_skips_over_stages(tmp_path: Path
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_hybrids_on_four_ranks(tmp_path: Path) -> None:
     columns = {"0": "colwise", "2": "rowwise", "4": "colwise", "6": "rowwise"}
     specs = [

@@ -64,6 +64,7 @@ def test_no_row_is_skipped_without_a_reason(report: Report) -> None:
     assert "none of train, forward, prefill, decode" in str(row(report, "unknown-1").skipped)
 
 
+@pytest.mark.slow
 def test_shares_of_several_processes_come_back_in_order(
     report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

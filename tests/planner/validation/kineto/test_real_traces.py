@@ -96,6 +96,7 @@ def without_names(folder: Path, out: Path) -> Path:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_recorded_runs_say_what_they_are_of(tmp_path: Path) -> None:
     data = spec("mixed", Plan(dp=2, micro_batch_size=2))
     pipeline = spec("mixed", Plan(pp=2, micro_batch_size=2, global_batch_size=4, schedule="gpipe"))
