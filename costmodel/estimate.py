@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,16 +27,25 @@ class TimeEstimate:
 
     median_s: FloatArray
     log_sigma: FloatArray
+    common_log_sigma: FloatArray | None = None
+    """The part of `log_sigma` that errs alike at all sizes; the rest (in quadrature) is each size's own.
+    None: all of it does."""
 
     def __post_init__(self) -> None:
-        if self.median_s.shape != self.log_sigma.shape:
-            raise ValueError(f"median_s {self.median_s.shape} and log_sigma {self.log_sigma.shape} differ")
+        for sigma in (self.log_sigma, self.common_log_sigma):
+            if sigma is not None and self.median_s.shape != sigma.shape:
+                raise ValueError(f"median_s {self.median_s.shape} and log_sigma {sigma.shape} differ")
 
     def shifted(self, log_shift: float) -> TimeEstimate:
         """Times exp(log_shift); itself where that is 1."""
         if log_shift == 0.0:
             return self
-        return TimeEstimate(median_s=self.median_s * math.exp(log_shift), log_sigma=self.log_sigma)
+        return replace(self, median_s=self.median_s * math.exp(log_shift))
+
+    @property
+    def common(self) -> FloatArray:
+        """`common_log_sigma`, where it is None `log_sigma`."""
+        return self.log_sigma if self.common_log_sigma is None else self.common_log_sigma
 
     @property
     def low_s(self) -> FloatArray:

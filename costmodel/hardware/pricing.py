@@ -89,7 +89,8 @@ def _blended(near: TimeEstimate, far: TimeEstimate, weight: FloatArray) -> TimeE
     """`near` by weight [n], `far` by the rest, in ln(time)."""
     log_s = weight * np.log(near.median_s) + (1.0 - weight) * np.log(far.median_s)
     sigma = weight * near.log_sigma + (1.0 - weight) * far.log_sigma
-    return TimeEstimate(median_s=np.exp(log_s), log_sigma=sigma)
+    common = weight * near.common + (1.0 - weight) * far.common
+    return TimeEstimate(median_s=np.exp(log_s), log_sigma=sigma, common_log_sigma=common)
 
 
 def contended_s(
@@ -152,6 +153,7 @@ def _evaluated(
     return TimeEstimate(
         median_s=np.concatenate([part.median_s for part in parts]),
         log_sigma=np.concatenate([part.log_sigma for part in parts]),
+        common_log_sigma=np.concatenate([part.common for part in parts]),
     )
 
 
@@ -271,9 +273,10 @@ def datasheet_fit(device: DeviceSpec, kind: str, variant: str, dtype: str) -> Op
         timing="datasheet",
         form=form.name,
         parameters={p.name: p.start for p in form.parameters(device, dtype, variant)},
-        residual=Residual(mape=spread, median_ape=spread, bias=0.0, log_sigma=spread, coverage=0.9, folds=0),
+        residual=Residual(mape=spread, median_ape=spread, bias=0.0, log_sigma=0.0, coverage=0.9, folds=0),
         n_samples=0,
         source="datasheet",
+        extra_log_sigma=spread,
     )
 
 

@@ -35,7 +35,7 @@ class OperatorCost:
     """One operator of one module for a mean micro-batch on one rank of the stage that holds it.
 
     `device_s` is the kernel's time while the other ranks are at work, `host_s` what dispatch or autograd add;
-    `log_sigma` the spread of ln(device_s), shared by operators of one `fit`.
+    `errors`: what it errs with (`costmodel.predict.uncertainty`) -> seconds of one standard deviation.
     """
 
     module: str
@@ -46,8 +46,7 @@ class OperatorCost:
     kind: str
     device_s: float
     host_s: float
-    log_sigma: float
-    fit: str
+    errors: tuple[tuple[str, float], ...]
 
 
 def operator_costs(forecaster: Forecaster, plan: Plan, *, bubble_fraction: float = 0.0) -> list[OperatorCost]:
@@ -63,6 +62,7 @@ def operator_costs(forecaster: Forecaster, plan: Plan, *, bubble_fraction: float
         priced = price_operators(
             operators, forecaster.profile, forecaster.framework, long_run=forecaster.training
         )
+        errors = priced.errors(operators)
         gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
         device_s = (priced.device_s - priced.contended_s * (1.0 - utilisation)) * slower
         for instance in range(segment.count):
@@ -80,8 +80,7 @@ def operator_costs(forecaster: Forecaster, plan: Plan, *, bubble_fraction: float
                             kind=op.kind,
                             device_s=float(device_s[position]),
                             host_s=float(priced.host_s[position]),
-                            log_sigma=float(priced.log_sigma[position]),
-                            fit=f"{segment.name} {priced.fit[position]}",
+                            errors=errors[position],
                         )
                     )
     return costs
@@ -109,8 +108,7 @@ def _accumulation(
             kind="elementwise",
             device_s=seconds * n / total,
             host_s=0.0,
-            log_sigma=0.0,
-            fit="accumulation",
+            errors=(),
         )
         for module, n in elements.items()
     ]

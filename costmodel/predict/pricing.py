@@ -36,14 +36,27 @@ class PricedOperators:
 
     `contended_s` is the part of `device_s` that is lost to neighbours at work on the same memory. `fit`
     names what each operator was priced by (kind/variant/dtype, "" for none); operators of one fit err
-    together.
+    together by `common_log_sigma`, and beyond that, where they are of one size, by the rest.
     """
 
     device_s: FloatArray
     contended_s: FloatArray
     host_s: FloatArray
     log_sigma: FloatArray
+    common_log_sigma: FloatArray
     fit: tuple[str, ...]
+
+    def errors(self, operators: Sequence[Operator]) -> tuple[tuple[tuple[str, float], ...], ...]:
+        """Of each operator: what it errs with (`costmodel.predict.uncertainty`) -> seconds of one standard
+        deviation. `operators`: those that were priced."""
+        own = np.sqrt(np.maximum(self.log_sigma**2 - self.common_log_sigma**2, 0.0)) * self.device_s
+        common = self.common_log_sigma * self.device_s
+        found = []
+        for op, fit, in_common, alone in zip(operators, self.fit, common.tolist(), own.tolist(), strict=True):
+            of_size = f"fit {fit} @{'x'.join(map(str, op.dims.values()))}"
+            both = ((f"fit {fit}", in_common), (of_size, alone))
+            found.append(tuple((name, seconds) for name, seconds in both if fit and seconds > 0.0))
+        return tuple(found)
 
 
 def host_cost_s(profile: HardwareProfile, name: str) -> float:
@@ -72,7 +85,7 @@ def price_operators(
     n = len(operators)
     device_s = np.zeros(n)
     contended = np.zeros(n)
-    log_sigma = np.zeros(n)
+    log_sigma, common = np.zeros(n), np.zeros(n)
     fit = [""] * n
     groups: dict[tuple[str, str, str], list[int]] = {}
     for position, op in enumerate(operators):
@@ -103,7 +116,7 @@ def price_operators(
         if framework.memory_bound_elements_per_cycle and streams(kind):
             device_s[positions] += _handling_s(dims["bytes"], dtype, profile, framework)
         contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)
-        log_sigma[positions] = estimate.log_sigma
+        log_sigma[positions], common[positions] = estimate.log_sigma, estimate.common
         for i in positions:
             fit[i] = f"{kind}/{variant}/{dtype}"
     return PricedOperators(
@@ -111,6 +124,7 @@ def price_operators(
         contended_s=contended,
         host_s=_host_times(operators, profile, framework),
         log_sigma=log_sigma,
+        common_log_sigma=common,
         fit=tuple(fit),
     )
 

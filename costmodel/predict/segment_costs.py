@@ -57,7 +57,8 @@ class SegmentCosts:
     """Part -> breakdown name (tp_comm, cp_comm, ep_comm) -> seconds, not overlapped."""
     memory: SegmentMemory
     error_s: Mapping[tuple[str, str], float]
-    """(what errs together, part) -> seconds of one standard deviation; a fit, or a link's collectives."""
+    """(what errs together, part) -> seconds of one standard deviation; a fit, one size of it, or a link's
+    collectives, named as in `costmodel.predict.uncertainty`."""
     deferred_bytes: int
     """What gradients of weights are made of: read again, from further away, where they are taken apart."""
     asynchronous: bool
@@ -112,6 +113,8 @@ class Kernels:
     """Of `operators`."""
     parts: tuple[str, ...]
     """Out of PARTS, of each of `operators`."""
+    errors: tuple[tuple[tuple[str, float], ...], ...]
+    """Of each of `operators`: what it errs with -> seconds of one standard deviation."""
 
 
 def price_kernels(
@@ -133,11 +136,13 @@ def price_kernels(
             max_keys=framework.softmax_max_keys,
         )
     gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
+    priced = price_operators(operators, profile, framework, long_run=long_run)
     return Kernels(
         fused=fused,
         operators=operators,
-        priced=price_operators(operators, profile, framework, long_run=long_run),
+        priced=priced,
         parts=tuple(part_of(op, gradients) for op in operators),
+        errors=priced.errors(operators),
     )
 
 
@@ -168,18 +173,17 @@ def price_segment(
     again = recomputed_operators(segment.local, recompute)
     module_s = host_cost_s(profile, "dtensor_module_s")
     dispatched = dtensor_modules(segment)
-    columns = (priced.device_s, priced.contended_s, priced.host_s, priced.log_sigma)
+    columns = (priced.device_s, priced.contended_s, priced.host_s)
     numbers = zip(*(values.tolist() for values in columns), strict=True)
-    for op, part, fit, (device_s, contended_s, host_s, sigma) in zip(
-        operators, kernels.parts, priced.fit, numbers, strict=True
+    for op, part, errors, (device_s, contended_s, host_s) in zip(
+        operators, kernels.parts, kernels.errors, numbers, strict=True
     ):
         for name in (part, "recompute") if op.index in again else (part,):
             device[name] += device_s
             contended[name] += contended_s
             host[name] += host_s
-            if fit:
-                key = (f"fit {fit}", name)
-                error[key] = error.get(key, 0.0) + device_s * sigma
+            for what, seconds in errors:
+                error[what, name] = error.get((what, name), 0.0) + seconds
     # measured over forward and backward together; each takes half
     for part in ("forward", "backward_input"):
         host[part] += 0.5 * module_s * len(dispatched)

@@ -7,19 +7,22 @@ seconds: T' = T exp(sum_k s_k z_k / T). Two predictions share the factors that b
 
 Components before they are split into factors:
 
-    fit KIND/VARIANT/DTYPE     operators one fit prices: one kind of error, so their seconds add up linearly
-    collective OP/LINK         transfers one fit prices, likewise
+    fit KIND/VARIANT/DTYPE     operators one fit prices, as far as they err alike at all sizes: their seconds
+                               add up linearly
+    ... @SIZES                 those of one size, beyond that: a factor that plans share which run that size
+    collective OP/LINK         transfers one fit prices: their seconds add up linearly
     host, bubble               host time that shows, idle time of the pipeline: shares of their own seconds
     framework                  what measured runs of a framework differ by beyond all that
 
-Each is split by `costmodel/data/uncertainty.json` into a part that all plans share and parts that only plans
-share which are equal in some respect (the shapes of their operators, a degree), or that are a plan's own.
+Each of the others is split by `costmodel/data/uncertainty.json` into a part that all plans share and parts
+that only plans share which are equal in some respect (a degree), or that are a plan's own.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,6 +53,7 @@ __all__ = [
     "step_components",
     "step_errors",
     "step_log_sigma",
+    "unit_errors",
 ]
 
 _DATA = Path(__file__).parents[1] / "data" / "uncertainty.json"
@@ -93,18 +97,19 @@ def component_of(key: str) -> str:
 class ErrorModel:
     """Widths and correlations out of the data file.
 
-    `host`, `bubble`: standard deviation over the seconds; `framework`: over the residual spread that the
-    framework's profile states. `splits`: first word of a component -> respect ->
-    share of its variance; respects are those of `_respects`.
+    `host`, `bubble`: standard deviation over the seconds. `splits`: first word of a component -> respect ->
+    share of its variance; respects are those of `_respects`. `together`: correlation of what a profile is off
+    by, on a machine as it is now, at two sizes of one fit.
     """
 
     host: float
     bubble: float
-    framework: float
+    together: float
     splits: Mapping[str, Mapping[str, float]]
 
     def __post_init__(self) -> None:
-        assert min(self.host, self.bubble, self.framework) >= 0
+        assert min(self.host, self.bubble) >= 0
+        assert 0 <= self.together < 1
         for name, split in self.splits.items():
             assert abs(sum(split.values()) - 1.0) < 1e-6, (name, split)
 
@@ -114,7 +119,7 @@ class ErrorModel:
         return cls(
             host=float(data["host_sigma"]),
             bubble=float(data["bubble_sigma"]),
-            framework=float(data["framework_factor"]),
+            together=float(data["together"]),
             splits={name: dict(split) for name, split in data["variance_shares"].items()},
         )
 
@@ -123,6 +128,9 @@ class ErrorModel:
         found: dict[str, float] = {}
         respects = _respects(plan)
         for name, seconds in components.items():
+            if component_of(name) != name:  # a factor already
+                found[name] = seconds
+                continue
             for respect, share in self.splits[name.partition(" ")[0]].items():
                 if share > 0.0 and seconds > 0.0:
                     value = respects[respect]
@@ -134,7 +142,6 @@ def _respects(plan: Plan) -> dict[str, str]:
     """Respect -> what two plans must have equal in it to share a factor; "" = they always do."""
     return {
         "all": "",
-        "shapes": f"mbs{plan.micro_batch_size}.tp{plan.tp}.cp{plan.cp}.ep{plan.ep}.{plan.sequence_parallel}",
         "group": f"dp{plan.dp}.tp{plan.tp}.pp{plan.pp}",
         "tp": f"tp{plan.tp}",
         "pp": f"pp{plan.pp}",
@@ -175,15 +182,25 @@ def step_components(
     apart = sum(breakdown_s.get(part, 0.0) for part in ("dp_comm", "pp_comm", "optimizer", "offload"))
     total = sum(unit.seconds(1.0) for unit in units)
     scale = max(0.0, step_time_s - apart - overhead_s) / total if total else 0.0
-    for unit in units:
-        for (name, _part), seconds in unit.costs.error_s.items():
-            add(name, scale * seconds)
+    for name, seconds in unit_errors(units).items():
+        add(name, scale * seconds)
     for part, (name, sigma) in transfers.items():
         add(name, sigma * breakdown_s.get(part, 0.0))
     add(update[0], update[1] * breakdown_s.get("optimizer", 0.0))
     add("host", model.host * breakdown_s.get("host", 0.0))
     add("bubble", model.bubble * breakdown_s.get("bubble", 0.0))
-    add("framework", model.framework * framework.residual_log_sigma * step_time_s)
+    add("framework", framework.residual_log_sigma * step_time_s)
+    return found
+
+
+def unit_errors(units: Sequence[Unit]) -> dict[str, float]:
+    """What errs together -> seconds of one standard deviation over one micro-batch of all units."""
+    counts = Counter(id(unit.costs) for unit in units)
+    costs = {id(unit.costs): unit.costs for unit in units}
+    found: dict[str, float] = {}
+    for key, count in counts.items():
+        for (name, _part), seconds in costs[key].error_s.items():
+            found[name] = found.get(name, 0.0) + count * seconds
     return found
 
 
@@ -291,15 +308,10 @@ def step_log_sigma(
     The units' own errors are summed over one micro-batch of all stages and scaled to the share of the
     pass that is spent computing. `learnt`: what runs taught takes away from it.
     """
-    by_fit: dict[str, float] = {}
-    total = 0.0
-    for unit in units:
-        for (fit, _part), seconds in unit.costs.error_s.items():
-            by_fit[fit] = by_fit.get(fit, 0.0) + seconds
-        total += unit.seconds(1.0)
+    total = sum(unit.seconds(1.0) for unit in units)
     exposed = sum(breakdown_s.get(k, 0.0) for k in ("dp_comm", "pp_comm"))
     share = exposed / step_time_s if step_time_s else 0.0
-    scaled = {name: (1.0 - share) * s / total if total else 0.0 for name, s in by_fit.items()}
+    scaled = {name: (1.0 - share) * s / total if total else 0.0 for name, s in unit_errors(units).items()}
     moved = _moved(scaled)
     moved[""] = share * comm_log_sigma
     return math.sqrt(residual_variance(learnt, framework, moved))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InfeasibleError, PlanError, UsageError
 from costmodel.estimate import Z90
-from costmodel.predict.uncertainty import difference_log_sigma, relative_loadings
+from costmodel.predict.uncertainty import difference_log_sigma, relative_loadings, unit_errors
 from costmodel.predict.units import expand
 from planner.whatif.levers import LEVERS, scaled
 
@@ -66,17 +66,12 @@ class Elasticity:
 def error_sigmas(forecaster: Forecaster, plan: Plan) -> tuple[float, float]:
     """Standard deviations of ln(time) of the plan's operators taken together, and of its widest collective.
 
-    Operators that one fit prices err together, different fits apart (as `costmodel.predict.uncertainty`).
+    What errs together is as `costmodel.predict.uncertainty` has it.
     """
-    by_fit: dict[str, float] = {}
-    total_s = 0.0
     units = expand(forecaster, plan)
-    for unit in units:
-        total_s += unit.seconds(1.0)
-        for (fit, _), seconds in unit.costs.error_s.items():
-            if fit.startswith("fit "):
-                by_fit[fit] = by_fit.get(fit, 0.0) + seconds
-    operators = math.hypot(*by_fit.values()) / total_s if total_s else 0.0
+    total_s = sum(unit.seconds(1.0) for unit in units)
+    by_fit = (seconds for name, seconds in unit_errors(units).items() if name.startswith("fit "))
+    operators = math.hypot(*by_fit) / total_s if total_s else 0.0
     gradients = max(sum(unit.elements) for unit in units) * forecaster.framework.gradient_comm_bytes
     outputs = max(unit.shard.output_bytes for unit in units)
     axes = (

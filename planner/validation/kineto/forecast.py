@@ -107,12 +107,13 @@ def _forward(forecaster: Forecaster, forecast: Forecast) -> tuple[tuple[tuple[st
 
 
 def _sum(costs: Iterable[OperatorCost], times: float) -> Expected:
-    """Their time: operators of one fit err together, different fits independently (predict.uncertainty)."""
-    by_fit: dict[str, float] = defaultdict(float)
+    """Their time, with what errs together as `costmodel.predict.uncertainty` has it."""
+    errors: dict[str, float] = defaultdict(float)
     total = 0.0
     for cost in costs:
         total += cost.device_s
-        by_fit[cost.fit] += cost.device_s * cost.log_sigma
-    sigma = math.sqrt(sum(v * v for v in by_fit.values())) / total if total else 0.0
+        for name, seconds in cost.errors:
+            errors[name] += seconds
+    sigma = math.hypot(*errors.values()) / total if total else 0.0
     total *= times
     return Expected(time_s=total, low_s=total * math.exp(-Z90 * sigma), high_s=total * math.exp(Z90 * sigma))

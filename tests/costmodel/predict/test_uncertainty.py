@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from costmodel.framework import load_framework
+from costmodel.graph.model_graph import Operator, Phase
+from costmodel.hardware.pricing import operator_times
 from costmodel.plan import Plan
+from costmodel.predict.pricing import price_operators
 from costmodel.predict.uncertainty import (
     StepErrors,
     component_of,
@@ -18,6 +22,7 @@ from costmodel.predict.uncertainty import (
     probability_shorter,
     relative_loadings,
 )
+from tests.costmodel.hardware.devices import plain_fit, profile
 from tests.costmodel.predict.test_forecaster import forecaster
 
 COMPONENTS = st.dictionaries(
@@ -68,6 +73,49 @@ def test_the_interval_is_that_of_the_factors(plan: str) -> None:
     names = {component_of(key).partition(" ")[0] for key in p.errors.keys}
     assert "fit" in names
     assert names <= {"fit", "collective", "host", "bubble", "framework"}
+
+
+def test_sizes_of_one_fit_err_apart_but_for_what_they_have_in_common() -> None:
+    small, large = (
+        Operator(
+            index=i,
+            phase=Phase.FORWARD,
+            target="aten.mm.default",
+            module="m",
+            kind="gemm",
+            variant="nt",
+            dtype="fp16",
+            dims={"batch": 1, "m": size, "n": size, "k": size},
+            flop=2 * size**3,
+            bytes_read=4 * size * size,
+            bytes_written=2 * size * size,
+            inputs=(),
+            outputs=(),
+        )
+        for i, size in enumerate((512, 4096))
+    )
+    framework, operators = load_framework("pytorch"), (small, large, large)
+    for extra in (0.0, 0.3):
+        fit = plain_fit(dtype="fp16").model_copy(update={"extra_log_sigma": extra})
+        priced = price_operators(operators, profile(fit), framework)
+        found: dict[str, float] = {}
+        for errors in priced.errors(operators):
+            for name, seconds in errors:
+                found[name] = found.get(name, 0.0) + seconds
+        in_common = {"fit gemm/nt/fp16": extra * float(priced.device_s.sum())} if extra else {}
+        own_sigma = math.sqrt(float(priced.log_sigma[0]) ** 2 - extra**2)
+        # calls of one size err alike
+        own = {
+            f"fit gemm/nt/fp16 @{size}": own_sigma * float(priced.device_s[i]) * calls
+            for i, (size, calls) in enumerate((("1x512x512x512", 1), ("1x4096x4096x4096", 2)))
+        }
+        assert found == pytest.approx({**in_common, **own})
+
+
+def test_nothing_but_a_datasheet_errs_as_one() -> None:
+    sizes = {"m": [64, 4096], "n": [64, 4096], "k": [64, 4096], "batch": [1, 1]}
+    estimate = operator_times(profile(), "gemm", "nt", "fp16", sizes)
+    assert estimate.common == pytest.approx(estimate.log_sigma)
 
 
 def test_transfers_err_by_collective_and_link() -> None:
