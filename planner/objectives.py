@@ -213,9 +213,9 @@ def pareto(
     """
     if len(set(names)) != len(names) or not names:
         raise UsageError(f"objectives {', '.join(names) or '(none)'}: name one or more, each once")
+    table = values(predictions, names, terms)
     if not predictions:
         return ()
-    table = values(predictions, names, terms)
     front = np.flatnonzero(non_dominated(table))
     return tuple(predictions[i] for i in sorted(front.tolist(), key=lambda i: tuple(table[i])))
 

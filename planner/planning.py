@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from costmodel.predict import Forecaster
+    from costmodel.predict import Forecaster, Prediction
     from planner.certainty import Deciding
     from planner.search import SearchOptions, SearchResult
 
@@ -57,6 +58,17 @@ def plan(
         overrides=overrides,
         trust_remote_code=trust_remote_code,
     )
+    # what a search of many seconds would end in an error about comes first
+    front = None
+    if tuple(objectives) != _FRONT:
+        front = _front(objectives, made, hardware, prices, global_batch_size)
+        front(())
+    standing = None if asked is None else made.forecast(asked).prediction
+    explanation = None
+    if explain is not None:
+        from planner.explaining import explain_pair
+
+        explanation = explain_pair(made, *explain)
     found = search(
         made,
         n_devices=n_devices,
@@ -65,13 +77,8 @@ def plan(
         top=top,
         processes=processes,
     )
-    if tuple(objectives) != _FRONT:
-        from planner.objectives import Terms, pareto
-        from planner.prices import require_price
-
-        price = require_price(hardware, prices).usd_per_hour if "cost" in objectives else None
-        terms = Terms(usd_per_hour=price, board_w=made.profile.device.power_w, samples=global_batch_size)
-        found = replace(found, pareto=pareto([r.prediction for r in found.ranked], objectives, terms))
+    if front is not None:
+        found = replace(found, pareto=front([r.prediction for r in found.ranked]))
     found = replace(
         found,
         problem=Problem(
@@ -85,12 +92,25 @@ def plan(
             overrides=_as_typed(overrides),
         ),
         deciding=_deciding(made, found),
+        explanation=explanation,
     )
-    if explain is not None:
-        from planner.explaining import explain_pair
+    return found if standing is None else found.with_standing(standing)
 
-        found = replace(found, explanation=explain_pair(made, *explain))
-    return found if asked is None else found.with_standing(made.forecast(asked).prediction)
+
+def _front(
+    objectives: Sequence[str],
+    forecaster: Forecaster,
+    hardware: str,
+    prices: Mapping[str, float] | None,
+    global_batch_size: int,
+) -> Callable[[Sequence[Prediction]], tuple[Prediction, ...]]:
+    """Plans -> those of their front. Raises UsageError where an objective is unknown or has no price."""
+    from planner.objectives import Terms, pareto
+    from planner.prices import require_price
+
+    price = require_price(hardware, prices).usd_per_hour if "cost" in objectives else None
+    terms = Terms(usd_per_hour=price, board_w=forecaster.profile.device.power_w, samples=global_batch_size)
+    return partial(pareto, names=objectives, terms=terms)
 
 
 def _deciding(forecaster: Forecaster, found: SearchResult) -> tuple[Deciding, ...]:
