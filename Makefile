@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# modules are compiled when they are first imported: most of 20,000 never are
+QUIETLY := --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test check notebooks bench clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[hf,onnx,dev]"
+	$(BIN)/python -m pip install $(QUIETLY) "torch==2.13.0"
+	$(BIN)/python -m pip install $(QUIETLY) -e ".[hf,onnx,dev]"
 	touch $(STAMP)
 
 demo: $(STAMP)
