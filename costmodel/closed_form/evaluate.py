@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
-from costmodel.closed_form.memory import StageBytes, held_bytes, levels_of, peak_bytes
+from costmodel.closed_form.memory import HELD_ORDERS, StageBytes, held_order, levels_of, peak_bytes
 from costmodel.closed_form.offload import host_work
 from costmodel.closed_form.stages import STAGE_COLUMNS, cut_tables, stage_rows
 from costmodel.closed_form.step import Stages, chains_end_s, kind_of
@@ -40,6 +40,8 @@ _SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
 """With the micro-batch size: what decides how a unit costs. `wide`: experts lie over several replicas."""
 _CHUNKS = 100_000
 """More chunks than a rank can have."""
+_LAYOUT = ("tp", "cp", "ep", "dp", "dp_shard", "inside")
+"""What decides where the groups of the axes lie."""
 _HELD_COLUMNS = (
     "saved_bytes",
     "send_bytes",
@@ -104,6 +106,10 @@ class Pricer:
         profile = forecaster.profile
         self._step_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
         self._looped = profile.device.kind == "cpu"
+        names = space.choices.schedules
+        self._held_order = np.array(
+            [[HELD_ORDERS.index(held_order(kind_of(name, vpp))) for vpp in (1, 2)] for name in names]
+        )
 
     def run(self) -> None:
         """Memory first, smaller micro-batches first: a way of splitting that fits with no plan is not tried
@@ -111,23 +117,23 @@ class Pricer:
         at = self._columns
         if not len(self._space):
             return
-        way = self._ways()
+        way, n_ways = self._ways()
         capacity = self._forecaster.profile.device.memory_bytes
         persists = self._forecaster.framework.gradients_persist
-        full: set[int] = set()
-        for mbs in np.unique(at["mbs"]):
-            rows = np.flatnonzero(at["mbs"] == mbs)
-            closed = np.isin(way[rows], list(full))
+        full = np.zeros(n_ways, dtype=bool)
+        for rows in _groups(at["mbs"]):
+            mbs = int(at["mbs"][rows[0]])
             one = self._space.choices.global_batch_size == at["dp"][rows] * mbs
-            rows = rows[~closed | (one & (not persists))]
-            self._price(rows, way[rows], self._helper(int(mbs)) if len(rows) else None)
+            rows = rows[~full[way[rows]] | (one & (not persists))]
+            self._price(rows, way[rows], self._helper(mbs) if len(rows) else None)
             rows = rows[self._key[rows] >= 0]
-            for part, pp, vpp in self._cuts(rows):
-                self._memory(part, pp, vpp)
-            ways, which = np.unique(way[rows], return_inverse=True)
-            least = np.full(len(ways), np.inf)
-            np.minimum.at(least, which.reshape(-1), self._space.memory_bytes[rows])
-            full.update(ways[least > capacity].tolist())
+            for some in _groups(at["pp"], rows):
+                pp = int(at["pp"][some[0]])
+                for part in _parts(some, _AT_ONCE // pp):
+                    self._memory(part, pp)
+            least = np.full(n_ways, np.inf)
+            np.minimum.at(least, way[rows], self._space.memory_bytes[rows])
+            full |= (least > capacity) & np.isfinite(least)
         self._leave_out_idle_offload(capacity)
         for part, pp, vpp in self._cuts(np.flatnonzero(self._space.memory_bytes <= capacity)):
             self._time(part, pp, vpp)
@@ -152,27 +158,26 @@ class Pricer:
             memory[idle] = np.inf
             self._space.n_excluded["offload of a plan that fits without it"] += int(idle.sum())
 
-    def _ways(self) -> IntArray:
-        """Number of each row's way of splitting."""
-        code = np.zeros(len(self._space), dtype=np.int64)
+    def _ways(self) -> tuple[IntArray, int]:
+        """Number of each row's way of splitting, and how many numbers there are."""
+        code, count = np.zeros(len(self._space), dtype=np.int64), 1
         for name in _SPLITTING:
-            values, number = np.unique(self._columns[name], return_inverse=True)
-            code = code * len(values) + number.reshape(-1)
-        return code
+            there = np.bincount(self._columns[name]) > 0
+            n = int(there.sum())
+            code = code * n + (np.cumsum(there) - 1)[self._columns[name]]
+            count *= n
+        return code, count
 
     def _cuts(self, rows: IntArray) -> Iterator[tuple[IntArray, int, int]]:
         """Rows with the same numbers of ranks and chunks, as many as are worked on at once."""
-        cuts = self._cut[rows]
-        for cut in np.unique(cuts):
-            mine = rows[cuts == cut]
-            pp, vpp = divmod(int(cut), _CHUNKS)
-            largest = max(1, _AT_ONCE // (pp * vpp))
-            for start in range(0, len(mine), largest):
-                yield mine[start : start + largest], pp, vpp
+        for mine in _groups(self._cut, rows):
+            pp, vpp = divmod(int(self._cut[mine[0]]), _CHUNKS)
+            for part in _parts(mine, _AT_ONCE // (pp * vpp)):
+                yield part, pp, vpp
 
     def _price(self, rows: IntArray, way: IntArray, twin: Twin | None) -> None:
         """The unit table of every row; where the model cannot be split so, the reason is counted."""
-        mine = [rows[way == number] for number in np.unique(way)]
+        mine = [rows[places] for places in _groups(way)]
         ways = [(self._space.plan(int(some[0])), self._stage_counts(some)) for some in mine]
         for some, table in zip(mine, cut_tables(self._forecaster, ways, twin), strict=True):
             if isinstance(table, PlanError):
@@ -186,15 +191,55 @@ class Pricer:
         cuts = [divmod(cut, _CHUNKS) for cut in np.unique(self._cut[rows]).tolist()]
         return tuple((pp * vpp, pp) for pp, vpp in cuts)
 
-    def _memory(self, rows: IntArray, pp: int, vpp: int) -> None:
+    def _memory(self, rows: IntArray, pp: int) -> None:
+        """Memory of plans with the same number of ranks. What stages hold is worked out once for every cut of
+        a split model, and what the states of training leave beside it once for every config."""
         at, space = self._columns, self._space
-        first, config = self._configs(rows, ("zero", "dp_shard"))
+        cut_of_row = at["vpp"][rows] * len(self._tables) + self._key[rows]
+        first, config = _distinct(cut_of_row, at["zero"][rows], at["dp_shard"][rows])
         chosen = rows[first]
-        stage = self._stage(self._key[chosen], pp, vpp, _HELD_COLUMNS)
-        dp, zero, dp_shard = at["dp"][chosen], at["zero"][chosen], at["dp_shard"][chosen]
-        m = space.choices.global_batch_size // (dp * at["mbs"][chosen])
+        first, cut = _distinct(cut_of_row[first])
+        cuts = [self._stage_bytes(some, pp) for some in _groups(at["vpp"], chosen[first])]
+        words = len(space.choices.offload)
+        of_ranks = np.concatenate([stages.of_ranks(with_two_largest=words > 1) for stages, _ in cuts], axis=1)
+        dp, zero = at["dp"][chosen], at["zero"][chosen]
+
+        @cache
+        def levels(word: int) -> Levels:
+            return levels_of(
+                of_ranks[:, cut],
+                framework=self._forecaster.framework,
+                optimizer=self._forecaster.optimizer,
+                zero_stage=zero,
+                dp=dp,
+                shard=_shard(zero, dp, at["dp_shard"][chosen]) * np.where(zero > 0, at["cp"][chosen], 1),
+                ep=at["ep"][chosen],
+                num_microbatches=self._num_microbatches(chosen),
+                looped=self._looped,
+                offload=self._offload(word, rows),
+            )
+
+        @cache
+        def passing(order: int) -> FloatArray:
+            return np.concatenate([stages.passing(HELD_ORDERS[order], m) for stages, m in cuts], axis=1)
+
+        order = self._held_order[at["schedule"][rows], (at["vpp"][rows] > 1).astype(np.int64)]
+        code = order * words + at["offload"][rows]
+        for number in np.flatnonzero(np.bincount(code)):
+            which, word = divmod(int(number), words)
+            mine = np.flatnonzero(code == number)
+            space.memory_bytes[rows[mine]] = peak_bytes(levels(word), passing(which), cut)[config[mine]]
+
+    def _stage_bytes(self, rows: IntArray, pp: int) -> tuple[StageBytes, IntArray]:
+        """What the stages of the rows' cuts hold, all of as many chunks, and their numbers of micro-batches."""
+        found = self._stacked(self._key[rows], pp, int(self._columns["vpp"][rows[0]]))
+        stage = {name: found[:, STAGE_COLUMNS.index(name)] for name in _HELD_COLUMNS}
+        held = stage["saved_bytes"]
+        if self._forecaster.framework.keeps_stage_outputs:
+            held = held + stage["send_bytes"]
         sizes = StageBytes(
             saved=stage["saved_bytes"],
+            held=held,
             appearing=stage["appearing_bytes"],
             standing=stage["standing_bytes"],
             elements=stage["elements"] + stage["copied_on_rank"],
@@ -205,40 +250,16 @@ class Pricer:
             second=stage["second_elements"],
             largest_trained=stage["largest_trained"],
         )
-        held = stage["saved_bytes"]
-        if self._forecaster.framework.keeps_stage_outputs:
-            held = held + stage["send_bytes"]
+        return sizes, self._num_microbatches(rows)
 
-        @cache
-        def levels(word: int) -> Levels:
-            return levels_of(
-                sizes,
-                framework=self._forecaster.framework,
-                optimizer=self._forecaster.optimizer,
-                zero_stage=zero,
-                dp=dp,
-                shard=_shard(zero, dp, dp_shard) * np.where(zero > 0, at["cp"][chosen], 1),
-                ep=at["ep"][chosen],
-                num_microbatches=m,
-                looped=self._looped,
-                offload=self._offload(word, rows),
-            )
-
-        @cache
-        def memory(kind: str, word: int) -> FloatArray:
-            return peak_bytes(levels(word), most_held(kind))
-
-        @cache
-        def most_held(kind: str) -> FloatArray:
-            return held_bytes(held, kind, m)
-
-        for schedule, word, mine in self._orders(rows):
-            kind = kind_of(space.choices.schedules[schedule], vpp)
-            space.memory_bytes[rows[mine]] = memory(kind, word)[config[mine]]
+    def _num_microbatches(self, rows: IntArray) -> IntArray:
+        at = self._columns
+        return np.asarray(self._space.choices.global_batch_size // (at["dp"][rows] * at["mbs"][rows]))
 
     def _time(self, rows: IntArray, pp: int, vpp: int) -> None:
         space = self._space
-        first, config = self._configs(rows, ("zero", "dp_shard", "inside"))
+        columns = (self._columns[name][rows] for name in ("zero", "dp_shard", "inside"))
+        first, config = _distinct(self._key[rows], *columns)
         configs = self._layouts(rows[first])
         stage = self._stage(configs.key, pp, vpp)
         work = self._work(configs, stage)
@@ -307,46 +328,36 @@ class Pricer:
             bound[sharded] = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
         return np.asarray(np.maximum(bound, work.at_least_s.max(axis=1)))
 
-    def _configs(self, rows: IntArray, names: tuple[str, ...]) -> tuple[IntArray, IntArray]:
-        """(first row of every combination of unit table and these columns, which one each row has)."""
-        code = self._key[rows]
-        for name in names:
-            values = self._columns[name][rows]
-            code = code * (int(values.max()) + 1) + values
-        _, first, which = np.unique(code, return_index=True, return_inverse=True)
-        return first, which.reshape(-1)
-
     def _layouts(self, rows: IntArray) -> Configs:
-        at, choices = self._columns, self._space.choices
+        at = self._columns
         network = self._forecaster.profile.network
         per_node = 1 if network is None else network.ranks_per_node
-        layout = np.zeros(len(rows), dtype=np.int64)
-        for name in ("tp", "cp", "ep", "dp", "dp_shard", "inside"):
-            values = at[name][rows]
-            layout = layout * (int(values.max()) + 1) + values
-        _, first, group = np.unique(layout, return_index=True, return_inverse=True)
+        first, group = _distinct(*(at[name][rows] for name in _LAYOUT))
         dp, zero = at["dp"][rows], at["zero"][rows]
         return Configs(
             key=self._key[rows],
-            num_microbatches=choices.global_batch_size // (dp * at["mbs"][rows]),
+            num_microbatches=self._num_microbatches(rows),
             dp=dp,
             replicas=dp * at["cp"][rows],
             zero=zero,
             shard=_shard(zero, dp, at["dp_shard"][rows]),
             groups=[axis_groups(self._space.plan(int(rows[i])), per_node) for i in first],
-            group=group.reshape(-1),
+            group=group,
             tp=at["tp"][rows],
             sp=at["sp"][rows],
         )
 
-    def _stage(
-        self, keys: IntArray, pp: int, vpp: int, names: tuple[str, ...] = STAGE_COLUMNS
-    ) -> dict[str, FloatArray]:
-        """Stage columns of each config, shape [n, vpp, pp]."""
+    def _stacked(self, keys: IntArray, pp: int, vpp: int) -> FloatArray:
+        """Stage columns of unit tables, shape [n, columns, vpp, pp]."""
         stages = self._forecaster.framework.stages
+        found = [stage_rows(self._tables[key], pp * vpp, pp, stages) for key in keys.tolist()]
+        return np.stack(found).reshape(len(found), len(STAGE_COLUMNS), vpp, pp)
+
+    def _stage(self, keys: IntArray, pp: int, vpp: int) -> dict[str, FloatArray]:
+        """Stage columns of each config, shape [n, vpp, pp]."""
         used, where = np.unique(keys, return_inverse=True)
-        found = np.stack([stage_rows(self._tables[int(key)], pp * vpp, pp, stages) for key in used])
-        return {name: found[where, STAGE_COLUMNS.index(name)].reshape(len(keys), vpp, pp) for name in names}
+        found = self._stacked(used, pp, vpp)
+        return {name: found[where, i] for i, name in enumerate(STAGE_COLUMNS)}
 
     def _work(self, configs: Configs, stage: dict[str, FloatArray]) -> Stages:
         pp = stage["forward_s"].shape[2]
@@ -371,6 +382,32 @@ class Pricer:
         send_s = configs.collective_s(forecaster, "p2p", send_bytes / slices, "pp")
         gathered = np.where(sliced[:, None, None], send_bytes, 0.0)
         return send_s + configs.collective_s(forecaster, "all_gather", gathered, "tp")
+
+
+def _groups(values: IntArray, rows: IntArray | None = None) -> Iterator[IntArray]:
+    """The rows (of all, where none are given) by their values, ascending; each in the order they have."""
+    if rows is not None:
+        values = values[rows]
+    order = np.argsort(values, kind="stable")
+    ends = np.flatnonzero(np.diff(values[order])) + 1
+    for part in np.split(order, ends) if len(order) else []:
+        yield part if rows is None else rows[part]
+
+
+def _parts(rows: IntArray, most: int) -> Iterator[IntArray]:
+    most = max(1, most)
+    for start in range(0, len(rows), most):
+        yield rows[start : start + most]
+
+
+def _distinct(*columns: IntArray) -> tuple[IntArray, IntArray]:
+    """(place of the first of every combination of the columns' values, which one stands at each place);
+    combinations ascend."""
+    code = columns[0]
+    for values in columns[1:]:
+        code = code * (int(values.max()) + 1) + values
+    _, first, which = np.unique(code, return_index=True, return_inverse=True)
+    return first, which.reshape(-1)
 
 
 def _with_schedule(work: Stages, action_s: float, p2p_overlap: bool) -> Stages:
