@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodel.closed_form.configs import Configs, distinct, groups_by, parts_of
 from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
 from costmodel.closed_form.memory import HELD_ORDERS, StageBytes, held_order, levels_of, peak_bytes
 from costmodel.closed_form.offload import host_work
@@ -27,12 +28,11 @@ if TYPE_CHECKING:
     from costmodel.closed_form.memory import Levels
     from costmodel.closed_form.space import Evaluated
     from costmodel.closed_form.stages import Cuts
-    from costmodel.hardware.kinds import CollectiveGroup
     from costmodel.predict.forecaster import Forecaster
     from costmodel.predict.twin import Twin
     from costmodel.step import Offload
 
-__all__ = ["Configs", "Pricer"]
+__all__ = ["Pricer"]
 
 _Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -60,35 +60,6 @@ _HELD_COLUMNS = (
 """What memory depends on."""
 _AT_ONCE = 1 << 21
 """Stages of plans held in one array."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configs:
-    """Plans with the same numbers of ranks and chunks, orders of micro-batches aside; arrays over them."""
-
-    key: IntArray
-    """Which unit table each has."""
-    num_microbatches: IntArray
-    dp: IntArray
-    replicas: IntArray
-    """Ranks that hold the same parameters: dp * cp."""
-    zero: IntArray
-    shard: IntArray
-    groups: list[dict[str, CollectiveGroup]]
-    """Groups of the axes; `group` numbers the one of each config."""
-    group: IntArray
-    tp: IntArray
-    sp: IntArray
-
-    def collective_s(self, forecaster: Forecaster, op: str, size_bytes: FloatArray, axis: str) -> FloatArray:
-        """Seconds for each config's sizes [n, ...] over its own group of the axis."""
-        times = np.zeros_like(size_bytes)
-        sends = size_bytes.any(axis=tuple(range(1, size_bytes.ndim)))  # what sends nothing takes no time
-        for number, groups in enumerate(self.groups):
-            rows = np.flatnonzero(sends & (self.group == number))
-            if len(rows):
-                times[rows] = forecaster.collective_s(op, size_bytes[rows], groups[axis])
-        return times
 
 
 class Pricer:
@@ -121,15 +92,15 @@ class Pricer:
         capacity = self._forecaster.profile.device.memory_bytes
         persists = self._forecaster.framework.gradients_persist
         full = np.zeros(n_ways, dtype=bool)
-        for rows in _groups(at["mbs"]):
+        for rows in groups_by(at["mbs"]):
             mbs = int(at["mbs"][rows[0]])
             one = self._space.choices.global_batch_size == at["dp"][rows] * mbs
             rows = rows[~full[way[rows]] | (one & (not persists))]
             self._price(rows, way[rows], self._helper(mbs) if len(rows) else None)
             rows = rows[self._key[rows] >= 0]
-            for some in _groups(at["pp"], rows):
+            for some in groups_by(at["pp"], rows):
                 pp = int(at["pp"][some[0]])
-                for part in _parts(some, _AT_ONCE // pp):
+                for part in parts_of(some, _AT_ONCE // pp):
                     self._memory(part, pp)
             least = np.full(n_ways, np.inf)
             np.minimum.at(least, way[rows], self._space.memory_bytes[rows])
@@ -170,14 +141,14 @@ class Pricer:
 
     def _cuts(self, rows: IntArray) -> Iterator[tuple[IntArray, int, int]]:
         """Rows with the same numbers of ranks and chunks, as many as are worked on at once."""
-        for mine in _groups(self._cut, rows):
+        for mine in groups_by(self._cut, rows):
             pp, vpp = divmod(int(self._cut[mine[0]]), _CHUNKS)
-            for part in _parts(mine, _AT_ONCE // (pp * vpp)):
+            for part in parts_of(mine, _AT_ONCE // (pp * vpp)):
                 yield part, pp, vpp
 
     def _price(self, rows: IntArray, way: IntArray, twin: Twin | None) -> None:
         """The unit table of every row; where the model cannot be split so, the reason is counted."""
-        mine = [rows[places] for places in _groups(way)]
+        mine = [rows[places] for places in groups_by(way)]
         ways = [(self._space.plan(int(some[0])), self._stage_counts(some)) for some in mine]
         for some, table in zip(mine, cut_tables(self._forecaster, ways, twin), strict=True):
             if isinstance(table, PlanError):
@@ -196,10 +167,10 @@ class Pricer:
         a split model, and what the states of training leave beside it once for every config."""
         at, space = self._columns, self._space
         cut_of_row = at["vpp"][rows] * len(self._tables) + self._key[rows]
-        first, config = _distinct(cut_of_row, at["zero"][rows], at["dp_shard"][rows])
+        first, config = distinct(cut_of_row, at["zero"][rows], at["dp_shard"][rows])
         chosen = rows[first]
-        first, cut = _distinct(cut_of_row[first])
-        cuts = [self._stage_bytes(some, pp) for some in _groups(at["vpp"], chosen[first])]
+        first, cut = distinct(cut_of_row[first])
+        cuts = [self._stage_bytes(some, pp) for some in groups_by(at["vpp"], chosen[first])]
         words = len(space.choices.offload)
         of_ranks = np.concatenate([stages.of_ranks(with_two_largest=words > 1) for stages, _ in cuts], axis=1)
         dp, zero = at["dp"][chosen], at["zero"][chosen]
@@ -231,7 +202,7 @@ class Pricer:
             space.memory_bytes[rows[mine]] = peak_bytes(levels(word), passing(which), cut)[config[mine]]
 
     def _stage_bytes(self, rows: IntArray, pp: int) -> tuple[StageBytes, IntArray]:
-        """What the stages of the rows' cuts hold, all of as many chunks, and their numbers of micro-batches."""
+        """What the stages of the rows' cuts hold, all of as many chunks, and their micro-batches."""
         found = self._stacked(self._key[rows], pp, int(self._columns["vpp"][rows[0]]))
         stage = {name: found[:, STAGE_COLUMNS.index(name)] for name in _HELD_COLUMNS}
         held = stage["saved_bytes"]
@@ -259,17 +230,18 @@ class Pricer:
     def _time(self, rows: IntArray, pp: int, vpp: int) -> None:
         space = self._space
         columns = (self._columns[name][rows] for name in ("zero", "dp_shard", "inside"))
-        first, config = _distinct(self._key[rows], *columns)
+        first, config = distinct(self._key[rows], *columns)
         configs = self._layouts(rows[first])
-        stage = self._stage(configs.key, pp, vpp)
-        work = self._work(configs, stage)
-        ends = tails(self._forecaster, configs, stage, work.backward_s)
+        stage = self._stage(configs, pp, vpp)
+        first, path = distinct(configs.table, configs.inside)
+        work = self._work(configs.take(first), stage)
+        ends = tails(self._forecaster, configs, stage, work.backward_s[path, 0])
         sharded = _sharded(configs)
         found = sharded_step(self._forecaster, configs, sharded, self._tables, ends) if len(sharded) else 0.0
 
         @cache
         def chains(kind: str, action_s: float, p2p_overlap: bool) -> FloatArray:
-            return chains_end_s(_with_schedule(work, action_s, p2p_overlap), kind, ends.before_s)
+            return chains_end_s(_with_schedule(work, action_s, p2p_overlap), kind, ends.before_s, path)
 
         for schedule, word, mine in self._orders(rows):
             name = space.choices.schedules[schedule]
@@ -313,8 +285,8 @@ class Pricer:
         """A step whose update the host makes is no shorter. `done_s` [n, p]: the end of ranks' backwards."""
         work = host_work(
             offload,
-            stage["elements"],
-            frozen=stage["frozen_elements"],
+            stage["elements"][configs.table],
+            frozen=stage["frozen_elements"][configs.table],
             parameter_bytes=self._forecaster.framework.parameter_bytes,
             shard=np.where(configs.zero > 0, configs.replicas, 1),
             streamed_by=np.where(configs.zero == 3, configs.replicas, 1),
@@ -332,9 +304,10 @@ class Pricer:
         at = self._columns
         network = self._forecaster.profile.network
         per_node = 1 if network is None else network.ranks_per_node
-        first, group = _distinct(*(at[name][rows] for name in _LAYOUT))
+        first, group = distinct(*(at[name][rows] for name in _LAYOUT))
         dp, zero = at["dp"][rows], at["zero"][rows]
         return Configs(
+            table=np.unique(self._key[rows], return_inverse=True)[1].reshape(-1),
             key=self._key[rows],
             num_microbatches=self._num_microbatches(rows),
             dp=dp,
@@ -343,6 +316,7 @@ class Pricer:
             shard=_shard(zero, dp, at["dp_shard"][rows]),
             groups=[axis_groups(self._space.plan(int(rows[i])), per_node) for i in first],
             group=group,
+            inside=at["inside"][rows],
             tp=at["tp"][rows],
             sp=at["sp"][rows],
         )
@@ -353,23 +327,23 @@ class Pricer:
         found = [stage_rows(self._tables[key], pp * vpp, pp, stages) for key in keys.tolist()]
         return np.stack(found).reshape(len(found), len(STAGE_COLUMNS), vpp, pp)
 
-    def _stage(self, keys: IntArray, pp: int, vpp: int) -> dict[str, FloatArray]:
-        """Stage columns of each config, shape [n, vpp, pp]."""
-        used, where = np.unique(keys, return_inverse=True)
-        found = self._stacked(used, pp, vpp)
-        return {name: found[where, i] for i, name in enumerate(STAGE_COLUMNS)}
+    def _stage(self, configs: Configs, pp: int, vpp: int) -> dict[str, FloatArray]:
+        """Stage columns of each unit table, shape [t, vpp, pp]; a config has the `table`-th of them."""
+        found = self._stacked(np.unique(configs.key), pp, vpp)
+        return {name: found[:, i] for i, name in enumerate(STAGE_COLUMNS)}
 
     def _work(self, configs: Configs, stage: dict[str, FloatArray]) -> Stages:
-        pp = stage["forward_s"].shape[2]
+        names = ("forward_s", "input_s", "weight_s", "accumulate_s", "send_bytes")
+        forward_s, input_s, weight_s, again_s, send_bytes = (stage[name][configs.table] for name in names)
         several = (configs.num_microbatches > 1)[:, None, None]
         return Stages(
-            forward_s=stage["forward_s"],
-            input_s=stage["input_s"],
-            weight_s=stage["weight_s"],
-            again_s=np.where(several, stage["accumulate_s"], 0.0),
-            send_s=self._send_s(configs, stage["send_bytes"])
-            if pp > 1
-            else np.zeros_like(stage["send_bytes"]),
+            forward_s=forward_s,
+            input_s=input_s,
+            weight_s=weight_s,
+            again_s=np.where(several, again_s, 0.0),
+            send_s=self._send_s(configs, send_bytes)
+            if send_bytes.shape[2] > 1
+            else np.zeros_like(send_bytes),
             num_microbatches=configs.num_microbatches,
             p2p_overlap=False,
         )
@@ -382,32 +356,6 @@ class Pricer:
         send_s = configs.collective_s(forecaster, "p2p", send_bytes / slices, "pp")
         gathered = np.where(sliced[:, None, None], send_bytes, 0.0)
         return send_s + configs.collective_s(forecaster, "all_gather", gathered, "tp")
-
-
-def _groups(values: IntArray, rows: IntArray | None = None) -> Iterator[IntArray]:
-    """The rows (of all, where none are given) by their values, ascending; each in the order they have."""
-    if rows is not None:
-        values = values[rows]
-    order = np.argsort(values, kind="stable")
-    ends = np.flatnonzero(np.diff(values[order])) + 1
-    for part in np.split(order, ends) if len(order) else []:
-        yield part if rows is None else rows[part]
-
-
-def _parts(rows: IntArray, most: int) -> Iterator[IntArray]:
-    most = max(1, most)
-    for start in range(0, len(rows), most):
-        yield rows[start : start + most]
-
-
-def _distinct(*columns: IntArray) -> tuple[IntArray, IntArray]:
-    """(place of the first of every combination of the columns' values, which one stands at each place);
-    combinations ascend."""
-    code = columns[0]
-    for values in columns[1:]:
-        code = code * (int(values.max()) + 1) + values
-    _, first, which = np.unique(code, return_index=True, return_inverse=True)
-    return first, which.reshape(-1)
 
 
 def _with_schedule(work: Stages, action_s: float, p2p_overlap: bool) -> Stages:

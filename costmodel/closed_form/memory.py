@@ -53,7 +53,7 @@ class StageBytes:
 
     def of_ranks(self, *, with_two_largest: bool) -> FloatArray:
         """Elements of each rank, shape [8, c, p]: trained, experts, trained and frozen, experts of both, the
-        largest unit, the most trained ones of a unit, frozen, and the two largest units (0 where not asked)."""
+        largest unit, the most trained ones of a unit, frozen, the two largest units (0 where not asked)."""
         elements, experts = self.elements.sum(axis=1), self.experts.sum(axis=1)
         frozen = self.frozen.sum(axis=1)
         return np.stack(

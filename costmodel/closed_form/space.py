@@ -239,7 +239,15 @@ def _policies(
     zero, shard = np.array(states, dtype=np.int64).reshape(-1, 2).T
     m = choices.global_batch_size // (dp * sizes)
     filled = (m % np.maximum(1, m // pp) == 0)[:, None] | ~_in_rounds(choices, schedule, vpp)
-    axes = (len(sizes), len(choices.recompute), len(sp), len(inside), len(zero), len(vpp), len(choices.offload))
+    axes = (
+        len(sizes),
+        len(choices.recompute),
+        len(sp),
+        len(inside),
+        len(zero),
+        len(vpp),
+        len(choices.offload),
+    )
     keep, all_kept = np.broadcast_to(filled[:, None, None, None, None, :, None], axes), bool(filled.all())
     for n, reason in (
         (n_gathered, "ZeRO-3 gathers parameters for every micro-batch of a pipeline"),
