@@ -81,8 +81,9 @@ def distinct(*columns: IntArray) -> tuple[IntArray, IntArray]:
     return first, which.reshape(-1)
 
 
-def alike(values: FloatArray) -> IntArray:
-    """Number of each of the arrays values[i], the same where all of it is the same."""
+def alike(values: FloatArray) -> tuple[IntArray, IntArray]:
+    """As `distinct`, of the arrays values[i]."""
     rows = np.ascontiguousarray(values).reshape(len(values), -1)
-    _, which = np.unique(rows.view(np.dtype((np.void, rows.shape[1] * 8))), return_inverse=True)
-    return np.asarray(which.reshape(-1))
+    whole = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))
+    _, first, which = np.unique(whole, return_index=True, return_inverse=True)
+    return first, which.reshape(-1)

@@ -49,7 +49,7 @@ def tails(
     """
     framework = forecaster.framework
     parameters = np.stack([stage[name] for name in _PARAMETERS], axis=1)
-    first, which = distinct(alike(parameters)[configs.table], configs.zero, configs.group)
+    first, which = distinct(alike(parameters)[1][configs.table], configs.zero, configs.group)
     configs = configs.take(first)
     stage = {name: stage[name][configs.table] for name in _PARAMETERS}
     update = _update_s(forecaster, configs, stage).sum(axis=1)
@@ -117,13 +117,11 @@ def _update_s(forecaster: Forecaster, configs: Configs, stage: dict[str, FloatAr
     n = np.maximum(1.0, stage["n_tensors"])
     sharing = np.where(configs.zero > 0, configs.shard * (configs.replicas // configs.dp), 1)
     cols = np.maximum(1.0, elements / sharing[:, None, None] / n)
-    dims = {
-        "rows": n.ravel(),
-        "cols": cols.ravel(),
-        "bytes": (4.0 * n * cols * (traffic.read + traffic.written)).ravel(),
-    }
+    first, which = alike(np.stack([n.ravel(), cols.ravel()], axis=1))
+    rows, cols = n.ravel()[first], cols.ravel()[first]
+    dims = {"rows": rows, "cols": cols, "bytes": 4.0 * rows * cols * (traffic.read + traffic.written)}
     times = operator_times(forecaster.profile, "optimizer", traffic.variant, "fp32", dims)
-    alone: FloatArray = times.median_s.reshape(n.shape)
+    alone: FloatArray = times.median_s[which].reshape(n.shape)
     return np.where(elements > 0, alone, 0.0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from costmodel.closed_form.memory import Levels
     from costmodel.closed_form.space import Evaluated
     from costmodel.closed_form.stages import Cuts
+    from costmodel.hardware.kinds import CollectiveGroup
     from costmodel.predict.forecaster import Forecaster
     from costmodel.predict.twin import Twin
     from costmodel.step import Offload
@@ -40,7 +41,7 @@ _SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
 """With the micro-batch size: what decides how a unit costs. `wide`: experts lie over several replicas."""
 _CHUNKS = 100_000
 """More chunks than a rank can have."""
-_LAYOUT = ("tp", "cp", "ep", "dp", "dp_shard", "inside")
+_LAYOUT = ("tp", "cp", "ep", "pp", "dp", "dp_shard", "inside")
 """What decides where the groups of the axes lie."""
 _HELD_COLUMNS = (
     "saved_bytes",
@@ -74,6 +75,7 @@ class Pricer:
         self._cut = at["pp"] * _CHUNKS + at["vpp"]
         self._key = np.full(len(space), -1, dtype=np.int64)
         self._tables: list[UnitTable] = []
+        self._groups: dict[tuple[int, ...], dict[str, CollectiveGroup]] = {}
         profile = forecaster.profile
         self._step_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
         self._looped = profile.device.kind == "cpu"
@@ -191,15 +193,18 @@ class Pricer:
             )
 
         @cache
-        def passing(order: int) -> FloatArray:
-            return np.concatenate([stages.passing(HELD_ORDERS[order], m) for stages, m in cuts], axis=1)
+        def passing(order: int, appearing: bool) -> FloatArray:
+            name = HELD_ORDERS[order]
+            return np.concatenate([stages.passing(name, m, appearing=appearing) for stages, m in cuts])
 
         order = self._held_order[at["schedule"][rows], (at["vpp"][rows] > 1).astype(np.int64)]
         code = order * words + at["offload"][rows]
         for number in np.flatnonzero(np.bincount(code)):
             which, word = divmod(int(number), words)
             mine = np.flatnonzero(code == number)
-            space.memory_bytes[rows[mine]] = peak_bytes(levels(word), passing(which), cut)[config[mine]]
+            space.memory_bytes[rows[mine]] = peak_bytes(levels(word), partial(passing, which), cut)[
+                config[mine]
+            ]
 
     def _stage_bytes(self, rows: IntArray, pp: int) -> tuple[StageBytes, IntArray]:
         """What the stages of the rows' cuts hold, all of as many chunks, and their micro-batches."""
@@ -302,8 +307,6 @@ class Pricer:
 
     def _layouts(self, rows: IntArray) -> Configs:
         at = self._columns
-        network = self._forecaster.profile.network
-        per_node = 1 if network is None else network.ranks_per_node
         first, group = distinct(*(at[name][rows] for name in _LAYOUT))
         dp, zero = at["dp"][rows], at["zero"][rows]
         return Configs(
@@ -314,12 +317,21 @@ class Pricer:
             replicas=dp * at["cp"][rows],
             zero=zero,
             shard=_shard(zero, dp, at["dp_shard"][rows]),
-            groups=[axis_groups(self._space.plan(int(rows[i])), per_node) for i in first],
+            groups=[self._groups_of(int(row)) for row in rows[first]],
             group=group,
             inside=at["inside"][rows],
             tp=at["tp"][rows],
             sp=at["sp"][rows],
         )
+
+    def _groups_of(self, row: int) -> dict[str, CollectiveGroup]:
+        """Groups of the axes of a row's plan."""
+        layout = tuple(int(self._columns[name][row]) for name in _LAYOUT)
+        if layout not in self._groups:
+            network = self._forecaster.profile.network
+            per_node = 1 if network is None else network.ranks_per_node
+            self._groups[layout] = axis_groups(self._space.plan(row), per_node)
+        return self._groups[layout]
 
     def _stacked(self, keys: IntArray, pp: int, vpp: int) -> FloatArray:
         """Stage columns of unit tables, shape [n, columns, vpp, pp]."""

@@ -5,6 +5,7 @@ Arrays of stages have shape [n, v, p] as in `closed_form.step`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -69,12 +70,13 @@ class StageBytes:
             ]
         )
 
-    def passing(self, order: str, num_microbatches: IntArray) -> FloatArray:
+    def passing(self, order: str, num_microbatches: IntArray, *, appearing: bool) -> FloatArray:
         """Highest level of each rank while a micro-batch passes, beside the activations of others that an
-        order of them has it hold, shape [2, c, p]: where gradients appear, and where they stand already."""
-        most = held_bytes(self.held, order, num_microbatches)
-        others = np.maximum(0.0, most[:, None, :] - self.saved)
-        return np.stack([(others + self.appearing).max(axis=1), (others + self.standing).max(axis=1)])
+        order of them has it hold, shape [c, p]: where gradients appear, or where they stand already."""
+        others = held_bytes(self.held, order, num_microbatches)[:, None, :] - self.saved
+        np.maximum(0.0, others, out=others)
+        others += self.appearing if appearing else self.standing
+        return np.asarray(others.max(axis=1))
 
 
 def held_bytes(saved: FloatArray, order: str, num_microbatches: IntArray) -> FloatArray:
@@ -218,12 +220,12 @@ def levels_of(
     )
 
 
-def peak_bytes(levels: Levels, passing: FloatArray, of: IntArray) -> FloatArray:
-    """Bytes on the fullest rank, shape [n]. `passing` [2, c, p] as `StageBytes.passing` says, for the `of`-th
-    of its c each."""
-    highest = passing[1, of] + levels.gradients
+def peak_bytes(levels: Levels, passing: Callable[[bool], FloatArray], of: IntArray) -> FloatArray:
+    """Bytes on the fullest rank, shape [n]. `passing`: whether gradients appear -> [c, p] as
+    `StageBytes.passing` says, for the `of`-th of its c each."""
+    highest = passing(False)[of] + levels.gradients
     if levels.appear.any():
-        highest = np.where(levels.appear[:, None], passing[0, of], highest)
+        highest = np.where(levels.appear[:, None], passing(True)[of], highest)
     above = np.maximum(0.0, np.maximum(highest, levels.update) - levels.gradients)
     return np.asarray((levels.lasting + above).max(axis=1) + levels.fixed)
 
