@@ -65,11 +65,9 @@ def evaluate_update(
 def _sums(correction: Correction, features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Shift, and sums over the centres of kernel times spread and of kernels, each [n]."""
     n = len(features)
-    length, centres, columns = correction.arrays
-    origin = centres.mean(axis=0)
-    right = _right_side(centres - origin)
+    length, origin, right, columns = correction.arrays
     out = np.empty((n, 3))
-    scratch = np.empty((2, min(_BLOCK, n), len(centres)), dtype=np.float32)
+    scratch = np.empty((2, min(_BLOCK, n), len(columns)), dtype=np.float32)
     for start in range(0, n, _BLOCK):
         x = (features[start : start + _BLOCK] / length - origin).astype(np.float32)
         left = np.concatenate([x, (x * x).sum(1, keepdims=True), np.ones((len(x), 1), np.float32)], axis=1)
@@ -83,10 +81,3 @@ def _sums(correction: Correction, features: FloatArray) -> tuple[FloatArray, Flo
         distance *= decay
         out[start : start + _BLOCK] = distance @ columns
     return np.clip(out[:, 0], -correction.limit, correction.limit), out[:, 1], out[:, 2]
-
-
-def _right_side(centres: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """3 * [-2 c, 1, |c|^2], so that [x, |x|^2, 1] times it is 3 |x - c|^2."""
-    squared = (centres * centres).sum(1)[None]
-    stacked = np.vstack([-2.0 * centres.T, np.ones((1, len(centres))), squared])
-    return np.asarray(3.0 * stacked, dtype=np.float32)
