@@ -141,10 +141,10 @@ class Correction(_Frozen):
     def arrays(
         self,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-        """length [f], the centres' mean [f], the right side [f + 2, c] that points are multiplied with to give
-        squared distances, and the columns [c, 3] that kernels are multiplied with.
+        """length [f], the centres' mean [f], what multiplies points [f + 2, c], and the columns [c, 3]
+        that kernels are multiplied with.
 
-        With d = c - mean the right side is 3 [-2 d, 1, |d|^2]: [x, |x|^2, 1] times it is 3 |x - d|^2.
+        Points: with d = c - mean, [x, |x|^2, 1] times 3 [-2 d, 1, |d|^2] is 3 |x - d|^2.
         """
         columns = np.array([self.weights, self.sigmas, np.ones(len(self.weights))]).T
         centres = np.array(self.centres, dtype=np.float64).reshape(len(self.weights), len(self.length))
