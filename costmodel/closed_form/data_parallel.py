@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodel.closed_form.configs import Configs, alike, distinct
 from costmodel.closed_form.units import UnitTable
 from costmodel.estimate import FloatArray, IntArray
 from costmodel.hardware.pricing import operator_times
@@ -18,10 +19,12 @@ from costmodel.predict.optimizer_costs import optimizer_variant
 from costmodel.predict.pricing import host_cost_s
 
 if TYPE_CHECKING:
-    from costmodel.closed_form.evaluate import Configs
     from costmodel.predict.forecaster import Forecaster
 
 __all__ = ["Tails", "sharded_step", "tails"]
+
+_PARAMETERS = ("elements", "copied_elements", "n_tensors")
+"""Stage columns that reductions and updates depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,37 +41,44 @@ class Tails:
 def tails(
     forecaster: Forecaster, configs: Configs, stage: dict[str, FloatArray], backward_s: FloatArray
 ) -> Tails:
-    """Stage arrays have shape [n, v, p].
+    """Stage arrays have shape [t, v, p]; `backward_s` [n, p]: of each rank's first chunk.
 
     Gradients go out in buckets as they are made. One bucket cannot start before the last gradient is there;
-    of several, all but the last may hide behind the backward of the last micro-batch.
+    of several, all but the last may hide behind the backward of the last micro-batch. Configs that divide the
+    same parameters alike are priced once.
     """
     framework = forecaster.framework
+    parameters = np.stack([stage[name] for name in _PARAMETERS], axis=1)
+    first, which = distinct(alike(parameters)[1][configs.table], configs.zero, configs.group)
+    configs = configs.take(first)
+    stage = {name: stage[name][configs.table] for name in _PARAMETERS}
     update = _update_s(forecaster, configs, stage).sum(axis=1)
     plain = ((configs.replicas > 1) & ~((configs.zero == 3) & (configs.dp > 1)))[:, None, None]
     elements = np.where(plain, stage["elements"], 0.0)
     size = elements * framework.gradient_comm_bytes
     smallest = framework.bucket_bytes_per_rank * configs.replicas
     cap = np.maximum(framework.bucket_bytes, smallest)[:, None, None].astype(np.float64)
-    first = np.maximum(framework.first_bucket_bytes, smallest)[:, None, None].astype(np.float64)
-    n_buckets = np.where(size < first, 1.0, 1.0 + np.maximum(1.0, np.round((size - first) / cap)))
+    first_cap = np.maximum(framework.first_bucket_bytes, smallest)[:, None, None].astype(np.float64)
+    n_buckets = np.where(size < first_cap, 1.0, 1.0 + np.maximum(1.0, np.round((size - first_cap) / cap)))
     scattered = (configs.zero > 0)[:, None, None]
     whole = _reduce_s(forecaster, configs, size, scattered)
     each = _reduce_s(forecaster, configs, size / n_buckets, scattered)
     if framework.overlap_dp:
-        one = n_buckets <= 1.0
-        least = np.where(one, whole, np.maximum(0.0, whole - backward_s))[:, 0, :]
-        hidden = backward_s * (1.0 - 1.0 / n_buckets)
-        about = np.where(one, whole, np.maximum(0.5 * each, n_buckets * each - hidden))[:, 0, :]
+        n_last, whole_last, each_last = (values[which, 0] for values in (n_buckets, whole, each))
+        one = n_last <= 1.0
+        least = np.where(one, whole_last, np.maximum(0.0, whole_last - backward_s))
+        hidden = backward_s * (1.0 - 1.0 / n_last)
+        about = np.where(one, whole_last, np.maximum(0.5 * each_last, n_last * each_last - hidden))
         before = np.zeros_like(least)
     else:
-        least, about = whole[:, 0, :], (n_buckets * each)[:, 0, :]
-        before = whole[:, 1:, :].sum(axis=1)
+        least, about = whole[which, 0], (n_buckets * each)[which, 0]
+        before = whole[:, 1:, :].sum(axis=1)[which]
     updated = np.where(scattered, elements * framework.parameter_comm_bytes, 0.0)
     gather = configs.collective_s(forecaster, "all_gather", updated, "dp").sum(axis=1)
     if framework.overlap_dp and framework.overlap_gather:
         gather = np.zeros_like(gather)  # beside the next forward
     tied = _tied_s(forecaster, configs, stage)
+    update, gather, tied = (values[which] for values in (update, gather, tied))
     return Tails(
         bound_s=least + update + gather + tied,
         estimate_s=about + update + gather + tied,
@@ -107,13 +117,11 @@ def _update_s(forecaster: Forecaster, configs: Configs, stage: dict[str, FloatAr
     n = np.maximum(1.0, stage["n_tensors"])
     sharing = np.where(configs.zero > 0, configs.shard * (configs.replicas // configs.dp), 1)
     cols = np.maximum(1.0, elements / sharing[:, None, None] / n)
-    dims = {
-        "rows": n.ravel(),
-        "cols": cols.ravel(),
-        "bytes": (4.0 * n * cols * (traffic.read + traffic.written)).ravel(),
-    }
+    first, which = alike(np.stack([n.ravel(), cols.ravel()], axis=1))
+    rows, cols = n.ravel()[first], cols.ravel()[first]
+    dims = {"rows": rows, "cols": cols, "bytes": 4.0 * rows * cols * (traffic.read + traffic.written)}
     times = operator_times(forecaster.profile, "optimizer", traffic.variant, "fp32", dims)
-    alone: FloatArray = times.median_s.reshape(n.shape)
+    alone: FloatArray = times.median_s[which].reshape(n.shape)
     return np.where(elements > 0, alone, 0.0)
 
 
@@ -134,7 +142,7 @@ def sharded_step(
 
     framework = forecaster.framework
     elements = column("elements")
-    part = _subset(configs, rows)
+    part = configs.take(rows)
     gathered = (elements + column("frozen_elements")) * framework.parameter_comm_bytes
     reduced = elements * framework.gradient_comm_bytes
     gather = part.collective_s(forecaster, "all_gather", gathered, "dp_shard") + _copy_s(forecaster, gathered)
@@ -197,10 +205,3 @@ def _copy_s(forecaster: Forecaster, size_bytes: FloatArray) -> FloatArray:
     dims = {"rows": np.ones_like(cols), "cols": cols, "bytes": 8.0 * cols}
     times = operator_times(forecaster.profile, "elementwise", "copy", "fp32", dims).median_s
     return np.where(size_bytes > 0, times.reshape(size_bytes.shape), 0.0)
-
-
-def _subset(configs: Configs, rows: IntArray) -> Configs:
-    from dataclasses import replace
-
-    names = ("key", "num_microbatches", "dp", "replicas", "zero", "shard", "group", "tp", "sp")
-    return replace(configs, **{name: getattr(configs, name)[rows] for name in names})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from costmodel.closed_form.configs import Configs, distinct, groups_by, parts_of
 from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
-from costmodel.closed_form.memory import StageBytes, held_bytes, levels_of, peak_bytes
+from costmodel.closed_form.memory import HELD_ORDERS, StageBytes, held_order, levels_of, peak_bytes
 from costmodel.closed_form.offload import host_work
 from costmodel.closed_form.stages import STAGE_COLUMNS, cut_tables, stage_rows
 from costmodel.closed_form.step import Stages, chains_end_s, kind_of
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from costmodel.predict.twin import Twin
     from costmodel.step import Offload
 
-__all__ = ["Configs", "Pricer"]
+__all__ = ["Pricer"]
 
 _Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
@@ -40,6 +41,8 @@ _SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
 """With the micro-batch size: what decides how a unit costs. `wide`: experts lie over several replicas."""
 _CHUNKS = 100_000
 """More chunks than a rank can have."""
+_LAYOUT = ("tp", "cp", "ep", "pp", "dp", "dp_shard", "inside")
+"""What decides where the groups of the axes lie."""
 _HELD_COLUMNS = (
     "saved_bytes",
     "send_bytes",
@@ -60,35 +63,6 @@ _AT_ONCE = 1 << 21
 """Stages of plans held in one array."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configs:
-    """Plans with the same numbers of ranks and chunks, orders of micro-batches aside; arrays over them."""
-
-    key: IntArray
-    """Which unit table each has."""
-    num_microbatches: IntArray
-    dp: IntArray
-    replicas: IntArray
-    """Ranks that hold the same parameters: dp * cp."""
-    zero: IntArray
-    shard: IntArray
-    groups: list[dict[str, CollectiveGroup]]
-    """Groups of the axes; `group` numbers the one of each config."""
-    group: IntArray
-    tp: IntArray
-    sp: IntArray
-
-    def collective_s(self, forecaster: Forecaster, op: str, size_bytes: FloatArray, axis: str) -> FloatArray:
-        """Seconds for each config's sizes [n, ...] over its own group of the axis."""
-        times = np.zeros_like(size_bytes)
-        sends = size_bytes.any(axis=tuple(range(1, size_bytes.ndim)))  # what sends nothing takes no time
-        for number, groups in enumerate(self.groups):
-            rows = np.flatnonzero(sends & (self.group == number))
-            if len(rows):
-                times[rows] = forecaster.collective_s(op, size_bytes[rows], groups[axis])
-        return times
-
-
 class Pricer:
     """Fills in the bound, the estimate and the memory of a space's rows."""
 
@@ -101,9 +75,14 @@ class Pricer:
         self._cut = at["pp"] * _CHUNKS + at["vpp"]
         self._key = np.full(len(space), -1, dtype=np.int64)
         self._tables: list[UnitTable] = []
+        self._groups: dict[tuple[int, ...], dict[str, CollectiveGroup]] = {}
         profile = forecaster.profile
         self._step_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
         self._looped = profile.device.kind == "cpu"
+        names = space.choices.schedules
+        self._held_order = np.array(
+            [[HELD_ORDERS.index(held_order(kind_of(name, vpp))) for vpp in (1, 2)] for name in names]
+        )
 
     def run(self) -> None:
         """Memory first, smaller micro-batches first: a way of splitting that fits with no plan is not tried
@@ -111,23 +90,23 @@ class Pricer:
         at = self._columns
         if not len(self._space):
             return
-        way = self._ways()
+        way, n_ways = self._ways()
         capacity = self._forecaster.profile.device.memory_bytes
         persists = self._forecaster.framework.gradients_persist
-        full: set[int] = set()
-        for mbs in np.unique(at["mbs"]):
-            rows = np.flatnonzero(at["mbs"] == mbs)
-            closed = np.isin(way[rows], list(full))
+        full = np.zeros(n_ways, dtype=bool)
+        for rows in groups_by(at["mbs"]):
+            mbs = int(at["mbs"][rows[0]])
             one = self._space.choices.global_batch_size == at["dp"][rows] * mbs
-            rows = rows[~closed | (one & (not persists))]
-            self._price(rows, way[rows], self._helper(int(mbs)) if len(rows) else None)
+            rows = rows[~full[way[rows]] | (one & (not persists))]
+            self._price(rows, way[rows], self._helper(mbs) if len(rows) else None)
             rows = rows[self._key[rows] >= 0]
-            for part, pp, vpp in self._cuts(rows):
-                self._memory(part, pp, vpp)
-            ways, which = np.unique(way[rows], return_inverse=True)
-            least = np.full(len(ways), np.inf)
-            np.minimum.at(least, which.reshape(-1), self._space.memory_bytes[rows])
-            full.update(ways[least > capacity].tolist())
+            for some in groups_by(at["pp"], rows):
+                pp = int(at["pp"][some[0]])
+                for part in parts_of(some, _AT_ONCE // pp):
+                    self._memory(part, pp)
+            least = np.full(n_ways, np.inf)
+            np.minimum.at(least, way[rows], self._space.memory_bytes[rows])
+            full |= (least > capacity) & np.isfinite(least)
         self._leave_out_idle_offload(capacity)
         for part, pp, vpp in self._cuts(np.flatnonzero(self._space.memory_bytes <= capacity)):
             self._time(part, pp, vpp)
@@ -152,27 +131,26 @@ class Pricer:
             memory[idle] = np.inf
             self._space.n_excluded["offload of a plan that fits without it"] += int(idle.sum())
 
-    def _ways(self) -> IntArray:
-        """Number of each row's way of splitting."""
-        code = np.zeros(len(self._space), dtype=np.int64)
+    def _ways(self) -> tuple[IntArray, int]:
+        """Number of each row's way of splitting, and how many numbers there are."""
+        code, count = np.zeros(len(self._space), dtype=np.int64), 1
         for name in _SPLITTING:
-            values, number = np.unique(self._columns[name], return_inverse=True)
-            code = code * len(values) + number.reshape(-1)
-        return code
+            there = np.bincount(self._columns[name]) > 0
+            n = int(there.sum())
+            code = code * n + (np.cumsum(there) - 1)[self._columns[name]]
+            count *= n
+        return code, count
 
     def _cuts(self, rows: IntArray) -> Iterator[tuple[IntArray, int, int]]:
         """Rows with the same numbers of ranks and chunks, as many as are worked on at once."""
-        cuts = self._cut[rows]
-        for cut in np.unique(cuts):
-            mine = rows[cuts == cut]
-            pp, vpp = divmod(int(cut), _CHUNKS)
-            largest = max(1, _AT_ONCE // (pp * vpp))
-            for start in range(0, len(mine), largest):
-                yield mine[start : start + largest], pp, vpp
+        for mine in groups_by(self._cut, rows):
+            pp, vpp = divmod(int(self._cut[mine[0]]), _CHUNKS)
+            for part in parts_of(mine, _AT_ONCE // (pp * vpp)):
+                yield part, pp, vpp
 
     def _price(self, rows: IntArray, way: IntArray, twin: Twin | None) -> None:
         """The unit table of every row; where the model cannot be split so, the reason is counted."""
-        mine = [rows[way == number] for number in np.unique(way)]
+        mine = [rows[places] for places in groups_by(way)]
         ways = [(self._space.plan(int(some[0])), self._stage_counts(some)) for some in mine]
         for some, table in zip(mine, cut_tables(self._forecaster, ways, twin), strict=True):
             if isinstance(table, PlanError):
@@ -186,15 +164,58 @@ class Pricer:
         cuts = [divmod(cut, _CHUNKS) for cut in np.unique(self._cut[rows]).tolist()]
         return tuple((pp * vpp, pp) for pp, vpp in cuts)
 
-    def _memory(self, rows: IntArray, pp: int, vpp: int) -> None:
+    def _memory(self, rows: IntArray, pp: int) -> None:
+        """Memory of plans with the same number of ranks. What stages hold is worked out once for every cut of
+        a split model, and what the states of training leave beside it once for every config."""
         at, space = self._columns, self._space
-        first, config = self._configs(rows, ("zero", "dp_shard"))
+        cut_of_row = at["vpp"][rows] * len(self._tables) + self._key[rows]
+        first, config = distinct(cut_of_row, at["zero"][rows], at["dp_shard"][rows])
         chosen = rows[first]
-        stage = self._stage(self._key[chosen], pp, vpp, _HELD_COLUMNS)
-        dp, zero, dp_shard = at["dp"][chosen], at["zero"][chosen], at["dp_shard"][chosen]
-        m = space.choices.global_batch_size // (dp * at["mbs"][chosen])
+        first, cut = distinct(cut_of_row[first])
+        cuts = [self._stage_bytes(some, pp) for some in groups_by(at["vpp"], chosen[first])]
+        words = len(space.choices.offload)
+        of_ranks = np.concatenate([stages.of_ranks(with_two_largest=words > 1) for stages, _ in cuts], axis=1)
+        dp, zero = at["dp"][chosen], at["zero"][chosen]
+
+        @cache
+        def levels(word: int) -> Levels:
+            return levels_of(
+                of_ranks[:, cut],
+                framework=self._forecaster.framework,
+                optimizer=self._forecaster.optimizer,
+                zero_stage=zero,
+                dp=dp,
+                shard=_shard(zero, dp, at["dp_shard"][chosen]) * np.where(zero > 0, at["cp"][chosen], 1),
+                ep=at["ep"][chosen],
+                num_microbatches=self._num_microbatches(chosen),
+                looped=self._looped,
+                offload=self._offload(word, rows),
+            )
+
+        @cache
+        def passing(order: int, appearing: bool) -> FloatArray:
+            name = HELD_ORDERS[order]
+            return np.concatenate([stages.passing(name, m, appearing=appearing) for stages, m in cuts])
+
+        order = self._held_order[at["schedule"][rows], (at["vpp"][rows] > 1).astype(np.int64)]
+        code = order * words + at["offload"][rows]
+        for number in np.flatnonzero(np.bincount(code)):
+            which, word = divmod(int(number), words)
+            mine = np.flatnonzero(code == number)
+            space.memory_bytes[rows[mine]] = peak_bytes(levels(word), partial(passing, which), cut)[
+                config[mine]
+            ]
+
+    def _stage_bytes(self, rows: IntArray, pp: int) -> tuple[StageBytes, IntArray]:
+        """What the stages of the rows' cuts hold, all of as many chunks, and their micro-batches."""
+        found = self._stacked(self._key[rows], pp, int(self._columns["vpp"][rows[0]]))
+        stage = {name: found[:, STAGE_COLUMNS.index(name)] for name in _HELD_COLUMNS}
+        held = stage["saved_bytes"]
+        if self._forecaster.framework.keeps_stage_outputs:
+            held = held + stage["send_bytes"]
         sizes = StageBytes(
             saved=stage["saved_bytes"],
+            held=held,
             appearing=stage["appearing_bytes"],
             standing=stage["standing_bytes"],
             elements=stage["elements"] + stage["copied_on_rank"],
@@ -205,50 +226,27 @@ class Pricer:
             second=stage["second_elements"],
             largest_trained=stage["largest_trained"],
         )
-        held = stage["saved_bytes"]
-        if self._forecaster.framework.keeps_stage_outputs:
-            held = held + stage["send_bytes"]
+        return sizes, self._num_microbatches(rows)
 
-        @cache
-        def levels(word: int) -> Levels:
-            return levels_of(
-                sizes,
-                framework=self._forecaster.framework,
-                optimizer=self._forecaster.optimizer,
-                zero_stage=zero,
-                dp=dp,
-                shard=_shard(zero, dp, dp_shard) * np.where(zero > 0, at["cp"][chosen], 1),
-                ep=at["ep"][chosen],
-                num_microbatches=m,
-                looped=self._looped,
-                offload=self._offload(word, rows),
-            )
-
-        @cache
-        def memory(kind: str, word: int) -> FloatArray:
-            return peak_bytes(levels(word), most_held(kind))
-
-        @cache
-        def most_held(kind: str) -> FloatArray:
-            return held_bytes(held, kind, m)
-
-        for schedule, word, mine in self._orders(rows):
-            kind = kind_of(space.choices.schedules[schedule], vpp)
-            space.memory_bytes[rows[mine]] = memory(kind, word)[config[mine]]
+    def _num_microbatches(self, rows: IntArray) -> IntArray:
+        at = self._columns
+        return np.asarray(self._space.choices.global_batch_size // (at["dp"][rows] * at["mbs"][rows]))
 
     def _time(self, rows: IntArray, pp: int, vpp: int) -> None:
         space = self._space
-        first, config = self._configs(rows, ("zero", "dp_shard", "inside"))
+        columns = (self._columns[name][rows] for name in ("zero", "dp_shard", "inside"))
+        first, config = distinct(self._key[rows], *columns)
         configs = self._layouts(rows[first])
-        stage = self._stage(configs.key, pp, vpp)
-        work = self._work(configs, stage)
-        ends = tails(self._forecaster, configs, stage, work.backward_s)
+        stage = self._stage(configs, pp, vpp)
+        first, path = distinct(configs.table, configs.inside)
+        work = self._work(configs.take(first), stage)
+        ends = tails(self._forecaster, configs, stage, work.backward_s[path, 0])
         sharded = _sharded(configs)
         found = sharded_step(self._forecaster, configs, sharded, self._tables, ends) if len(sharded) else 0.0
 
         @cache
         def chains(kind: str, action_s: float, p2p_overlap: bool) -> FloatArray:
-            return chains_end_s(_with_schedule(work, action_s, p2p_overlap), kind, ends.before_s)
+            return chains_end_s(_with_schedule(work, action_s, p2p_overlap), kind, ends.before_s, path)
 
         for schedule, word, mine in self._orders(rows):
             name = space.choices.schedules[schedule]
@@ -292,8 +290,8 @@ class Pricer:
         """A step whose update the host makes is no shorter. `done_s` [n, p]: the end of ranks' backwards."""
         work = host_work(
             offload,
-            stage["elements"],
-            frozen=stage["frozen_elements"],
+            stage["elements"][configs.table],
+            frozen=stage["frozen_elements"][configs.table],
             parameter_bytes=self._forecaster.framework.parameter_bytes,
             shard=np.where(configs.zero > 0, configs.replicas, 1),
             streamed_by=np.where(configs.zero == 3, configs.replicas, 1),
@@ -307,58 +305,57 @@ class Pricer:
             bound[sharded] = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
         return np.asarray(np.maximum(bound, work.at_least_s.max(axis=1)))
 
-    def _configs(self, rows: IntArray, names: tuple[str, ...]) -> tuple[IntArray, IntArray]:
-        """(first row of every combination of unit table and these columns, which one each row has)."""
-        code = self._key[rows]
-        for name in names:
-            values = self._columns[name][rows]
-            code = code * (int(values.max()) + 1) + values
-        _, first, which = np.unique(code, return_index=True, return_inverse=True)
-        return first, which.reshape(-1)
-
     def _layouts(self, rows: IntArray) -> Configs:
-        at, choices = self._columns, self._space.choices
-        network = self._forecaster.profile.network
-        per_node = 1 if network is None else network.ranks_per_node
-        layout = np.zeros(len(rows), dtype=np.int64)
-        for name in ("tp", "cp", "ep", "dp", "dp_shard", "inside"):
-            values = at[name][rows]
-            layout = layout * (int(values.max()) + 1) + values
-        _, first, group = np.unique(layout, return_index=True, return_inverse=True)
+        at = self._columns
+        first, group = distinct(*(at[name][rows] for name in _LAYOUT))
         dp, zero = at["dp"][rows], at["zero"][rows]
         return Configs(
+            table=np.unique(self._key[rows], return_inverse=True)[1].reshape(-1),
             key=self._key[rows],
-            num_microbatches=choices.global_batch_size // (dp * at["mbs"][rows]),
+            num_microbatches=self._num_microbatches(rows),
             dp=dp,
             replicas=dp * at["cp"][rows],
             zero=zero,
             shard=_shard(zero, dp, at["dp_shard"][rows]),
-            groups=[axis_groups(self._space.plan(int(rows[i])), per_node) for i in first],
-            group=group.reshape(-1),
+            groups=[self._groups_of(int(row)) for row in rows[first]],
+            group=group,
+            inside=at["inside"][rows],
             tp=at["tp"][rows],
             sp=at["sp"][rows],
         )
 
-    def _stage(
-        self, keys: IntArray, pp: int, vpp: int, names: tuple[str, ...] = STAGE_COLUMNS
-    ) -> dict[str, FloatArray]:
-        """Stage columns of each config, shape [n, vpp, pp]."""
+    def _groups_of(self, row: int) -> dict[str, CollectiveGroup]:
+        """Groups of the axes of a row's plan."""
+        layout = tuple(int(self._columns[name][row]) for name in _LAYOUT)
+        if layout not in self._groups:
+            network = self._forecaster.profile.network
+            per_node = 1 if network is None else network.ranks_per_node
+            self._groups[layout] = axis_groups(self._space.plan(row), per_node)
+        return self._groups[layout]
+
+    def _stacked(self, keys: IntArray, pp: int, vpp: int) -> FloatArray:
+        """Stage columns of unit tables, shape [n, columns, vpp, pp]."""
         stages = self._forecaster.framework.stages
-        used, where = np.unique(keys, return_inverse=True)
-        found = np.stack([stage_rows(self._tables[int(key)], pp * vpp, pp, stages) for key in used])
-        return {name: found[where, STAGE_COLUMNS.index(name)].reshape(len(keys), vpp, pp) for name in names}
+        found = [stage_rows(self._tables[key], pp * vpp, pp, stages) for key in keys.tolist()]
+        return np.stack(found).reshape(len(found), len(STAGE_COLUMNS), vpp, pp)
+
+    def _stage(self, configs: Configs, pp: int, vpp: int) -> dict[str, FloatArray]:
+        """Stage columns of each unit table, shape [t, vpp, pp]; a config has the `table`-th of them."""
+        found = self._stacked(np.unique(configs.key), pp, vpp)
+        return {name: found[:, i] for i, name in enumerate(STAGE_COLUMNS)}
 
     def _work(self, configs: Configs, stage: dict[str, FloatArray]) -> Stages:
-        pp = stage["forward_s"].shape[2]
+        names = ("forward_s", "input_s", "weight_s", "accumulate_s", "send_bytes")
+        forward_s, input_s, weight_s, again_s, send_bytes = (stage[name][configs.table] for name in names)
         several = (configs.num_microbatches > 1)[:, None, None]
         return Stages(
-            forward_s=stage["forward_s"],
-            input_s=stage["input_s"],
-            weight_s=stage["weight_s"],
-            again_s=np.where(several, stage["accumulate_s"], 0.0),
-            send_s=self._send_s(configs, stage["send_bytes"])
-            if pp > 1
-            else np.zeros_like(stage["send_bytes"]),
+            forward_s=forward_s,
+            input_s=input_s,
+            weight_s=weight_s,
+            again_s=np.where(several, again_s, 0.0),
+            send_s=self._send_s(configs, send_bytes)
+            if send_bytes.shape[2] > 1
+            else np.zeros_like(send_bytes),
             num_microbatches=configs.num_microbatches,
             p2p_overlap=False,
         )

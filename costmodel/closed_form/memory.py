@@ -5,6 +5,7 @@ Arrays of stages have shape [n, v, p] as in `closed_form.step`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -19,17 +20,28 @@ if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
     from costmodel.step import Offload
 
-__all__ = ["Levels", "StageBytes", "held_bytes", "levels_of", "peak_bytes"]
+__all__ = ["HELD_ORDERS", "Levels", "StageBytes", "held_bytes", "held_order", "levels_of", "peak_bytes"]
+
+HELD_ORDERS = ("all", "alternate", "lagging")
+"""Orders of forwards and backwards that differ in what they hold."""
+
+
+def held_order(kind: str) -> str:
+    """Which of them a closed form of `closed_form.step` follows: where all forwards come before all
+    backwards, all micro-batches are held."""
+    return "all" if kind in ("flow shop", "any") else kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBytes:
-    """What each stage holds, shape [n, v, p]: activations of one micro-batch from forward to backward, the
-    highest level while one passes (see `closed_form.stages`), elements of trained parameters (copies of tied
-    ones included), of the experts among them, of frozen ones and their experts, of the two largest units, and
-    the most trained ones of a unit."""
+    """What each stage holds, shape [c, v, p] for c models split and cut into stages alike: activations of one
+    micro-batch from forward to backward, the highest level while one passes (see `closed_form.stages`),
+    elements of trained parameters (copies of tied ones included), of the experts among them, of frozen ones
+    and their experts, of the two largest units, and the most trained ones of a unit."""
 
     saved: FloatArray
+    held: FloatArray
+    """`saved`, and what else stays while other micro-batches pass."""
     appearing: FloatArray
     standing: FloatArray
     elements: FloatArray
@@ -40,23 +52,49 @@ class StageBytes:
     second: FloatArray
     largest_trained: FloatArray
 
+    def of_ranks(self, *, with_two_largest: bool) -> FloatArray:
+        """Elements of each rank, shape [8, c, p]: trained, experts, trained and frozen, experts of both, the
+        largest unit, the most trained ones of a unit, frozen, the two largest units (0 where not asked)."""
+        elements, experts = self.elements.sum(axis=1), self.experts.sum(axis=1)
+        frozen = self.frozen.sum(axis=1)
+        return np.stack(
+            [
+                elements,
+                experts,
+                elements + frozen,
+                experts + self.frozen_experts.sum(axis=1),
+                self.largest.max(axis=1),
+                self.largest_trained.max(axis=1),
+                frozen,
+                two_largest(self.largest, self.second) if with_two_largest else np.zeros_like(frozen),
+            ]
+        )
 
-def held_bytes(saved: FloatArray, kind: str, num_microbatches: IntArray) -> FloatArray:
+    def passing(self, order: str, num_microbatches: IntArray, *, appearing: bool) -> FloatArray:
+        """Highest level of each rank while a micro-batch passes, beside the activations of others that an
+        order of them has it hold, shape [c, p]: where gradients appear, or where they stand already."""
+        others = held_bytes(self.held, order, num_microbatches)[:, None, :] - self.saved
+        np.maximum(0.0, others, out=others)
+        others += self.appearing if appearing else self.standing
+        return np.asarray(others.max(axis=1))
+
+
+def held_bytes(saved: FloatArray, order: str, num_microbatches: IntArray) -> FloatArray:
     """Most activation bytes that each rank holds between forwards and backwards, shape [n, p].
 
-    flow shop: all m. alternate, one chunk: min(m, p - r) on rank r (arXiv 2006.09503, section 2.2). lagging:
+    all: all m. alternate, one chunk: min(m, p - r) on rank r (arXiv 2006.09503, section 2.2). lagging:
     the W that frees them comes r passes late, so min(m, p). Several chunks: (v - 1) p + 2 (p - 1 - r) passes
     and one more, whatever chunks they are of.
     """
     _, v, p = saved.shape
     m = num_microbatches[:, None].astype(np.float64)
     rank = np.arange(p)
-    if kind in ("flow shop", "any"):
+    if order == "all":
         return np.asarray(m * saved.sum(axis=1))
     if v == 1:
-        most = np.full(p, p) if kind == "lagging" else p - rank
+        most = np.full(p, p) if order == "lagging" else p - rank
         return np.asarray(np.minimum(m, most) * saved[:, 0, :])
-    return _interleaved(saved, num_microbatches, lagging=kind == "lagging")
+    return _interleaved(saved, num_microbatches, lagging=order == "lagging")
 
 
 def _interleaved(saved: FloatArray, m: IntArray, *, lagging: bool) -> FloatArray:
@@ -105,24 +143,20 @@ def _of_chunk(passes: IntArray, c: int, q: int, v: int) -> IntArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """What holds memory beside the activations of other micro-batches; shape [n, p] unless said."""
+    """What holds memory beside activations; shape [n, p] unless said."""
 
     lasting: FloatArray
     """Parameters, gradients, optimizer state and buffers of communication."""
     gradients: FloatArray
-    resting: FloatArray
-    """Gradients that are there while a micro-batch passes."""
-    passing: FloatArray
-    """Highest level while one micro-batch passes each stage, [n, v, p]."""
-    saved: FloatArray
-    """Activations that it keeps there, [n, v, p]."""
+    appear: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+    """Whether gradients appear while a micro-batch passes, [n]; else they are there before."""
     update: FloatArray
     """Gradients and temporaries of the update."""
     fixed: float
 
 
 def levels_of(
-    stages: StageBytes,
+    of_ranks: FloatArray,
     *,
     framework: FrameworkProfile,
     optimizer: str,
@@ -134,35 +168,35 @@ def levels_of(
     looped: bool,
     offload: Offload | None = None,
 ) -> Levels:
-    """The levels of plans of any schedule; `zero_stage`, `dp`, `shard`, `ep`, `num_microbatches`: shape [n].
+    """The levels of plans of any schedule; `of_ranks` [8, n, p] as `StageBytes.of_ranks` says; `zero_stage`,
+    `dp`, `shard`, `ep`, `num_microbatches`: shape [n].
 
     `shard`: ranks that divide what ZeRO divides, of `ep` of which each holds other experts.
     `looped`: the optimizer updates tensor by tensor; its temporary is left out then (it is small).
     """
-    elements = stages.elements.sum(axis=1)
+    elements, experts, all_elements, all_experts, largest, largest_trained, frozen, two = of_ranks
     zero, parts = zero_stage[:, None], shard[:, None].astype(np.float64)
-    experts = stages.experts.sum(axis=1)
+    expert_parts = np.maximum(1.0, parts // ep[:, None])
 
     def shares(elements: FloatArray, experts: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Whole, and what one of the ranks has that divide them."""
-        each = np.maximum(1.0, parts // ep[:, None])
-        whole = np.ceil(elements - experts) + np.ceil(experts)
-        return whole, np.ceil((elements - experts) / parts) + np.ceil(experts / each)
+        others = elements - experts
+        whole = np.ceil(others) + np.ceil(experts)
+        return whole, np.ceil(others / parts) + np.ceil(experts / expert_parts)
 
     def divided(needed: int, of: tuple[FloatArray, FloatArray]) -> FloatArray:
         whole, part = of
         return np.asarray(np.where(zero >= needed, part, whole))
 
     trained = stored = shares(elements, experts)
-    if stages.frozen.any():
-        stored = shares(elements + stages.frozen.sum(axis=1), experts + stages.frozen_experts.sum(axis=1))
+    if frozen.any():
+        stored = shares(all_elements, all_experts)
     parameters = divided(3, stored) * framework.parameter_bytes
     gradients = divided(2, trained) * framework.gradient_bytes
-    kept = state_bytes_per_parameter(optimizer, framework)
-    state = divided(1, trained) * kept
-    if offload is not None:
-        two = two_largest(stages.largest, stages.second)  # as `predict.peak` counts what stays on the device
-        state = 0.0 * state
+    if offload is None:
+        state = divided(1, trained) * state_bytes_per_parameter(optimizer, framework)
+    else:  # as `predict.peak` counts what stays on the device
+        state = np.zeros_like(elements)
         gradients = np.minimum(gradients, np.rint(two * framework.gradient_bytes))
         if offload.stream_weights:
             parameters = np.minimum(parameters, np.rint(two * framework.parameter_bytes))
@@ -170,38 +204,36 @@ def levels_of(
     stay = np.full(len(dp), framework.gradients_persist or not traffic.updates)
     if framework.gradient_as_bucket_view:
         stay |= dp > 1
-    appear = (~stay & (num_microbatches == 1) & (zero_stage < 2) & (offload is None))[:, None]
     rooted = traffic.rooted and not framework.fused_optimizer and not looped
     each = framework.update_copy_bytes + (4.0 if rooted else 0.0)
-    temporary = np.zeros_like(elements)
+    update = gradients
     if each and traffic.updates:
-        temporary = np.floor(each * elements / np.where(zero >= 1, parts, 1.0))
-    buffers = _communication(stages, elements, framework, zero, dp[:, None])
+        update = gradients + np.floor(each * elements / np.where(zero >= 1, parts, 1.0))
+    gathered = 2 * framework.parameter_comm_bytes * largest + framework.gradient_comm_bytes * largest_trained
+    buffers = _communication(elements, gathered, framework, zero, dp[:, None])
     return Levels(
         lasting=parameters + gradients + state + buffers,
         gradients=gradients,
-        resting=np.where(appear, 0.0, gradients),
-        passing=np.where(appear[:, :, None], stages.appearing, stages.standing),
-        saved=stages.saved,
-        update=gradients + temporary,
+        appear=~stay & (num_microbatches == 1) & (zero_stage < 2) & (offload is None),
+        update=update,
         fixed=framework.workspace_bytes + framework.memory_overhead_bytes,
     )
 
 
-def peak_bytes(levels: Levels, most_held: FloatArray) -> FloatArray:
-    """Bytes on the fullest rank, shape [n]. `most_held`: as `held_bytes` says, [n, p]."""
-    others = np.maximum(0.0, most_held[:, None, :] - levels.saved)
-    highest = np.maximum((others + levels.passing).max(axis=1) + levels.resting, levels.update)
-    above = np.maximum(0.0, highest - levels.gradients)
+def peak_bytes(levels: Levels, passing: Callable[[bool], FloatArray], of: IntArray) -> FloatArray:
+    """Bytes on the fullest rank, shape [n]. `passing`: whether gradients appear -> [c, p] as
+    `StageBytes.passing` says, for the `of`-th of its c each."""
+    highest = passing(False)[of] + levels.gradients
+    if levels.appear.any():
+        highest = np.where(levels.appear[:, None], passing(True)[of], highest)
+    above = np.maximum(0.0, np.maximum(highest, levels.update) - levels.gradients)
     return np.asarray((levels.lasting + above).max(axis=1) + levels.fixed)
 
 
 def _communication(
-    stages: StageBytes, elements: FloatArray, framework: FrameworkProfile, zero: IntArray, dp: IntArray
+    elements: FloatArray, gathered: FloatArray, framework: FrameworkProfile, zero: IntArray, dp: IntArray
 ) -> FloatArray:
     """Buffers of data parallelism, as `predict.memory.communication_bytes`."""
-    gathered = 2 * framework.parameter_comm_bytes * stages.largest.max(axis=1)
-    gathered = gathered + framework.gradient_comm_bytes * stages.largest_trained.max(axis=1)
     copied = elements * framework.gradient_comm_bytes
     if framework.gradient_as_bucket_view:
         buckets: FloatArray = np.zeros_like(copied)

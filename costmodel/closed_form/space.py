@@ -7,6 +7,7 @@ splitting, stages per number of stages, collectives per group.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING
@@ -228,45 +229,52 @@ def _policies(
         return {name: np.zeros(0, dtype=np.int64) for name in _COLUMNS}
     sp = [s for s in choices.sequence_parallel if not s or tp > 1] or [False]
     inside = [i for i in choices.inside if not i or (pp > 1 and dp > 1)] or [False]
-    axes = [
-        sizes,
-        np.arange(len(choices.recompute)),
-        np.array(sp, dtype=np.int64),
-        np.array(inside, dtype=np.int64),
-        np.arange(len(states)),
-        np.arange(len(pipelines)),
-        np.arange(len(choices.offload)),
-    ]
-    grid = [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
-    mbs, recompute, sp_, inside_, state, pipeline, offload = grid
-    vpp, schedule = (np.array(x, dtype=np.int64)[pipeline] for x in zip(*pipelines, strict=True))
-    zero, shard = (np.array(x, dtype=np.int64)[state] for x in zip(*states, strict=True))
-    keep = np.ones(len(mbs), dtype=bool)
-    m = choices.global_batch_size // (dp * mbs)
-    rounds = np.maximum(1, m // pp)
-    for mask, reason in (
-        ((zero == 3) & (pp > 1), "ZeRO-3 gathers parameters for every micro-batch of a pipeline"),
-        (vpp * pp > choices.n_units, f"pp * vpp > {choices.n_units} pieces the model can be cut into"),
-        (_in_rounds(choices, schedule, vpp) & (m % rounds != 0), "micro-batches do not fill rounds of pp"),
+    n_each = len(sizes) * len(choices.recompute) * len(sp) * len(inside) * len(choices.offload)
+    gathered = [state for state in states if pp > 1 and state[0] == 3]
+    short = [pipeline for pipeline in pipelines if pipeline[0] * pp > choices.n_units]
+    n_gathered = n_each * len(gathered) * len(pipelines)
+    states = [state for state in states if state not in gathered]
+    n_short = n_each * len(states) * len(short)
+    vpp, schedule = np.array([p for p in pipelines if p not in short], dtype=np.int64).reshape(-1, 2).T
+    zero, shard = np.array(states, dtype=np.int64).reshape(-1, 2).T
+    m = choices.global_batch_size // (dp * sizes)
+    filled = (m % np.maximum(1, m // pp) == 0)[:, None] | ~_in_rounds(choices, schedule, vpp)
+    axes = (
+        len(sizes),
+        len(choices.recompute),
+        len(sp),
+        len(inside),
+        len(zero),
+        len(vpp),
+        len(choices.offload),
+    )
+    keep, all_kept = np.broadcast_to(filled[:, None, None, None, None, :, None], axes), bool(filled.all())
+    for n, reason in (
+        (n_gathered, "ZeRO-3 gathers parameters for every micro-batch of a pipeline"),
+        (n_short, f"pp * vpp > {choices.n_units} pieces the model can be cut into"),
+        (keep.size - int(keep.sum()), "micro-batches do not fill rounds of pp"),
     ):
-        if n := int((keep & mask).sum()):
+        if n:
             excluded[reason] += n
-        keep &= ~mask
-    found = {
-        "mbs": mbs,
-        "recompute": recompute,
-        "sp": sp_,
-        "inside": inside_,
-        "zero": zero,
-        "dp_shard": shard,
-        "vpp": vpp,
-        "schedule": schedule,
-        "offload": offload,
+
+    def spread(values: Sequence[int] | IntArray, axis: int) -> IntArray:
+        shape = [-1 if axis == i else 1 for i in range(len(axes))]
+        grid = np.broadcast_to(np.asarray(values, dtype=np.int64).reshape(shape), axes)
+        return np.asarray(grid.ravel() if all_kept else grid[keep])
+
+    rows = {
+        "mbs": spread(sizes, 0),
+        "recompute": spread(range(len(choices.recompute)), 1),
+        "sp": spread(sp, 2),
+        "inside": spread(inside, 3),
+        "zero": spread(zero, 4),
+        "dp_shard": spread(shard, 4),
+        "vpp": spread(vpp, 5),
+        "schedule": spread(schedule, 5),
+        "offload": spread(range(len(choices.offload)), 6),
     }
-    rows = {name: values[keep] for name, values in found.items()}
-    count = int(keep.sum())
     for name, value in (("tp", tp), ("cp", cp), ("ep", ep), ("pp", pp), ("dp", dp)):
-        rows[name] = np.full(count, value, dtype=np.int64)
+        rows[name] = np.full(len(rows["mbs"]), value, dtype=np.int64)
     return rows
 
 

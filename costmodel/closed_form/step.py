@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodel.estimate import FloatArray
+from costmodel.estimate import FloatArray, IntArray
 
 __all__ = ["KINDS", "Stages", "backward_ends", "chains_end_s", "kind_of"]
 
@@ -33,6 +33,8 @@ KINDS = {
     "zb-h1": ("lagging", "lagging"),
 }
 """Schedules with a closed form: which, with one chunk per rank and with several."""
+
+_ALL = slice(None)
 
 
 def kind_of(schedule: str, vpp: int) -> str:
@@ -98,23 +100,24 @@ def backward_ends(stages: Stages, kind: str) -> tuple[FloatArray, FloatArray]:
     return before + work + m * weights + (m - 1.0) * adding, way_back
 
 
-def chains_end_s(stages: Stages, kind: str, before_s: FloatArray) -> FloatArray:
+def chains_end_s(stages: Stages, kind: str, before_s: FloatArray, of: IntArray | slice = _ALL) -> FloatArray:
     """When each rank's backwards end at the earliest; seconds, shape [n, p]. With what a rank does after them
     no step is shorter than the latest of its ranks.
 
-    `before_s` [n, p]: what a rank does besides its forwards and backwards before.
+    `before_s` [n, p]: what a rank does besides its forwards and backwards before. `of`: which of the stages'
+    plans each is of that lie alike; by default there are as many.
     """
     ends, way_back = backward_ends(stages, kind)
-    ends = ends + before_s
-    ends[:, 0] = np.maximum(ends[:, 0], _one_micro_batch(stages, kind))
+    ends, way_back = ends[of] + before_s, way_back[of]
+    ends[:, 0] = np.maximum(ends[:, 0], _one_micro_batch(stages, kind)[of])
     reach = np.maximum.accumulate((ends + way_back)[:, ::-1], axis=1)[:, ::-1] - way_back
     if kind == "lagging":
         last_weight = stages.weight_s[:, 0, :]
         m = stages.num_microbatches[:, None]
-        every = ends + _left(stages, m, stages.weight_s + stages.again_s)
-        reach = np.maximum(reach + last_weight, every)
+        every = ends + _left(stages, m, stages.weight_s + stages.again_s)[of]
+        reach = np.maximum(reach + last_weight[of], every)
     elif kind == "flow shop":
-        reach = np.maximum(reach, _flow_shop(stages))
+        reach = np.maximum(reach, _flow_shop(stages)[of])
     return np.asarray(reach)
 
 

@@ -110,12 +110,11 @@ def _table(forecaster: Forecaster, plan: Plan) -> UnitTable:
     units = expand(forecaster, plan)
     alone = plan.world_size == 1
     waiting = forecaster.profile.rank_log_sigma * expected_max(plan.world_size)
-    rows: dict[tuple[int, int], FloatArray] = {}
-    for unit in units:
-        key = (unit.segment, id(unit.costs))
-        if key not in rows:
-            rows[key] = _row(forecaster, unit, 0.0, 0.0 if alone else waiting)
-    columns = np.array([rows[unit.segment, id(unit.costs)] for unit in units]).T
+    keys = [(unit.segment, id(unit.costs)) for unit in units]
+    one = dict(zip(keys, units, strict=True))
+    rows = {key: _row(forecaster, unit, 0.0, 0.0 if alone else waiting) for key, unit in one.items()}
+    seconds_of = {key: unit.seconds(1.0) for key, unit in one.items()}
+    columns = np.array([rows[key] for key in keys]).T
     owners = {p.name: i for i, unit in enumerate(units) for p in unit.shard.parameters if not p.tied}
     tied: dict[bool, list[tuple[str, int, int, int]]] = {False: [], True: []}
     for i, unit in enumerate(units):
@@ -123,19 +122,14 @@ def _table(forecaster: Forecaster, plan: Plan) -> UnitTable:
             if p.tied:
                 use = (p.name, i, owners.get(p.name, -1), int(np.prod(p.local_shape)))
                 tied[p.frozen].append(use)
-    seconds_of = {key: _seconds(unit) for unit in units for key in [(unit.segment, id(unit.costs))]}
     return UnitTable(
         alone=columns,
         kind=np.array([unit.segment for unit in units]),
         is_block=np.array([unit.shard.local.is_block for unit in units]),
         tied=tuple(tied[False]),
         tied_frozen=tuple(tied[True]),
-        partitions=Partitions([seconds_of[unit.segment, id(unit.costs)] for unit in units]),
+        partitions=Partitions([seconds_of[key] for key in keys]),
     )
-
-
-def _seconds(unit: Unit) -> float:
-    return unit.seconds(1.0)
 
 
 def _row(forecaster: Forecaster, unit: Unit, utilisation: float, waiting: float) -> FloatArray:

@@ -59,11 +59,14 @@ def aligned_share(
     several = np.asarray(sizes.get("batch", 1)) > 1
     share = np.ones(rows[0].shape)
     for row in rows:
-        longness = np.minimum(row / long_row, 1.0)
+        lost = np.zeros(row.shape)  # of a long row
         for row_bytes, part in shares.items():
-            reached = np.where(several, plain_share, 1.0 - (1.0 - part) * longness)
             aligned = is_multiple(row, 2 * row_bytes / element)
-            np.minimum(share, reached, out=share, where=~aligned)
+            np.maximum(lost, np.where(aligned, 0.0, 1.0 - part), out=lost)
+        reached = 1.0 - lost * np.minimum(row / long_row, 1.0)
+        if several.any():
+            reached = np.where(several & (lost > 0.0), plain_share, reached)
+        np.minimum(share, reached, out=share)
     return share
 
 

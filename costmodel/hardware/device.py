@@ -9,6 +9,7 @@ A dtype may say more than one type: `bf16->fp8` converts, `bf16+fp8kv` keeps the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from costmodel.hardware.schema import DeviceSpec
 
@@ -76,6 +77,7 @@ def cache_bytes(dtype: str) -> float:
     return element_bytes(cache.removesuffix("kv")) if plus else element_bytes(dtype)
 
 
+@cache
 def _main(dtype: str) -> str:
     return dtype.split("->")[0].split("+")[0]
 

@@ -288,7 +288,9 @@ def _sizes(kind: str, dims: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
     if missing:
         raise UsageError(f"{kind} needs sizes {', '.join(wanted)}; missing: {', '.join(missing)}")
     arrays = [np.atleast_1d(np.asarray(dims.get(name, 0.0), dtype=np.float64)) for name in wanted]
-    return dict(zip(wanted, map(np.ascontiguousarray, np.broadcast_arrays(*arrays)), strict=True))
+    if any(array.shape != arrays[0].shape for array in arrays):
+        arrays = list(np.broadcast_arrays(*arrays))
+    return dict(zip(wanted, map(np.ascontiguousarray, arrays), strict=True))
 
 
 def _as_priced_kind(kind: str, sizes: dict[str, FloatArray]) -> tuple[str, dict[str, FloatArray]]:

@@ -138,11 +138,21 @@ class Correction(_Frozen):
     """Largest size of the shift: that of the largest residual it was fitted to."""
 
     @cached_property
-    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
-        """length [f], centres [c, f], and the columns [c, 3] that kernels are multiplied with."""
+    def arrays(
+        self,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+        """length [f], the centres' mean [f], what multiplies points [f + 2, c], and the columns [c, 3]
+        that kernels are multiplied with.
+
+        Points: with d = c - mean, [x, |x|^2, 1] times 3 [-2 d, 1, |d|^2] is 3 |x - d|^2.
+        """
         columns = np.array([self.weights, self.sigmas, np.ones(len(self.weights))]).T
         centres = np.array(self.centres, dtype=np.float64).reshape(len(self.weights), len(self.length))
-        return np.array(self.length), centres, columns.astype(np.float32)
+        origin = centres.mean(axis=0)
+        apart = centres - origin
+        squared = (apart * apart).sum(1)[None]
+        right = 3.0 * np.vstack([-2.0 * apart.T, np.ones((1, len(apart))), squared])
+        return np.array(self.length), origin, right.astype(np.float32), columns.astype(np.float32)
 
 
 class Adjustment(_Frozen):
