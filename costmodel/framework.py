@@ -205,6 +205,9 @@ class FrameworkProfile(BaseModel):
     none."""
     mixes_prompts: bool = True
     """A server's passes take prompts and running requests together; else prompts have passes of their own."""
+    chooses_keys: bool = False
+    """Attention runs over the keys that the model chooses alone; else over all of them under a mask, as the
+    model's own code does."""
     merges_projections: bool = False
     """A server runs products of one input as one, and routed experts as one call."""
     input_quantisation_s: dict[str, float] = Field(default_factory=dict)
