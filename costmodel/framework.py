@@ -198,6 +198,8 @@ class FrameworkProfile(BaseModel):
     """Host time of one traced operator in a server's pass that holds prompts and is no captured graph."""
     captured_tokens: int = Field(0, ge=0)
     """Tokens up to which passes with prompts are captured graphs, whose launch costs no host time."""
+    uncaptured_factor: float = Field(1.0, ge=1)
+    """Times what its kernels do that a pass with prompts takes beyond those tokens."""
     pass_tokens: int = Field(8192, ge=1)
     """Tokens of a forward pass of a server; longer prompts come in chunks, short ones together."""
     pipeline_tokens: int = Field(0, ge=0)

@@ -242,9 +242,7 @@ class InferenceForecaster:
                 network_variant=self.network_variant,
                 styles=self._styles,
                 training=False,
-                adapt=partial(
-                    _attending, context=context, cache=self.cache_type(), chosen=self.chosen_keys
-                ),
+                adapt=partial(_attending, context=context, cache=self.cache_type(), chosen=self.chosen_keys),
                 graphs=self._graphs,
             )
         return self._forecasters[seq_len, context]
@@ -274,8 +272,8 @@ class InferenceForecaster:
         return ChosenKeys.of(self.source.config) if self.framework.chooses_keys else None
 
     def scores(self, segment: str) -> bool:
-        """Whether attention in a segment of this name scores keys for itself: where the model's own code shows
-        who does, those do; else all."""
+        """Whether attention in a segment of this name scores keys for itself: where the model's own code
+        shows who does, those do; else all."""
         return not self._scoring or segment in self._scoring
 
     @cached_property
@@ -286,9 +284,7 @@ class InferenceForecaster:
         shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
         return expand(forecaster, shaped)
 
-    def _cost(
-        self, forecaster: Forecaster, plan: Plan, batch_size: int, *, context: int = 0
-    ) -> ForwardCost:
+    def _cost(self, forecaster: Forecaster, plan: Plan, batch_size: int, *, context: int = 0) -> ForwardCost:
         units = self._units(forecaster, plan, batch_size)
         return self._sum(forecaster, plan, batch_size, units, context=context)
 
