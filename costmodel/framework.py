@@ -198,6 +198,8 @@ class FrameworkProfile(BaseModel):
     """Host time of one traced operator in a server's pass that holds prompts and is no captured graph."""
     captured_tokens: int = Field(0, ge=0)
     """Tokens up to which passes with prompts are captured graphs, whose launch costs no host time."""
+    uncaptured_factor: float = Field(1.0, ge=1)
+    """Times what its kernels do that a pass with prompts takes beyond those tokens."""
     pass_tokens: int = Field(8192, ge=1)
     """Tokens of a forward pass of a server; longer prompts come in chunks, short ones together."""
     pipeline_tokens: int = Field(0, ge=0)
@@ -205,6 +207,9 @@ class FrameworkProfile(BaseModel):
     none."""
     mixes_prompts: bool = True
     """A server's passes take prompts and running requests together; else prompts have passes of their own."""
+    chooses_keys: bool = False
+    """Attention runs over the keys that the model chooses alone; else over all of them under a mask, as the
+    model's own code does."""
     merges_projections: bool = False
     """A server runs products of one input as one, and routed experts as one call."""
     input_quantisation_s: dict[str, float] = Field(default_factory=dict)

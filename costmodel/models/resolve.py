@@ -222,7 +222,8 @@ def _from_transformers(
     architectures = config.get("architectures") or spec.get("architectures") or []
     length = seq_len or int(spec.get("seq_len", 0)) or default_seq_len(made)
     target_len = int(spec.get("target_len", 0))
-    has_text = bool(getattr(getattr(made, "text_config", made), "vocab_size", 0))
+    of_text = getattr(made, "text_config", made)
+    has_text = bool(getattr(of_text, "vocab_size", 0))
 
     weightless: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -250,8 +251,9 @@ def _from_transformers(
         seq_len=length if has_text else 0,
         builder=builder,
         identity=content,
-        max_seq_len=int(getattr(getattr(made, "text_config", made), "max_position_embeddings", 0) or 0),
+        max_seq_len=int(getattr(of_text, "max_position_embeddings", 0) or 0),
         encodes_first=bool(getattr(made, "is_encoder_decoder", False)),
+        config=of_text.to_dict() if hasattr(of_text, "to_dict") else {},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class ModelSource:
     """Positions that the model is made for; 0 where it does not say."""
     encodes_first: bool = False
     """An encoder-decoder: its prompt passes another part than its answer."""
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What its configuration says of the part that makes text, in transformers' words; empty without one."""
 
     def build(self, device: str = "cpu") -> BuiltModel:
         """Build with random weights on `device`. Raises ModelArgumentError."""

@@ -10,19 +10,27 @@ best `keys` of them alone (DeepSeek-V3.2, arXiv 2512.02556, section 2.1; GLM-5, 
     attention     in the latent space, each query over keys of its own: tokens of a prompt share none, so that
                   a prompt attends as so many decoding requests of one token do
 
-Where no query has more than `keys` keys before it, attention runs as without.
+Where no query has more than `keys` keys before it, attention runs as without. A layer may take the choice of
+one before it over (GLM-5.1, arXiv 2603.12201), and then scores nothing.
+
+A model's own code scores in fp32 and attends to all keys under a mask: what a trace has of that is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from costmodel.graph.model_graph import Operator, Segment
+from costmodel.graph.model_graph import ModelGraph, Operator, Segment
 from costmodel.predict.attending import attention_call
+from costmodel.predict.pricing import price_operators
 
-__all__ = ["SCORE_PRODUCTS", "ChosenKeys"]
+if TYPE_CHECKING:
+    from costmodel.framework import FrameworkProfile
+    from costmodel.hardware.schema import HardwareProfile
+
+__all__ = ["SCORE_PRODUCTS", "ChosenKeys", "scoring_segments", "without_scorers"]
 
 SCORE_PRODUCTS = "fp8"
 """Type of the scores' products (DeepGEMM's fp8_mqa_logits)."""
@@ -32,6 +40,15 @@ _KEY_STREAMS = 5
 """Kernels over a scored key (norm, rotation, quantisation, write to the cache), and over heads' weights."""
 _HALF_BYTES = 2
 _SCORE_BYTES = 4
+_WORDS = {
+    "keys": "index_topk",
+    "heads": "index_n_heads",
+    "width": "index_head_dim",
+    "query_width": "q_lora_rank",
+    "hidden": "hidden_size",
+}
+_MASKS = ("new_ones", "scatter")
+"""Calls that begin the mask of chosen keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +65,9 @@ class ChosenKeys:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ChosenKeys | None:
         """What a configuration in transformers' words says; None for a model that attends to all keys."""
-        if not config.get("index_topk"):
+        if not all(config.get(word) for word in _WORDS.values()):
             return None
-        return cls(
-            keys=int(config["index_topk"]),
-            heads=int(config["index_n_heads"]),
-            width=int(config["index_head_dim"]),
-            query_width=int(config["q_lora_rank"]),
-            hidden=int(config["hidden_size"]),
-        )
+        return cls(**{name: int(config[word]) for name, word in _WORDS.items()})
 
     @property
     def cache_bytes(self) -> float:
@@ -109,3 +120,52 @@ class ChosenKeys:
         rows = requests * tokens
         dims = {**stream.dims, "rows": rows, "cols": before, "bytes": _SCORE_BYTES * rows * before}
         return replace(stream, dims=dims)
+
+    def choosing_s(
+        self,
+        like: tuple[Operator, Operator],
+        profile: HardwareProfile,
+        framework: FrameworkProfile,
+        *,
+        requests: int,
+        tokens: int,
+        context: int,
+    ) -> float:
+        """Seconds of the scores and choices of one layer; 0 where there is nothing to choose among. `like`: a
+        product and a stream to be like."""
+        if not self.attends(context):
+            return 0.0
+        sizes = {"requests": requests, "tokens": tokens, "context": context}
+        calls = [self.scores(like[0], **sizes), self.choice(like[1], **sizes)]
+        narrow = framework.model_copy(update={"half_products": SCORE_PRODUCTS})
+        return float(price_operators(calls, profile, narrow).device_s.sum())
+
+
+def scoring_segments(graph: ModelGraph) -> frozenset[str]:
+    """Names of the segments whose own code scores keys; empty for a model whose code has no scorer."""
+    return frozenset(s.name for s in graph.segments if _scorers(s))
+
+
+def without_scorers(segment: Segment) -> Segment:
+    """A segment without what its own code does to score keys, to choose, and to mask the others."""
+    homes = {op.module for op in segment.operators if op.kind == "attention"}
+    scorers = _scorers(segment)
+    begun: set[str] = set()
+    kept: list[Operator] = []
+    for op in segment.operators:
+        scores = any(op.module == s or op.module.startswith(f"{s}.") for s in scorers)
+        if op.module in homes:
+            if any(name in op.target for name in _MASKS):
+                begun.add(op.module)
+            elif op.kind == "attention":
+                begun.discard(op.module)
+        if not scores and op.module not in begun:
+            kept.append(op)
+    return segment if len(kept) == len(segment.operators) else replace(segment, operators=tuple(kept))
+
+
+def _scorers(segment: Segment) -> set[str]:
+    """Modules beneath attention that choose the best of something."""
+    homes = {op.module for op in segment.operators if op.kind == "attention"} - {""}
+    chosen = {op.module for op in segment.operators if "topk" in op.target}
+    return {m for m in chosen if any(m.startswith(f"{home}.") for home in homes)}

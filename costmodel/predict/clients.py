@@ -361,6 +361,7 @@ class _Server:
             calls.append(self._next_tokens())
         seconds = self.costs.seconds(calls)
         if beside + sum(tokens for _, tokens in taken) > framework.captured_tokens:
+            seconds *= framework.uncaptured_factor
             seconds = max(seconds, self.costs.operators * framework.prompt_operator_s)
         self._spend(seconds)
         self._until_look = 0

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import PlanError
@@ -28,6 +28,7 @@ from costmodel.hardware.device import cache_bytes
 from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.plan import Plan
 from costmodel.predict.attending import attention_call, cache_copies, latent_dims
+from costmodel.predict.chosen_keys import ChosenKeys, scoring_segments, without_scorers
 from costmodel.predict.forecaster import Forecaster
 from costmodel.predict.notes import machine_notes, model_notes
 from costmodel.predict.pricing import host_cost_s, price_operators
@@ -171,7 +172,7 @@ class InferenceForecaster:
         context = prompt_len + output_len // 2
         one_token = self._at(1, context)
         prompt = lru_cache(partial(self._prefill, plan, prompt_len=prompt_len, one_token=one_token))
-        token = lru_cache(partial(self._cost, one_token, plan))
+        token = lru_cache(partial(self._cost, one_token, plan, context=context))
         sizes = choose_micro_batches(
             plan,
             batch_size,
@@ -241,7 +242,7 @@ class InferenceForecaster:
                 network_variant=self.network_variant,
                 styles=self._styles,
                 training=False,
-                adapt=partial(_attending, context=context, cache=self.cache_type()),
+                adapt=partial(_attending, context=context, cache=self.cache_type(), chosen=self.chosen_keys),
                 graphs=self._graphs,
             )
         return self._forecasters[seq_len, context]
@@ -265,12 +266,27 @@ class InferenceForecaster:
         measured = {f.dtype.partition("+")[2] for f in self.profile.operators if f.kind == "attention"}
         return f"{self.framework.compute_dtype}+{cache}" if cache in measured else ""
 
+    @cached_property
+    def chosen_keys(self) -> ChosenKeys | None:
+        """How attention chooses its keys, where the model does and the framework runs that; else None."""
+        return ChosenKeys.of(self.source.config) if self.framework.chooses_keys else None
+
+    def scores(self, segment: str) -> bool:
+        """Whether attention in a segment of this name scores keys for itself: where the model's own code
+        shows who does, those do; else all."""
+        return not self._scoring or segment in self._scoring
+
+    @cached_property
+    def _scoring(self) -> frozenset[str]:
+        return scoring_segments(self.one_token().graphs.at(micro_batch_size=1))
+
     def _units(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> list[Unit]:
         shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
         return expand(forecaster, shaped)
 
-    def _cost(self, forecaster: Forecaster, plan: Plan, batch_size: int) -> ForwardCost:
-        return self._sum(forecaster, plan, batch_size, self._units(forecaster, plan, batch_size))
+    def _cost(self, forecaster: Forecaster, plan: Plan, batch_size: int, *, context: int = 0) -> ForwardCost:
+        units = self._units(forecaster, plan, batch_size)
+        return self._sum(forecaster, plan, batch_size, units, context=context)
 
     def _prefill(self, plan: Plan, batch_size: int, *, prompt_len: int, one_token: Forecaster) -> ForwardCost:
         """The prompt through the blocks, its last token through what follows them."""
@@ -282,18 +298,28 @@ class InferenceForecaster:
             units = [*units[:-tail], *single[-tail:]]
         return self._sum(forecaster, plan, batch_size, units)
 
-    def _sum(self, forecaster: Forecaster, plan: Plan, batch_size: int, units: list[Unit]) -> ForwardCost:
+    def _sum(
+        self, forecaster: Forecaster, plan: Plan, batch_size: int, units: list[Unit], *, context: int = 0
+    ) -> ForwardCost:
+        """`context`: keys of each new token; 0: a prompt's own."""
+        tokens = forecaster.source.seq_len
+        asked = {"requests": batch_size, "tokens": tokens, "context": context or tokens}
         parts: dict[str, float] = {}
         # stages take turns, other ranks do not
         utilisation = 0.0 if plan.dp * plan.tp * plan.cp == 1 else 1.0
         unit_s = []
         joining: dict[int, CostParts] = {}
+        choosing: dict[int, CostParts] = {}
         for unit in units:
             cost = unit.costs.parts("forward", utilisation)
             if self.framework.cache_concatenated:
                 if id(unit.shard) not in joining:
                     joining[id(unit.shard)] = self._joining(unit)
                 cost = cost + joining[id(unit.shard)]
+            if self.chosen_keys:
+                if id(unit.shard) not in choosing:
+                    choosing[id(unit.shard)] = self._choosing(self.chosen_keys, unit, **asked)
+                cost = cost + choosing[id(unit.shard)]
             total = cost + unit.costs.exposed_host({"forward": cost})
             unit_s.append(total.total_s)
             for name, seconds in total.parts_s.items():
@@ -322,6 +348,24 @@ class InferenceForecaster:
         priced = price_operators(copies, self.profile, self.framework)
         return CostParts(parts_s={"compute": float(priced.device_s.sum())} if copies else {})
 
+    def _choosing(
+        self, chosen: ChosenKeys, unit: Unit, *, requests: int, tokens: int, context: int
+    ) -> CostParts:
+        """What a unit does to choose its keys."""
+        operators = unit.shard.local.operators
+        calls = sum(op.kind == "attention" for op in operators)
+        if not calls or not self.scores(unit.shard.name):
+            return CostParts(parts_s={})
+        like = (
+            replace(next(op for op in operators if op.kind == "gemm"), module=""),
+            replace(next(op for op in operators if op.kind == "elementwise"), module=""),
+        )
+        sizes = {"requests": requests, "tokens": tokens, "context": context}
+        kernels = chosen.kernels(*like, requests * tokens)
+        each_s = float(price_operators(kernels, self.profile, self.framework).device_s.sum())
+        each_s += chosen.choosing_s(like, self.profile, self.framework, **sizes)
+        return CostParts(parts_s={"compute": calls * each_s})
+
     def _transfers_s(self, forecaster: Forecaster, plan: Plan, units: list[Unit], source: str) -> list[float]:
         """Seconds in which each unit's weights come in: a part over every rank's link, then gathered."""
         rates = host_rates(self.profile, self.host, self.framework, plan.world_size)
@@ -349,24 +393,35 @@ class InferenceForecaster:
                     heads = op.dims["batch"] * op.dims["kv_heads"]
                     values = 0 if op.variant == "mla_decode" else op.dims["v_dim"]  # a part of the kept row
                     total += width * heads * (op.dims["qk_dim"] + values)
+                    if self.chosen_keys and self.scores(unit.shard.name):
+                        total += batch_size * self.chosen_keys.cache_bytes
         return total
 
 
-def _attending(graph: ModelGraph, *, context: int, cache: str) -> ModelGraph:
+def _attending(graph: ModelGraph, *, context: int, cache: str, chosen: ChosenKeys | None) -> ModelGraph:
     """The graph with its attention in its phase: over a prompt, or of one token over `context` keys.
 
-    `cache`: the type of attention over a cache of another type, "" for the same.
+    `cache`: the type of attention over a cache of another type, "" for the same. `chosen`: how attention
+    chooses its keys, None for all of them.
     """
+    whole = graph.segments if chosen is None else tuple(without_scorers(s) for s in graph.segments)
     segments = tuple(
-        replace(segment, operators=tuple(_phase(segment, op, context, cache) for op in segment.operators))
-        for segment in graph.segments
+        replace(
+            segment,
+            operators=tuple(_phase(segment, op, context, cache, chosen) for op in segment.operators),
+        )
+        for segment in whole
     )
     return replace(graph, segments=segments)
 
 
-def _phase(segment: Segment, op: Operator, context: int, cache: str) -> Operator:
+def _phase(segment: Segment, op: Operator, context: int, cache: str, chosen: ChosenKeys | None) -> Operator:
     if op.kind != "attention" or op.variant != "fwd":
         return op
+    tokens = 1 if context else op.dims["q_len"]
+    if chosen and chosen.attends(context or tokens):
+        sizes = {"requests": op.dims["batch"], "tokens": tokens, "context": context or tokens}
+        return chosen.attention(segment, op, **sizes, cache=cache)
     if not context:
         return replace(op, variant="mla_prefill" if latent_dims(segment, op) else "prefill")
     return attention_call(segment, op, requests=op.dims["batch"], tokens=1, context=context, cache=cache)

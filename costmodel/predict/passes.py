@@ -42,7 +42,6 @@ from costmodel.graph.model_graph import Operator, Phase, Segment
 from costmodel.hardware.device import cache_bytes, weight_bytes
 from costmodel.plan import Plan
 from costmodel.predict.attending import attention_call, latent_dims
-from costmodel.predict.chosen_keys import SCORE_PRODUCTS, ChosenKeys
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.served_kernels import (
     one_kernel_each,
@@ -106,12 +105,10 @@ class PassCosts:
         plan: Plan,
         *,
         experts: Experts | None = None,
-        chosen: ChosenKeys | None = None,
     ) -> None:
-        """`experts`: how they are divided; by default as the plan's tensor parallelism divides them.
-        `chosen`: how attention chooses its keys; by default it attends to all."""
+        """`experts`: how they are divided; by default as the plan's tensor parallelism divides them."""
         self._inference = inference
-        self._chosen = chosen
+        self._chosen = inference.chosen_keys
         self._plan = plan.with_(micro_batch_size=1, global_batch_size=plan.dp)
         self._experts = experts or Experts(tp=plan.tp)
         self._forecaster: Forecaster = inference.one_token()
@@ -126,6 +123,8 @@ class PassCosts:
         }
         self._recurrent: list[tuple[float, int]] = []
         self._like: tuple[Operator, Operator]
+        self._scoring = 0
+        """Calls of attention that score keys for themselves."""
         self._attention: list[tuple[Segment, Operator, int]] = []
         self._sigma: list[tuple[float, float]] = []
         blocks = [
@@ -198,8 +197,7 @@ class PassCosts:
             latent = latent_dims(segment, op)
             whole = op.dims["kv_heads"] * (op.dims["qk_dim"] + op.dims["v_dim"])
             total += width * count * (latent[0] if latent else whole)
-            total += count * (self._chosen.cache_bytes if self._chosen else 0.0)
-        return total
+        return total + (self._scoring * self._chosen.cache_bytes if self._chosen else 0.0)
 
     @property
     def log_sigma(self) -> float:
@@ -230,13 +228,15 @@ class PassCosts:
             self._served(s.local, fuse(s.local, self._forecaster.fusion).operators, head, merged)
             for s in (low, high)
         ]
-        if self._chosen and any(op.kind == "attention" for op in low.local.operators):
+        scores = any(op.kind == "attention" for op in low.local.operators)
+        if self._chosen and scores and self._inference.scores(low.name):
             chosen, batches = self._chosen, self._probes
             for own, batch in zip(kernels, batches, strict=True):
                 product = next(op for op in own if op.kind == "gemm")
                 stream = next(op for op in own if op.kind == "elementwise")
                 self._like = (replace(product, module=""), replace(stream, module=""))
                 own += chosen.kernels(*self._like, batch)
+            self._scoring += sum(op.kind == "attention" for op in low.local.operators) * low.count
         if [op.kind for op in kernels[0]] != [op.kind for op in kernels[1]]:
             raise PlanError(
                 f"segment {low.name!r} has other kernels for another batch; its passes have no price"
@@ -392,15 +392,10 @@ class PassCosts:
             return 0.0
         priced = price_operators(calls, inference.profile, inference.framework)
         total = float(sum(s * count for s, count in zip(priced.device_s, counts, strict=True)))
-        return total + (self._choosing_s(chosen, sizes) if chosen else 0.0)
-
-    def _choosing_s(self, chosen: ChosenKeys, sizes: dict[str, int]) -> float:
-        """Seconds of scores and choices of all layers."""
-        product, stream = self._like
-        framework = self._inference.framework.model_copy(update={"half_products": SCORE_PRODUCTS})
-        calls = [chosen.scores(product, **sizes), chosen.choice(stream, **sizes)]
-        priced = price_operators(calls, self._inference.profile, framework)
-        return float(priced.device_s.sum()) * sum(count for _, _, count in self._attention)
+        if chosen and self._scoring:
+            each_s = chosen.choosing_s(self._like, inference.profile, inference.framework, **sizes)
+            total += self._scoring * each_s
+        return total
 
 
 def _routers(segment: Segment) -> set[str]:

@@ -16,7 +16,6 @@ from costmodel.errors import ForeshardError, InputFileError
 from costmodel.estimate import Z90
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config
-from costmodel.predict.chosen_keys import ChosenKeys
 from costmodel.predict.clients import serve_clients
 from costmodel.predict.inference import InferenceForecaster
 from costmodel.predict.passes import PassCosts
@@ -119,8 +118,7 @@ class _Cache:
         ranks = serving_ranks(row, ranks_per_node=network.ranks_per_node if network else 1)
         key = json.dumps([id(inference), str(ranks.plan), ranks.experts.tp, ranks.experts.ep])
         if key not in self._passes:
-            chosen = ChosenKeys.of(served_config(row) or {})
-            self._passes[key] = PassCosts(inference, ranks.plan, experts=ranks.experts, chosen=chosen)
+            self._passes[key] = PassCosts(inference, ranks.plan, experts=ranks.experts)
         return self._passes[key], ranks.plan.dp
 
 

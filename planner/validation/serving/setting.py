@@ -67,7 +67,7 @@ def _model(row: PublishedRow) -> dict[str, Any]:
 
 def serving_framework(row: PublishedRow) -> FrameworkProfile | None:
     """The backend's framework profile with the row's products and cache; None for an unknown backend."""
-    settings, backend, entry = _settings(), row.text("backend"), _backend(row)
+    settings, entry = _settings(), _backend(row)
     if entry is None:
         return None
     precision = row.text("precision")
@@ -78,11 +78,12 @@ def serving_framework(row: PublishedRow) -> FrameworkProfile | None:
         "half_products": own.get(dense, dense),
         "expert_products": own.get(routed, routed),
     }
-    for cache in settings["caches"]:
-        said = (("backend", backend), ("precision", precision), ("gpu", row.text("gpu")))
-        if all(re.search(cache[name], wording, re.I) for name, wording in said):
-            changes["cache_dtype"] = cache["cache_dtype"]
-            break
+    sizes = _sizes(row)
+    for name in ("cache_dtype", "expert_kernels"):
+        kept = next((k for k in settings["kernels"] if name in k["set"] and _fits(k, row, sizes)), None)
+        if kept is not None:
+            value = kept["set"][name]
+            changes[name] = tuple(value) if isinstance(value, list) else value
     return load_framework(entry["framework"]).model_copy(update=changes)
 
 
@@ -114,7 +115,8 @@ def serving_ranks(row: PublishedRow, *, ranks_per_node: int) -> Ranks:
     Tables that were derived from launch flags count a rank once for each flag that names it: replicas of
     attention that repeat the tensor-parallel size, or experts' sizes that repeat each other beyond a node,
     are of one set of ranks. Ranks of a size that repeats itself split their attention: such rows are as fast
-    as rows of that size without replicas, and run out of memory where those do.
+    as rows of that size without replicas, and run out of memory where those do. What a launch script made of
+    experts and attention and the table leaves out is put right last (`ranks` of the settings).
     """
     tp, replicas = row.integer("tp_size", 1), row.integer("attention_dp_size", 1) or 1
     split, groups = row.integer("moe_tp_size", 1) or 1, row.integer("moe_ep_size", 1) or 1
@@ -127,6 +129,11 @@ def serving_ranks(row: PublishedRow, *, ranks_per_node: int) -> Ranks:
         split, groups = 1, isqrt(world)
     elif split * groups != tp * replicas:
         split, groups = tp * replicas, 1
+    for launch in (entry for entry in _settings()["ranks"] if _fits(entry, row, _sizes(row))):
+        split, groups = 1, tp * replicas
+        if launch["set"].get("attention") == "replicas":
+            tp, replicas = 1, tp * replicas
+        break
     pp = row.integer("pp_size", 1)
     plan = Plan(dp=replicas, tp=tp, pp=pp, micro_batch_size=1, global_batch_size=replicas)
     return Ranks(plan=plan, experts=Experts(tp=split, ep=groups))
@@ -164,16 +171,31 @@ def as_launched(row: PublishedRow, framework: FrameworkProfile, load: Load) -> F
 
 def _launched(row: PublishedRow, *, clients: int, replicas: int) -> dict[str, Any]:
     """How the row's server and load generator were launched: of each setting the first one that fits."""
-    sizes = {"clients": clients, "replicas": replicas, "isl": row.integer("isl"), "osl": row.integer("osl")}
-    sizes |= {"tp": row.integer("tp_size", 1), "sent": clients * sizes["isl"]}
+    sizes = {**_sizes(row), "clients": clients, "replicas": replicas, "sent": clients * row.integer("isl")}
     found: dict[str, Any] = {}
     for entry in _settings()["launches"]:
-        fits = all(re.search(wording, row.text(cell), re.I) for cell, wording in entry["rows"].items())
-        fits = fits and all(sizes[name] >= least for name, least in entry.get("from", {}).items())
-        if fits and all(sizes[name] < most for name, most in entry.get("below", {}).items()):
+        if _fits(entry, row, sizes):
             whole = {**entry["set"].get("framework", {}), **found.get("framework", {})}
             found = {**entry["set"], **found, "framework": whole}
     return found
+
+
+def _sizes(row: PublishedRow) -> dict[str, int]:
+    clients = row.integer("concurrency") or row.integer("batch_size")
+    return {
+        "clients": clients,
+        "isl": row.integer("isl"),
+        "osl": row.integer("osl"),
+        "tp": row.integer("tp_size", 1),
+        "replicas": row.integer("attention_dp_size", 1) or 1,
+    }
+
+
+def _fits(entry: dict[str, Any], row: PublishedRow, sizes: dict[str, int]) -> bool:
+    """Whether an entry speaks of the row: wordings of its cells, sizes from and below bounds."""
+    fits = all(re.search(wording, row.text(cell), re.I) for cell, wording in entry["rows"].items())
+    fits = fits and all(sizes[name] >= least for name, least in entry.get("from", {}).items())
+    return fits and all(sizes[name] < most for name, most in entry.get("below", {}).items())
 
 
 def _sum(terms: int | dict[str, float], **sizes: int) -> int:

@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 
+from costmodel.framework import load_framework
 from costmodel.graph.model_graph import Operator, Phase, Segment
+from costmodel.hardware.store import load_profile
+from costmodel.models import resolve_config
+from costmodel.plan import Plan
 from costmodel.predict.chosen_keys import ChosenKeys
+from costmodel.predict.inference import InferenceForecaster, InferencePrediction
+from costmodel.predict.serving import serve
 
 _CONFIG: dict[str, Any] = {
     "index_topk": 4,
@@ -16,6 +22,41 @@ _CONFIG: dict[str, Any] = {
     "q_lora_rank": 32,
     "hidden_size": 64,
 }
+_LATENT: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "intermediate_size": 2048,
+    "moe_intermediate_size": 512,
+    "vocab_size": 32000,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 3,
+    "q_lora_rank": 384,
+    "kv_lora_rank": 256,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_SCORED = {"index_topk": 512, "index_n_heads": 8, "index_head_dim": 64}
+
+
+def _inference(model_type: str, framework: str = "vllm", **config: Any) -> InferenceForecaster:
+    whole = {"model_type": model_type, **_LATENT, **config}
+    return InferenceForecaster(
+        source=resolve_config(whole, name=model_type, seq_len=64),
+        profile=load_profile("H100-SXM5-80GB"),
+        framework=load_framework(framework),
+    )
+
+
+def _answer(
+    forecaster: InferenceForecaster, prompt_len: int, tp: int = 1, batch_size: int = 4
+) -> InferencePrediction:
+    return forecaster.generate(Plan(tp=tp), batch_size=batch_size, prompt_len=prompt_len, output_len=16)
 
 
 def _call(kind: str, variant: str, **dims: int) -> Operator:
@@ -80,4 +121,51 @@ def test_kernels_of_every_pass_are_linear_in_tokens() -> None:
     assert [op.dims["m"] for op in ten if op.kind == "gemm"] == [10, 10, 10]
     assert sum(op.dims["bytes"] for op in ten if op.kind == "elementwise") == 10 * sum(
         op.dims["bytes"] for op in one if op.kind == "elementwise"
+    )
+
+
+def test_an_answer_over_chosen_keys_pays_for_scores_and_gains_at_long_contexts() -> None:
+    all_keys, few = _inference("deepseek_v3"), _inference("deepseek_v3", **_SCORED)
+    short, long = 256, 32768
+    for prompt_len, least, most in ((short, 1.0, 2.0), (long, 0.0, 1.0)):
+        whole, chosen = (_answer(f, prompt_len, batch_size=64) for f in (all_keys, few))
+        assert least < chosen.time_per_output_token_s / whole.time_per_output_token_s < most
+        kept = chosen.kv_cache_bytes - whole.kv_cache_bytes
+        assert kept == 64 * 3 * (64 + 4) * (prompt_len + 16)
+    # a prompt no longer than the keys chosen attends as without
+    assert _answer(few, short).time_to_first_token_s < 1.5 * _answer(all_keys, short).time_to_first_token_s
+
+
+def test_clients_of_a_server_are_answered_over_chosen_keys_too() -> None:
+    played = [
+        serve(forecaster, Plan(), prompt_len=32768, output_len=16, concurrency=8)
+        for forecaster in (_inference("deepseek_v3"), _inference("deepseek_v3", **_SCORED))
+    ]
+    assert played[0].time_per_output_token_s != played[1].time_per_output_token_s
+    assert played[1].kv_cache_bytes > 0
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_code_that_scores_for_itself_is_priced_as_a_configuration_that_says_so(tp: int) -> None:
+    said = _answer(_inference("deepseek_v3", **_SCORED), 4096, tp)
+    traced = _answer(_inference("deepseek_v32", **_SCORED), 4096, tp)
+    assert traced.time_to_first_token_s == pytest.approx(said.time_to_first_token_s, rel=0.05)
+    assert traced.time_per_output_token_s == pytest.approx(said.time_per_output_token_s, rel=0.05)
+    assert traced.kv_cache_bytes == said.kv_cache_bytes
+
+
+def test_layers_that_take_a_choice_over_score_nothing() -> None:
+    own = _inference("glm_moe_dsa", **_SCORED, indexer_types=["full"] * 3)
+    shared = _inference("glm_moe_dsa", **_SCORED, indexer_types=["full", "shared", "shared"])
+    each, once = _answer(own, 8192), _answer(shared, 8192)
+    assert once.time_to_first_token_s < each.time_to_first_token_s
+    assert each.kv_cache_bytes - once.kv_cache_bytes == 2 * 4 * (64 + 4) * (8192 + 16)
+
+
+def test_code_that_runs_as_written_attends_to_all_keys() -> None:
+    written = _inference("deepseek_v3", "pytorch-bf16", **_SCORED)
+    assert written.chosen_keys is None
+    assert (
+        _answer(written, 4096).time_per_output_token_s
+        == _answer(_inference("deepseek_v3", "pytorch-bf16"), 4096).time_per_output_token_s
     )

@@ -130,6 +130,17 @@ def test_prompts_launched_kernel_by_kernel_take_the_host_s_time() -> None:
     assert launched == pytest.approx(1000 * 1e-4)
 
 
+def test_prompts_beyond_what_is_captured_take_a_multiple_of_their_kernels() -> None:
+    load = Load(clients=1, prompt_len=1024, output_len=101)
+    plain, within, beyond = (
+        _serve(load, uncaptured_factor=factor, captured_tokens=tokens)
+        for factor, tokens in ((1.0, 0), (3.0, 1024), (3.0, 1023))
+    )
+    assert within == plain
+    assert beyond.time_to_first_token_s == pytest.approx(3.0 * plain.time_to_first_token_s)
+    assert beyond.time_per_output_token_s == pytest.approx(plain.time_per_output_token_s)
+
+
 def test_a_cold_server_s_first_pass_holds_up_the_first_wave_alone() -> None:
     sizes = {"clients": 4, "prompt_len": 100, "output_len": 101, "lengths": _SPREAD, "requests_each": 10}
     warm, cold = _serve(Load(**sizes)), _serve(Load(start_s=20.0, **sizes))

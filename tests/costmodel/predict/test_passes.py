@@ -12,7 +12,6 @@ from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config
 from costmodel.plan import Plan
 from costmodel.predict.attending import latent_dims
-from costmodel.predict.chosen_keys import ChosenKeys
 from costmodel.predict.inference import InferenceForecaster
 from costmodel.predict.passes import Attending, Experts, PassCosts
 
@@ -48,6 +47,7 @@ _LATENT: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
 }
+_CHOSEN = {**_LATENT, "index_topk": 512, "index_n_heads": 8, "index_head_dim": 64}
 _MIXED: dict[str, Any] = {
     "model_type": "qwen3_moe",
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -64,7 +64,7 @@ _MIXED: dict[str, Any] = {
 
 
 def _forecaster(name: str, **changes: Any) -> InferenceForecaster:
-    config = {"llama": _LLAMA, "latent": _LATENT, "mixed": _MIXED}[name]
+    config = {"llama": _LLAMA, "latent": _LATENT, "chosen": _CHOSEN, "mixed": _MIXED}[name]
     return InferenceForecaster(
         source=resolve_config(config, name=name, seq_len=1),
         profile=load_profile("H100-SXM5-80GB"),
@@ -194,9 +194,10 @@ def test_guessed_tokens_cost_a_pass_what_tokens_cost_attention_nothing_and_their
 
 
 def test_attention_over_chosen_keys_grows_with_their_scores_alone() -> None:
-    few = ChosenKeys(keys=512, heads=8, width=64, query_width=384, hidden=1024)
-    forecaster = _forecaster("latent")
-    all_keys, chosen = PassCosts(forecaster, Plan()), PassCosts(forecaster, Plan(), chosen=few)
+    forecaster = _forecaster("chosen")
+    few = forecaster.chosen_keys
+    assert few is not None
+    all_keys, chosen = _costs("latent"), PassCosts(forecaster, Plan())
     short, long = _decode(64, context=256), _decode(64, context=65536)
     assert chosen.seconds([short]) > all_keys.seconds([short])  # it scores whatever there is to choose from
     assert chosen.seconds([long]) < all_keys.seconds([long])

@@ -135,6 +135,28 @@ def test_sizes_of_parallelism_name_ranks(
     assert (ranks.experts.tp, ranks.experts.ep) == experts
 
 
+def test_a_launch_script_may_divide_experts_and_attention_where_the_table_does_not_say() -> None:
+    early = {"backend": "trtllm", "backend_version": "", "model": "DeepSeek-R1", "precision": "fp4"}
+    few, many, long = (
+        serving_ranks(_row(**early, tp_size="8", isl=isl, concurrency=clients), ranks_per_node=8)
+        for isl, clients in (("1024", "8"), ("1024", "64"), ("8192", "64"))
+    )
+    assert (few.plan.tp, few.experts.ep) == (8, 1)
+    assert (many.plan.tp, many.experts.ep) == (8, 8)
+    assert (long.plan.dp, long.plan.tp, long.experts.ep) == (8, 1, 8)
+
+
+def test_keys_are_kept_as_the_launch_script_or_the_weights_say() -> None:
+    def cache(**cells: str) -> str:
+        framework = serving_framework(_row(gpu="B200", model="MiniMaxAI/MiniMax-M2.5", **cells))
+        assert framework is not None
+        return framework.cache_dtype
+
+    assert cache(precision="fp8", backend_version="0.17.0") == "same"
+    assert cache(precision="fp8", backend_version="0.19.0") == "fp8"
+    assert cache(precision="fp4", backend_version="0.17.0") == "fp8"
+
+
 def test_load_and_products_follow_the_wording() -> None:
     load = serving_load(_row(), 2)
     assert not isinstance(load, str)
