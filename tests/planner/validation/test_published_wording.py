@@ -319,3 +319,25 @@ def test_a_table_in_other_words_is_forecast(tmp_path: Path) -> None:
     row = validate_published(table).rows[0]
     assert row.skipped is None
     assert row.predicted
+
+
+def test_a_named_model_runs_as_its_launcher_configures_it() -> None:
+    run = {"framework": "NeMo Megatron", "gpu": "A100 80GB", "task": "train", "dtype": "bf16", "year": "2023"}
+    row = said(**run, model_family="bert", model_name="BERT 4B", n_gpus="16", seq_len="512")
+    plan, model = row_plan(row), row_model(row)
+    assert isinstance(plan, Plan)
+    assert isinstance(model, RowModel)
+    assert (plan.dp, plan.micro_batch_size, plan.global_batch_size) == (16, 8, 2048)
+    assert model.config["num_hidden_layers"] == 48
+    assert "micro_batch=8" in plan_labels(row, plan, row_hardware(row))["assumed"]
+    own = row_plan(said(**run, model_family="bert", model_name="BERT 4B", n_gpus="16", micro_batch="4"))
+    assert isinstance(own, Plan)
+    assert own.micro_batch_size == 4  # what the row says itself stays
+
+
+def test_the_first_years_of_nemo_ran_megatrons_kernels() -> None:
+    run = {**RUN, "framework": "NeMo Megatron", "year": "2023", "gpu": "A100 80GB"}
+    old, new = row_framework(said(**run)), row_framework(said(**{**run, "framework": "NeMo 25.02"}))
+    assert (old.attention, new.attention) == ("unfused", "flash")
+    assert old.gradient_comm_bytes == 4.0
+    assert old.step_overhead_s > new.step_overhead_s
