@@ -383,6 +383,8 @@ def _schedule(row: PublishedRow, pp: int) -> tuple[str, int]:
     said, vpp = row.text("pipeline_schedule"), row.integer("vpp", 1) or 1
     if pp == 1:
         return "1f1b", 1
+    if row.text("vpp") == "max":
+        vpp = known_size(row, "layers") // pp or 1
     if said not in SCHEDULES or (said == "1f1b" and vpp > 1):
         said = "interleaved" if vpp > 1 else "1f1b"
     chunks = _settings()["chunks"]

@@ -392,3 +392,11 @@ def test_more_names_say_sizes(family: str, name: str, sizes: dict[str, object]) 
 def test_a_model_that_a_family_only_resembles_is_refused(family: str, name: str) -> None:
     found = row_model(said(task="train", model_family=family, model_name=name, seq_len="512"))
     assert isinstance(found, str)
+
+
+def test_pipelines_that_overlap_are_interleaved_to_single_layers() -> None:
+    run = {"framework": "Megatron-Core", "source": "Megatron-LM README, table", "tp": "8", "pp": "4"}
+    plan = plan_of(**run, n_gpus="64", global_batch="64", micro_batch="1")
+    assert (plan.schedule, plan.vpp) == ("interleaved", 8)  # 32 layers on 4 stages
+    elsewhere = plan_of(**{**run, "source": "a report"}, n_gpus="64", global_batch="64", micro_batch="1")
+    assert (elsewhere.schedule, elsewhere.vpp) == ("1f1b", 1)
