@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from costmodel.errors import ProfileError, UsageError
 from costmodel.hardware.schema import FORMAT_VERSION, HardwareProfile
-from costmodel.hardware.transfer import transfer_fit
+from costmodel.hardware.transfer import as_fast_as_its_own_streams, transfer_fit
 
 __all__ = ["SHIPPED", "list_profiles", "load_profile", "profile_file_name", "save_profile"]
 
@@ -155,6 +155,7 @@ def _parsed(path: Path, _modified_ns: int, _size_bytes: int) -> HardwareProfile:
 def _with_borrowed(profile: HardwareProfile, path: Path) -> HardwareProfile:
     """The profile with the fits of its donors, transferred; donors lie beside it or are shipped."""
     fits = list(profile.operators)
+    donors: dict[str, HardwareProfile] = {}
     for name in dict.fromkeys(entry.donor for entry in profile.borrowed):
         places = [folder / profile_file_name(name) for folder in (path.parent, SHIPPED)]
         place = next((p for p in places if p.is_file()), None)
@@ -165,6 +166,7 @@ def _with_borrowed(profile: HardwareProfile, path: Path) -> HardwareProfile:
             )
         stat = place.stat()
         donor = _parsed(place.resolve(), stat.st_mtime_ns, stat.st_size)
+        donors[donor.name] = donor
         own = {
             (f.kind, f.variant, f.dtype, f.timing): f for f in donor.operators if f.transferred_from is None
         }
@@ -178,4 +180,5 @@ def _with_borrowed(profile: HardwareProfile, path: Path) -> HardwareProfile:
                     f"of {name}, which {place} does not hold; import the tables anew"
                 )
             fits.append(transfer_fit(fit, donor.device, profile.device))
+    fits = [as_fast_as_its_own_streams(fit, fits, donors) for fit in fits]
     return profile.model_copy(update={"operators": tuple(fits), "borrowed": ()})

@@ -10,12 +10,14 @@ those known of the dtype from a device that is limited by power (`costmodel/data
 more power than that sustains what long products reach anywhere (`attainable`).
 
 The correction stays within one architecture (it speaks of tiles and waves of the same kernels); across
-architectures only the form carries over.
+architectures only the form carries over, and efficiencies of traffic follow what of it both devices were
+measured with: B200 reaches 0.91 of H100's share of the bandwidth in fp8 quantisation.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
@@ -25,13 +27,21 @@ from pydantic import BaseModel, ConfigDict
 
 from costmodel.hardware.device import math_dtype, peak_flop_per_s
 from costmodel.hardware.fallback import fallback_spread
+from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.schema import BorrowedFit, DeviceSpec, HardwareProfile, OperatorFit
 
-__all__ = ["borrowed_fits", "device_distance", "sustained_fraction", "transfer_fit"]
+__all__ = [
+    "as_fast_as_its_own_streams",
+    "borrowed_fits",
+    "device_distance",
+    "sustained_fraction",
+    "transfer_fit",
+]
 
 _FILE = Path(__file__).resolve().parent.parent / "data" / "energy.json"
 _COMPUTE, _SUSTAINED, _BURST = "compute_efficiency", "sustained_fraction", "burst_s"
 _TILE = "tile_"
+_TRAFFIC = "memory_efficiency"
 _LEAST_SUSTAINED = 0.1
 _GENERATIONS = ("Pascal", "Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell")
 _AMD = ("CDNA1", "CDNA2", "CDNA3")
@@ -66,8 +76,6 @@ _OTHER_GENERATION = 1.0
 def device_distance(source: DeviceSpec, target: DeviceSpec) -> float:
     """How unlike two devices are: 0 = equal; an architecture apart counts 1, a vendor 10, and within one
     architecture the ratios of peak, bandwidth and multiprocessors decide."""
-    import math
-
     apart = 10.0 * (source.kind != target.kind)
     for family in (_GENERATIONS, _AMD):
         if source.architecture in family and target.architecture in family:
@@ -145,6 +153,40 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
             "extra_log_sigma": float(f"{(fit.extra_log_sigma**2 + extra**2) ** 0.5:.4g}"),
         }
     )
+
+
+def as_fast_as_its_own_streams(
+    fit: OperatorFit, fits: Iterable[OperatorFit], donors: Mapping[str, HardwareProfile]
+) -> OperatorFit:
+    """A borrowed fit of traffic at the share of its bandwidth that the device reaches where the donor and it,
+    or another of its architecture, were measured:
+
+        memory_efficiency = donor's * (device's / donor's, of what both have, geometric mean)
+    """
+    donor = donors.get(fit.transferred_from or "")
+    if donor is None or not _streams(fit) or fit.transfer_distance < _OTHER_GENERATION:
+        return fit
+    theirs = {_what(f): f.parameters[_TRAFFIC] for f in donor.operators if _streams(f)}
+    ours = {
+        _what(f): f.parameters[_TRAFFIC]
+        for f in fits
+        if _streams(f) and (f.transferred_from is None or f.transfer_distance < _OTHER_GENERATION)
+    }
+    both = theirs.keys() & ours.keys()
+    if not both:
+        return fit
+    ratio = math.exp(sum(math.log(ours[what] / theirs[what]) for what in both) / len(both))
+    reached = float(f"{fit.parameters[_TRAFFIC] * ratio:.6g}")
+    return fit.model_copy(update={"parameters": {**fit.parameters, _TRAFFIC: reached}})
+
+
+def _streams(fit: OperatorFit) -> bool:
+    forms = load_forms()
+    return _TRAFFIC in fit.parameters and fit.kind in forms and forms[fit.kind].streams
+
+
+def _what(fit: OperatorFit) -> tuple[str, str, str, str]:
+    return fit.kind, fit.variant, fit.dtype, fit.timing
 
 
 def borrowed_fits(

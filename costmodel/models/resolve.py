@@ -26,6 +26,11 @@ _FOLDER = Path(__file__).parents[1] / "data" / "models"
 _STORED_AS = ("dtype", "torch_dtype")
 _SIZE = re.compile(r"^(n|num)_|_(size|dim|layers|heads)$")
 """Names of sizes among a configuration's; others may be negative, as layers that count from the last one."""
+_BUILDING = (
+    *(ValueError, TypeError, KeyError, IndexError, RuntimeError),
+    *(ZeroDivisionError, AttributeError, AssertionError),
+)
+"""What libraries raise where sizes do not go together."""
 _ELSEWHERE = ("image_size", "rope_theta")
 """Read for example inputs of models without a size of their own; filed under `rope_parameters`."""
 
@@ -273,7 +278,7 @@ def _module(transformers: Any, config: Any, architectures: list[str], name: str,
             module = _instance(transformers, config, architectures, remote)
             module.tie_weights()
             return module
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError, AttributeError) as error:
+    except _BUILDING as error:
         raise ModelArgumentError(
             f"model {name!r}: building it fails: {str(error).splitlines()[0]}; check its sizes"
         ) from None

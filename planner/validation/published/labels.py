@@ -44,7 +44,8 @@ def plan_labels(row: PublishedRow, plan: Plan, profile: HardwareProfile) -> dict
 
 def _assumed(row: PublishedRow, plan: Plan) -> str:
     """What was read otherwise than written, and what of the plan the row leaves open."""
-    read = [f"{column} {said!r} as {row.text(column)!r}" for column, said in row.written.items()]
+    meant = {column: row.text(column) for column in row.written}
+    read = [f"{k} {said!r} as {meant[k]!r}" if said else f"{k}={meant[k]}" for k, said in row.written.items()]
     taken = {name: getattr(plan, name) for name in ("dp", "tp", "pp", "vpp", "cp", "ep")}
     taken |= {"micro_batch": plan.micro_batch_size, "global_batch": plan.global_batch_size}
     open_ = [f"{k}={v}" for k, v in taken.items() if v > 1 and row.number(k) != v]

@@ -32,6 +32,10 @@ class RowModel:
     predicted_share: float = 1.0
     target_len: int = 0
     """Tokens of an encoder-decoder's targets; 0: as many as its inputs."""
+    adapted: tuple[str, ...] = ()
+    """Last names of the linear layers with adapters; (): all, where there are any."""
+    adapter_rank: int = 0
+    """Rank of the adapters that alone are trained; 0: every parameter is."""
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +79,8 @@ def _known(row: PublishedRow) -> dict[str, Any]:
     if entry is not None and width not in (0, entry["sizes"].get("hidden", width)):
         entry = None
     if entry is None and family and parameters and not width:
-        apart = {abs(1e9 * e["billions"] / parameters - 1): e for e in reversed(of_family)}
+        any_name = [e for e in reversed(of_family) if not e.get("named")]
+        apart = {abs(1e9 * e["billions"] / parameters - 1): e for e in any_name}
         if apart and min(apart) <= told["nearest_parameters"]["fraction"]:
             entry = apart[min(apart)]
     return entry or {}
@@ -117,6 +122,8 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     entry = _named(row) or _families().get(family)
     if entry is None:
         return f"family {family!r} is not in the table of families"
+    if "not" in entry and re.search(entry["not"], row.text("model_name"), re.I):
+        return f"model {row.text('model_name')!r} is no {family} that the table of families can build"
     if row.text("task") != "train":
         known = {k: v for k, v in known.items() if k != "seq_len"}  # a prompt's length, not training's
     entry = _variant(row, entry, known)
@@ -151,6 +158,7 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
     config.update(said)
     seq_len = row.integer("seq_len", known.get("seq_len", int(entry["defaults"].get("seq_len", 0))))
     predicts = entry.get("predicts", {"module": "", "share": 1.0})
+    adapters = _adapters(row)
     return RowModel(
         config=config,
         seq_len=_without_padding(row, seq_len),
@@ -158,7 +166,17 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
         head=predicts["module"],
         predicted_share=predicts["share"],
         target_len=target_len,
+        adapted=tuple(adapters["layers"]),
+        adapter_rank=int(adapters["rank"]),
     )
+
+
+def _adapters(row: PublishedRow) -> dict[str, Any]:
+    """The adapters that a training row's words mean, of rank 0 where they mean none."""
+    words = " ".join((row.written.get("task", ""), *map(row.text, ("model_name", "framework", "notes"))))
+    said = (e for e in _table("adapters") if re.search(e["match"], words, re.I) and says(row, e["where"]))
+    found = next(said, None) if row.text("task") == "train" else None
+    return found or {"layers": (), "rank": 0}
 
 
 def _without_padding(row: PublishedRow, seq_len: int) -> int:

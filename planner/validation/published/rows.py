@@ -17,7 +17,7 @@ from costmodel.errors import InputFileError
 
 __all__ = ["METRICS", "OF_RUNS", "PublishedRow", "in_our_words", "read_rows", "says"]
 
-_DATA = Path(costmodel.__path__[0]) / "data" / "published" / "wordings.json"
+_FOLDER = Path(costmodel.__path__[0]) / "data" / "published"
 
 _NUMBER = re.compile(r"(\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?)\s*(k|K|M|B|%|s|GB|GiB|)")
 _TIMES = {"k": 1024.0, "K": 1024.0, "M": 1e6, "B": 1e9}
@@ -41,7 +41,7 @@ class PublishedRow:
     id: str
     cells: Mapping[str, str]
     written: Mapping[str, str] = field(default_factory=dict)
-    """What the table says in the columns whose cells are read as other words."""
+    """What the table says in the columns whose cells are read otherwise; "" where a recipe fills them."""
 
     def text(self, column: str, default: str = "") -> str:
         """The cell, or `default` where the source does not say."""
@@ -88,12 +88,19 @@ def says(row: PublishedRow, where: Mapping[str, str]) -> bool:
 
 @lru_cache(maxsize=1)
 def _wordings() -> dict[str, list[dict[str, Any]]]:
-    columns: dict[str, list[dict[str, Any]]] = json.loads(_DATA.read_text())["columns"]
+    columns: dict[str, list[dict[str, Any]]] = json.loads((_FOLDER / "wordings.json").read_text())["columns"]
     return columns
 
 
+@lru_cache(maxsize=1)
+def _recipes() -> list[dict[str, Any]]:
+    recipes: list[dict[str, Any]] = json.loads((_FOLDER / "recipes.json").read_text())["recipes"]
+    return recipes
+
+
 def in_our_words(row: PublishedRow) -> PublishedRow:
-    """The row with what other sources write in a column put as this table's rows put it."""
+    """The row with what other sources write in a column put as this table's rows put it, and with what its
+    launcher's own configuration of the model sets in the cells it leaves empty."""
     changed = {}
     for column, entries in _wordings().items():
         said = row.text(column)
@@ -104,10 +111,13 @@ def in_our_words(row: PublishedRow) -> PublishedRow:
         meant = match.expand(entry["means"]).strip() if match else said
         if meant != said:
             changed[column] = meant
-    if not changed:
+    meant_row = replace(row, cells={**row.cells, **changed}) if changed else row
+    recipe: dict[str, str] = next((r["cells"] for r in _recipes() if says(meant_row, r["where"])), {})
+    filled = {column: cell for column, cell in recipe.items() if not row.text(column)}
+    if not changed and not filled:
         return row
-    written = {column: row.text(column) for column in changed}
-    return replace(row, cells={**row.cells, **changed}, written=written)
+    written = {column: row.text(column) for column in (*changed, *filled)}
+    return replace(row, cells={**meant_row.cells, **filled}, written=written)
 
 
 def read_rows(

@@ -17,7 +17,7 @@ from costmodel.hardware.device import weight_bytes
 from costmodel.hardware.node_links import inter_link, intra_link, intra_names
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.hardware.store import load_profile
-from costmodel.models import resolve_config, with_fewer_predictions
+from costmodel.models import resolve_config, with_adapters, with_fewer_predictions
 from costmodel.plan import Plan
 from costmodel.recompute import Recompute
 from costmodel.schedules import SCHEDULES
@@ -154,6 +154,7 @@ def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[],
     profile, framework = row_hardware(row), row_framework(row)
     variant = row_variant(row)
     shape = [dict(model.config), model.seq_len, model.target_len, model.head, model.predicted_share]
+    shape += [model.adapted, model.adapter_rank]
     key = json.dumps([*shape, profile.name, framework.model_dump(), variant])
     task = "infer" if row.text("task") == "forward" else "train"  # a forward pass alone has no loss
     arguments = partial(_arguments, row.text("model_name"), model, profile, framework, variant, task)
@@ -178,6 +179,8 @@ def _arguments(
     )
     if model.head:
         source = with_fewer_predictions(source, model.head, model.predicted_share)
+    if model.adapter_rank:
+        source = with_adapters(source, model.adapted, model.adapter_rank)
     return {
         "source": source,
         "profile": profile,
@@ -380,6 +383,8 @@ def _schedule(row: PublishedRow, pp: int) -> tuple[str, int]:
     said, vpp = row.text("pipeline_schedule"), row.integer("vpp", 1) or 1
     if pp == 1:
         return "1f1b", 1
+    if row.text("vpp") == "max":
+        vpp = known_size(row, "layers") // pp or 1
     if said not in SCHEDULES or (said == "1f1b" and vpp > 1):
         said = "interleaved" if vpp > 1 else "1f1b"
     chunks = _settings()["chunks"]

@@ -7,6 +7,7 @@ import pytest
 from costmodel.hardware.pricing import choose_fit, operator_times
 from costmodel.hardware.schema import Correction
 from costmodel.hardware.transfer import (
+    as_fast_as_its_own_streams,
     borrowed_fits,
     device_distance,
     sustained_fraction,
@@ -162,3 +163,30 @@ def test_one_name_of_an_architecture_may_hold_unlike_chips() -> None:
     assert extra("H100-SXM5-80GB", "H200-SXM") == extra("B200", "GB200")
     assert extra("RTX-PRO-6000-Server", "B200") == extra("H100-SXM5-80GB", "B200")
     assert extra("H100-SXM5-80GB", "H200-SXM") < extra("H100-SXM5-80GB", "B200")
+
+
+def test_borrowed_traffic_reaches_what_the_devices_own_does() -> None:
+    here, there = "B200", "H100-SXM5-80GB"
+    add = plain_fit("elementwise", "add", "fp16", on=there, memory_efficiency=0.8)
+    donor = profile(
+        add, plain_fit("quantise", "static", "bf16->fp8", on=there, memory_efficiency=0.9), on=there
+    )
+    borrowed = transfer_fit(add, device(there), device(here))
+    own = plain_fit("quantise", "static", "bf16->fp8", on=here, memory_efficiency=0.6)
+    product = transfer_fit(plain_fit(on=there), device(there), device(here))
+    fits, donors = (own, borrowed, product), {there: donor}
+    moved = as_fast_as_its_own_streams(borrowed, fits, donors)
+    assert moved.parameters["memory_efficiency"] == pytest.approx(0.8 * 0.6 / 0.9, rel=1e-4)
+    assert as_fast_as_its_own_streams(own, fits, donors) == own
+    assert as_fast_as_its_own_streams(product, fits, donors) == product
+    assert as_fast_as_its_own_streams(borrowed, (borrowed,), donors) == borrowed
+
+
+def test_a_like_devices_traffic_is_taken_as_it_is() -> None:
+    here, there = "H200-SXM", "H100-SXM5-80GB"
+    quantise = plain_fit("quantise", "static", "bf16->fp8", on=there, memory_efficiency=0.9)
+    add = plain_fit("elementwise", "add", "fp16", on=there)
+    borrowed = transfer_fit(add, device(there), device(here))
+    own = plain_fit("quantise", "static", "bf16->fp8", on=here, memory_efficiency=0.5)
+    donors = {there: profile(add, quantise, on=there)}
+    assert as_fast_as_its_own_streams(borrowed, (own, borrowed), donors) == borrowed

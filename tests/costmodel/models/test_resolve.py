@@ -155,3 +155,9 @@ def test_transformers_of_images_beside_text(config: dict[str, object]) -> None:
     built = resolve_config(config, name="images").build("cpu")
     out = built.module(*built.args, **built.kwargs).sample
     assert out.shape[0] == 1
+
+
+def test_what_a_library_asserts_of_sizes_is_a_message() -> None:
+    config = {"model_type": "marian", "architectures": ["MarianMTModel"], "vocab_size": 1000}
+    with pytest.raises(ModelArgumentError, match="check its sizes"):
+        resolve_config(config, name="marian").build("meta")

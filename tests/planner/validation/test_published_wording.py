@@ -319,3 +319,84 @@ def test_a_table_in_other_words_is_forecast(tmp_path: Path) -> None:
     row = validate_published(table).rows[0]
     assert row.skipped is None
     assert row.predicted
+
+
+def test_a_named_model_runs_as_its_launcher_configures_it() -> None:
+    run = {"framework": "NeMo Megatron", "gpu": "A100 80GB", "task": "train", "dtype": "bf16", "year": "2023"}
+    row = said(**run, model_family="bert", model_name="BERT 4B", n_gpus="16", seq_len="512")
+    plan, model = row_plan(row), row_model(row)
+    assert isinstance(plan, Plan)
+    assert isinstance(model, RowModel)
+    assert (plan.dp, plan.micro_batch_size, plan.global_batch_size) == (16, 8, 2048)
+    assert model.config["num_hidden_layers"] == 48
+    assert "micro_batch=8" in plan_labels(row, plan, row_hardware(row))["assumed"]
+    own = row_plan(said(**run, model_family="bert", model_name="BERT 4B", n_gpus="16", micro_batch="4"))
+    assert isinstance(own, Plan)
+    assert own.micro_batch_size == 4  # what the row says itself stays
+
+
+def test_the_first_years_of_nemo_ran_megatrons_kernels() -> None:
+    run = {**RUN, "framework": "NeMo Megatron", "year": "2023", "gpu": "A100 80GB"}
+    old, new = row_framework(said(**run)), row_framework(said(**{**run, "framework": "NeMo 25.02"}))
+    assert (old.attention, new.attention) == ("unfused", "flash")
+    assert old.gradient_comm_bytes == 4.0
+    assert old.step_overhead_s > new.step_overhead_s
+
+
+def test_adapters_alone_are_trained_where_the_words_say_so() -> None:
+    run = {"model_family": "llama", "model_name": "Llama-2-7B", "dtype": "bf16", "seq_len": "4096"}
+    adapted = row_model(said(**run, task="LoRA", framework="NeMo 24.07"))
+    noted = row_model(said(**run, task="fine-tuning", framework="trl", notes="QLoRA, packed"))
+    whole = row_model(said(**run, task="SFT", framework="NeMo 24.07", notes="no LoRA"))
+    answers = row_model(said(**run, task="inference", output_len="8", notes="LoRA adapters served"))
+    assert isinstance(adapted, RowModel)
+    assert isinstance(noted, RowModel)
+    assert isinstance(whole, RowModel)
+    assert isinstance(answers, RowModel)
+    assert adapted.adapter_rank == 16
+    assert "q_proj" in adapted.adapted
+    assert (noted.adapter_rank, noted.adapted) == (64, ())
+    assert whole.adapter_rank == answers.adapter_rank == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "sizes"),
+    [
+        ("falcon", "Falcon-40B", {"num_hidden_layers": 60, "hidden_size": 8192}),
+        ("qwen3", "Qwen3-4B", {"hidden_size": 2560, "head_dim": 128}),
+        ("gemma2", "Gemma-2-9B", {"num_hidden_layers": 42, "head_dim": 256}),
+        ("phi", "Phi-2", {"n_layer": 32, "n_embd": 2560}),
+        ("chatglm", "ChatGLM3-6B", {"num_key_value_heads": 2}),
+        ("flan-t5", "Flan-T5-XXL", {"d_model": 4096, "d_ff": 10240}),
+        ("dit", "DiT-L/2", {"num_layers": 24, "attention_head_dim": 64}),
+        ("sdxl", "Stable Diffusion XL", {"transformer_layers_per_block": [1, 2, 10]}),
+        ("distilbert", "DistilBERT", {"num_hidden_layers": 6}),
+        ("moe", "GPT-OSS-20B", {"num_local_experts": 32}),
+    ],
+)
+def test_more_names_say_sizes(family: str, name: str, sizes: dict[str, object]) -> None:
+    config = model_of(model_family=family, model_name=name, seq_len="2048").config
+    assert {key: config[key] for key in sizes} == sizes
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("unet", "U-Net (medical)"),
+        ("stable-diffusion", "SD3-medium"),
+        ("resnet", "SE-ResNeXt101-32x4d"),
+        ("bert", "DeBERTa-v3-large"),
+        ("falcon", "Falcon-RW"),
+    ],
+)
+def test_a_model_that_a_family_only_resembles_is_refused(family: str, name: str) -> None:
+    found = row_model(said(task="train", model_family=family, model_name=name, seq_len="512"))
+    assert isinstance(found, str)
+
+
+def test_pipelines_that_overlap_are_interleaved_to_single_layers() -> None:
+    run = {"framework": "Megatron-Core", "source": "Megatron-LM README, table", "tp": "8", "pp": "4"}
+    plan = plan_of(**run, n_gpus="64", global_batch="64", micro_batch="1")
+    assert (plan.schedule, plan.vpp) == ("interleaved", 8)  # 32 layers on 4 stages
+    elsewhere = plan_of(**{**run, "source": "a report"}, n_gpus="64", global_batch="64", micro_batch="1")
+    assert (elsewhere.schedule, elsewhere.vpp) == ("1f1b", 1)
