@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from costmodel.graph.scalable import GraphStore, ScalableGraph, scalable_graph
     from costmodel.graph.storage import load_graph, save_graph
     from costmodel.graph.tracing import trace, trace_module
+    from costmodel.graph.uncompiled import leave_compiler_unloaded
 
 __all__ = [
     "GraphStore",
@@ -30,6 +31,7 @@ __all__ = [
     "Segment",
     "TensorInfo",
     "TensorRole",
+    "leave_compiler_unloaded",
     "load_graph",
     "save_graph",
     "scalable_graph",
@@ -45,6 +47,7 @@ _LAZY = {
     "save_graph": "storage",
     "trace": "tracing",
     "trace_module": "tracing",
+    "leave_compiler_unloaded": "uncompiled",
 }
 
 

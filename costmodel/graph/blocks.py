@@ -31,7 +31,7 @@ class Unit:
     instances: tuple[str, ...]
 
 
-def signature(module: nn.Module, known: dict[int, tuple[Any, ...]] | None = None) -> tuple[Any, ...]:
+def signature(module: nn.Module, known: dict[Any, Any] | None = None) -> tuple[Any, ...]:
     """Structure of a module tree: classes, plain attributes, tensors, children.
 
     `known`: by identity, signatures found before; what is found is added.
@@ -39,10 +39,11 @@ def signature(module: nn.Module, known: dict[int, tuple[Any, ...]] | None = None
     known = {} if known is None else known
     if id(module) not in known:
         known[id(module)] = _signature(module, known)
-    return known[id(module)]
+    found: tuple[Any, ...] = known[id(module)]
+    return found
 
 
-def _signature(module: nn.Module, known: dict[int, tuple[Any, ...]]) -> tuple[Any, ...]:
+def _signature(module: nn.Module, known: dict[Any, Any]) -> tuple[Any, ...]:
     own = tuple(
         sorted(
             (key, value)
@@ -81,9 +82,17 @@ def _without(tree: tuple[Any, ...], keys: set[str], path: str = "") -> tuple[Any
     )
 
 
-def _signatures(elements: Sequence[nn.Module], known: dict[int, tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _signatures(found: nn.Module, known: dict[Any, Any]) -> list[tuple[Any, ...]]:
     """Signatures of a list's elements; attributes that are the element's place in every element are left
     out (a layer index)."""
+    key = ("elements", id(found))
+    if key not in known:
+        known[key] = _elements_signatures([child for _, child in found.named_children()], known)
+    elements: list[tuple[Any, ...]] = known[key]
+    return elements
+
+
+def _elements_signatures(elements: Sequence[nn.Module], known: dict[Any, Any]) -> list[tuple[Any, ...]]:
     trees = [signature(element, known) for element in elements]
     integers = [_integers(tree) for tree in trees]
     places = {
@@ -91,7 +100,7 @@ def _signatures(elements: Sequence[nn.Module], known: dict[int, tuple[Any, ...]]
         for key in integers[0]
         if all(found.get(key, i) == i for i, found in enumerate(integers)) and len(elements) > 1
     }
-    return [_without(tree, places) for tree in trees]
+    return [_without(tree, places) for tree in trees] if places else trees
 
 
 def _is_plain(value: Any) -> bool:
@@ -132,9 +141,7 @@ def _all_inner(elements: Sequence[tuple[str, nn.Module]]) -> list[list[tuple[str
     return found
 
 
-def _unit_lists(
-    module: nn.Module, depth: int, known: dict[int, tuple[Any, ...]]
-) -> list[tuple[str, nn.Module]]:
+def _unit_lists(module: nn.Module, depth: int, known: dict[Any, Any]) -> list[tuple[str, nn.Module]]:
     """The lists whose elements are units: outermost, or dominant nested ones up to `depth` levels down."""
     result: list[tuple[str, nn.Module]] = []
     pending = [(path, found, 0) for path, found in _lists(module, "")]
@@ -142,7 +149,7 @@ def _unit_lists(
         path, found, level = pending.pop(0)
         elements = [(f"{path}.{name}" if path else name, child) for name, child in found.named_children()]
         inner = _all_inner(elements) if level < depth else []
-        if inner and len(set(_signatures([child for _, child in elements], known))) == len(elements):
+        if inner and len(set(_signatures(found, known))) == len(elements):
             pending = [(*item, level + 1) for lists in inner for item in lists] + pending
         else:
             result.append((path, found))
@@ -172,7 +179,7 @@ def find_units(
     *,
     reduce: bool = True,
     depth: int = 0,
-    known: dict[int, tuple[Any, ...]] | None = None,
+    known: dict[Any, Any] | None = None,
 ) -> tuple[list[Unit], dict[str, list[int]]]:
     """Units in list order, and for each reduced list (by path) the element positions that are kept.
 
@@ -184,11 +191,7 @@ def find_units(
     for path, found in _unit_lists(module, depth, known):
         children = list(found.named_children())
         names = [f"{path}.{name}" if path else name for name, _ in children]
-        runs = (
-            _runs(_signatures([child for _, child in children], known))
-            if reduce
-            else [(i, 1, 1) for i in range(len(children))]
-        )
+        runs = _runs(_signatures(found, known)) if reduce else [(i, 1, 1) for i in range(len(children))]
         positions: list[int] = []
         for start, period, repeats in runs:
             groups = [tuple(names[start + g * period : start + (g + 1) * period]) for g in range(repeats)]

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from costmodel.graph.autocast import autocast
+from costmodel.graph.fake_calls import FakeCalls
 from costmodel.graph.workspaces import with_workspace
 
 __all__ = ["Capture", "capture_step", "leaves", "packet_name", "storage_key"]
@@ -51,7 +52,7 @@ class Capture(TorchDispatchMode):
     flop        FLOP by torch's formula
     """
 
-    def __init__(self, *, fused_attention: bool = False) -> None:
+    def __init__(self, mode: FakeTensorMode, *, fused_attention: bool = False) -> None:
         super().__init__()
         self.fused_attention = fused_attention
         self.graph = fx.Graph()
@@ -65,6 +66,7 @@ class Capture(TorchDispatchMode):
         self.stolen: dict[int, int] = {}
         """Storage of a parameter's gradient -> storage of the tensor that autograd would have taken."""
         self._last_backward_module = ""
+        self._call = FakeCalls(mode)
 
     def placeholder(self, name: str, value: torch.Tensor, role: str) -> None:
         """Declare a parameter, buffer or input before the step."""
@@ -86,7 +88,7 @@ class Capture(TorchDispatchMode):
     def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is _COPY and self._takes_as_gradient(args):
             return args[0]
-        out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else func(*args, **kwargs)
+        out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else self._call(func, args, kwargs)
         out = with_workspace(func, args, out)
         if packet_name(func) in _INVISIBLE:
             self._alias(args, out)
@@ -107,8 +109,7 @@ class Capture(TorchDispatchMode):
 
     def _record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         grad_node = torch._C._current_autograd_node()
-        node = self.graph.create_node(
-            "call_function",
+        node = self._call_node(
             func,
             tuple(self._as_node(value) for value in args),
             {key: self._as_node(value) for key, value in kwargs.items()},
@@ -133,9 +134,17 @@ class Capture(TorchDispatchMode):
             for position, tensor in enumerate(leaves(out)):
                 if not isinstance(tensor, torch.Tensor):
                     continue  # a gradient that nobody asked for
-                item = self.graph.create_node("call_function", _item, (node, position))
+                item = self._call_node(_item, (node, position), {})
                 item.meta.update(val=tensor, module=module, backward=grad_node is not None, item_of=node)
                 self._nodes[id(tensor)] = item
+
+    def _call_node(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """`create_node`, which looks through all arguments it is given for symbolic sizes: here are none."""
+        node = self.graph.create_node("call_function", func, name=_node_name(func))
+        node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
 
     def _as_node(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -206,6 +215,12 @@ def _item(value: Any, position: int) -> Any:
     return leaves(value)[position]
 
 
+@cache
+def _node_name(func: Any) -> str:
+    """The name that torch.fx starts from."""
+    return fx.Graph()._target_to_str(func)
+
+
 def leaves(value: Any) -> list[Any]:
     """What an operator's arguments or results hold, lists and dictionaries opened, in order."""
     if isinstance(value, dict):
@@ -233,16 +248,17 @@ def capture_step(
     training: bool,
     paths: Mapping[int, str],
     names: Mapping[int, str],
+    mode: FakeTensorMode,
     fused_attention: bool = False,
     autocast_to: str = "",
 ) -> Capture:
-    """Record forward, loss and backward (or the forward alone). Call it inside a FakeTensorMode.
+    """Record forward, loss and backward (or the forward alone) on fake tensors of `mode`.
 
     `autocast_to`: half-precision type of a torch.autocast around forward and loss, "" for none.
 
     `paths`: id(module) -> path and `names`: id(parameter or buffer) -> qualified name, of the whole model.
     """
-    capture = Capture(fused_attention=fused_attention)
+    capture = Capture(mode, fused_attention=fused_attention)
     seen: set[int] = set()
     for role, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, tensor in named:

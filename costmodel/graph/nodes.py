@@ -39,6 +39,7 @@ class _Result:
     """What a call returned: positions among its results, tensor indices and the tensors."""
 
     positions: tuple[int, ...]
+    nodes: tuple[fx.Node, ...]
     indices: tuple[int, ...]
     tensors: tuple[torch.Tensor, ...]
 
@@ -98,11 +99,13 @@ class Reader:
     def _result(self, node: fx.Node) -> _Result:
         value = node.meta["val"]
         if isinstance(value, torch.Tensor):
-            return _Result(positions=(0,), indices=(self._tensor(node, value),), tensors=(value,))
+            index = self._tensor(node, value)
+            return _Result(positions=(0,), nodes=(node,), indices=(index,), tensors=(value,))
         items = [user for user in node.users if user.meta.get("item_of") is node]
         items.sort(key=lambda item: int(item.args[1]))  # type: ignore[arg-type]
         return _Result(
             positions=tuple(int(item.args[1]) for item in items),  # type: ignore[arg-type]
+            nodes=tuple(items),
             indices=tuple(self._tensor(item, item.meta["val"]) for item in items),
             tensors=tuple(item.meta["val"] for item in items),
         )
@@ -144,7 +147,7 @@ class Reader:
             args=tuple(self._described(value) for value in node.args),
             kwargs={key: self._described(value) for key, value in node.kwargs.items()},
             tensors=tuple(self._meta(n) for n in inputs),
-            outputs=tuple(_meta(i, t) for i, t in zip(result.indices, result.tensors, strict=True)),
+            outputs=tuple(self._meta(n) for n in result.nodes),
             flop=node.meta["flop"],
         )
 

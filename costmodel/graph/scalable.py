@@ -1,10 +1,13 @@
-"""One trace for every micro-batch size: sizes are affine in the batch, so two traces give them all."""
+"""One trace for every micro-batch size: sizes are affine in the batch, so two traces give them all.
+
+The first two sizes that are asked for are traced as they are; others follow from these two.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import TraceError
@@ -17,11 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["GraphStore", "ScalableGraph", "scalable_graph"]
 
 _POINTS = (2, 4)
-"""Batch 1 takes other paths through torch (size-1 dimensions), so it is traced by itself."""
+"""Sizes that are traced where two are needed and others were not asked for. Batch 1 takes other paths through
+torch (size-1 dimensions), so it is traced by itself."""
 
 
 class ScalableGraph:
-    """A model's graph at any micro-batch size. Sizes v(B) = v2 + (v4 - v2) (B - 2) / 2, exact integers."""
+    """A model's graph at any micro-batch size.
+
+    Sizes v(B) = v(x) + (v(y) - v(x)) (B - x) / (y - x) from those at two traced ones, exact integers.
+    """
 
     def __init__(
         self, source: ModelSource, *, training: bool, attention: str, dtype: str, autocast: str = ""
@@ -32,13 +39,16 @@ class ScalableGraph:
         self._dtype = dtype
         self._autocast = autocast
         self._graphs: dict[int, ModelGraph] = {}
+        self._traces: dict[int, ModelGraph] = {}
+        """Those of `_graphs` that were traced."""
         self._mode = fake_mode()
         self._expected: dict[int, Callable[[], ModelGraph | None]] = {}
 
     @property
     def untraced(self) -> tuple[int, ...]:
-        """Sizes out of those that any other is made of whose trace is still to be taken."""
-        return tuple(size for size in _POINTS if size not in self._graphs)
+        """Sizes that would be traced to make any other of them."""
+        known = sum(size != 1 for size in self._traces)
+        return tuple(size for size in _POINTS if size not in self._traces)[: max(2 - known, 0)]
 
     @property
     def expected(self) -> tuple[int, ...]:
@@ -58,9 +68,9 @@ class ScalableGraph:
     def _traced(self, size: int) -> ModelGraph:
         take = self._expected.pop(size, None)
         if take is not None and (graph := take()) is not None:
-            self._graphs.setdefault(size, graph)
-        if size not in self._graphs:
-            self._graphs[size] = trace(
+            self._traces[size] = graph
+        if size not in self._traces:
+            self._traces[size] = trace(
                 self._source.with_batch(size),
                 training=self._training,
                 attention=self._attention,
@@ -68,22 +78,23 @@ class ScalableGraph:
                 autocast=self._autocast,
                 mode=self._mode,
             )
-        return self._graphs[size]
+        return self._traces[size]
 
     def _make(self, size: int) -> ModelGraph:
         if size == 1:
             try:
                 return self._traced(size)
             except TraceError:  # a module may need two samples to train on (BatchNorm1d)
-                return self._between(size)
-        if size in _POINTS:
+                return self._between(size, *_POINTS)
+        points = [other for other in (*self._traces, *self._expected) if other != 1]
+        if size in points or len(points) < 2:
             return self._traced(size)
-        return self._between(size)
+        return self._between(size, *points[:2])
 
-    def _between(self, size: int) -> ModelGraph:
-        low, high = (self._traced(point) for point in _POINTS)
+    def _between(self, size: int, *points: int) -> ModelGraph:
+        low, high = (self._traced(point) for point in points)
         try:
-            return _interpolated(low, high, size)
+            return _Line(*points).graph(low, high, size)
         except ValueError:  # the two traces differ in structure: the model branches on its batch
             return self._traced(size)
 
@@ -125,60 +136,69 @@ def scalable_graph(
     return ScalableGraph(source, training=training, attention=attention, dtype=dtype, autocast=autocast)
 
 
-def _line(low: Any, high: Any, size: int) -> Any:
-    if low == high:
-        return low
-    if isinstance(low, tuple):
-        if len(low) != len(high):
-            raise ValueError("shapes of different rank")
-        return tuple(_line(a, b, size) for a, b in zip(low, high, strict=True))
-    x0, x1 = _POINTS
-    value, rest = divmod((high - low) * (size - x0), x1 - x0)
-    if rest:
-        raise ValueError("a size is not affine in the batch")
-    return low + value
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What lies on a line through two micro-batch sizes. ValueError where something does not."""
 
+    x0: int
+    x1: int
 
-def _interpolated(low: ModelGraph, high: ModelGraph, size: int) -> ModelGraph:
-    if len(low.segments) != len(high.segments):
-        raise ValueError("different segments")
-    return replace(
-        low,
-        micro_batch_size=size,
-        segments=tuple(_segment(a, b, size) for a, b in zip(low.segments, high.segments, strict=True)),
-    )
+    def at(self, low: Any, high: Any, size: int) -> Any:
+        if low == high:
+            return low
+        if isinstance(low, tuple):
+            if len(low) != len(high):
+                raise ValueError("shapes of different rank")
+            return tuple(self.at(a, b, size) for a, b in zip(low, high, strict=True))
+        value, rest = divmod((high - low) * (size - self.x0), self.x1 - self.x0)
+        if rest:
+            raise ValueError("a size is not affine in the batch")
+        return low + value
 
+    def graph(self, low: ModelGraph, high: ModelGraph, size: int) -> ModelGraph:
+        if len(low.segments) != len(high.segments):
+            raise ValueError("different segments")
+        return replace(
+            low,
+            micro_batch_size=size,
+            segments=tuple(
+                self._segment(a, b, size) for a, b in zip(low.segments, high.segments, strict=True)
+            ),
+        )
 
-def _segment(a: Segment, b: Segment, size: int) -> Segment:
-    if len(a.operators) != len(b.operators) or len(a.tensors) != len(b.tensors) or a.count != b.count:
-        raise ValueError("different structure")
-    return replace(
-        a,
-        operators=tuple(_operator(x, y, size) for x, y in zip(a.operators, b.operators, strict=True)),
-        tensors=tuple(_tensor(x, y, size) for x, y in zip(a.tensors, b.tensors, strict=True)),
-        output_bytes=_line(a.output_bytes, b.output_bytes, size),
-        passing_bytes=_line(a.passing_bytes, b.passing_bytes, size),
-    )
+    def _segment(self, a: Segment, b: Segment, size: int) -> Segment:
+        if len(a.operators) != len(b.operators) or len(a.tensors) != len(b.tensors) or a.count != b.count:
+            raise ValueError("different structure")
+        return replace(
+            a,
+            operators=tuple(
+                self._operator(x, y, size) for x, y in zip(a.operators, b.operators, strict=True)
+            ),
+            tensors=tuple(self._tensor(x, y, size) for x, y in zip(a.tensors, b.tensors, strict=True)),
+            output_bytes=self.at(a.output_bytes, b.output_bytes, size),
+            passing_bytes=self.at(a.passing_bytes, b.passing_bytes, size),
+        )
 
+    def _operator(self, a: Operator, b: Operator, size: int) -> Operator:
+        if a.target != b.target or a.kind != b.kind or a.dims.keys() != b.dims.keys():
+            raise ValueError("different operators")
+        between = a.resized(
+            dims={key: self.at(value, b.dims[key], size) for key, value in a.dims.items()},
+            flop=self.at(a.flop, b.flop, size),
+            bytes_read=self.at(a.bytes_read, b.bytes_read, size),
+            bytes_written=self.at(a.bytes_written, b.bytes_written, size),
+        )
+        if a.arguments == b.arguments:
+            return between
+        arguments = {
+            key: self.at(value, b.arguments.get(key, value), size) for key, value in a.arguments.items()
+        }
+        return replace(between, arguments=arguments)
 
-def _operator(a: Operator, b: Operator, size: int) -> Operator:
-    if a.target != b.target or a.kind != b.kind or a.dims.keys() != b.dims.keys():
-        raise ValueError("different operators")
-    between = a.resized(
-        dims={key: _line(value, b.dims[key], size) for key, value in a.dims.items()},
-        flop=_line(a.flop, b.flop, size),
-        bytes_read=_line(a.bytes_read, b.bytes_read, size),
-        bytes_written=_line(a.bytes_written, b.bytes_written, size),
-    )
-    if a.arguments == b.arguments:
-        return between
-    arguments = {key: _line(value, b.arguments.get(key, value), size) for key, value in a.arguments.items()}
-    return replace(between, arguments=arguments)
-
-
-def _tensor(a: TensorInfo, b: TensorInfo, size: int) -> TensorInfo:
-    if a.shape == b.shape and a.size_bytes == b.size_bytes:
-        return a
-    if sum(x != y for x, y in zip(a.shape, b.shape, strict=False)) > 1:
-        raise ValueError("a size is a product of batches: every sample meets every other")
-    return replace(a, shape=_line(a.shape, b.shape, size), size_bytes=_line(a.size_bytes, b.size_bytes, size))
+    def _tensor(self, a: TensorInfo, b: TensorInfo, size: int) -> TensorInfo:
+        if a.shape == b.shape and a.size_bytes == b.size_bytes:
+            return a
+        if sum(x != y for x, y in zip(a.shape, b.shape, strict=False)) > 1:
+            raise ValueError("a size is a product of batches: every sample meets every other")
+        shape, size_bytes = self.at(a.shape, b.shape, size), self.at(a.size_bytes, b.size_bytes, size)
+        return replace(a, shape=shape, size_bytes=size_bytes)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from costmodel.errors import ForeshardError, TraceError
 from costmodel.graph.blocks import Unit, find_units, reduced
 from costmodel.graph.capture import Capture, capture_step, storage_key
+from costmodel.graph.fake_calls import FakeCalls
 from costmodel.graph.libraries import (
     as_on_real_tensors,
     fused_where_written_out,
@@ -302,7 +303,7 @@ class _Traced:
 
 def _finest(step: _Traced, reduce: bool) -> tuple[list[Unit], Reader]:
     """The smallest units between which one tensor passes; the outermost lists' elements where none do."""
-    signatures: dict[int, tuple[Any, ...]] = {}
+    signatures: dict[Any, Any] = {}
     found = [
         find_units(step.module, reduce=reduce, depth=depth, known=signatures) for depth in range(_DEEPEST + 1)
     ]
@@ -368,6 +369,7 @@ class _Swapped:
     def __init__(self, module: nn.Module, mode: FakeTensorMode) -> None:
         self._module = module
         self._mode = mode
+        self._calls = FakeCalls(mode)
         self._before: list[tuple[dict[str, Any], str, Any]] = []
 
     def __enter__(self) -> dict[int, Any]:
@@ -389,14 +391,14 @@ class _Swapped:
         if not isinstance(tensor, FakeTensor):
             fake = _as_fake(tensor if tensor.is_meta else tensor.detach(), self._mode)
         else:
-            fake = tensor.detach()
+            with torch._C._AutoDispatchBelowAutograd():
+                fake = self._calls(torch.ops.aten.detach.default, (tensor,), {})
             if storage_key(fake) == storage_key(tensor):
                 return tensor
-        return (
-            nn.Parameter(fake, requires_grad=tensor.requires_grad)
-            if isinstance(tensor, nn.Parameter)
-            else fake
-        )
+        if isinstance(tensor, nn.Parameter):  # as nn.Parameter marks a tensor of its own type, a new one here
+            fake.requires_grad_(tensor.requires_grad)
+            fake._is_param = True
+        return fake  # type: ignore[no-any-return]
 
     def __exit__(self, *exc: object) -> None:
         for store, key, tensor in self._before:
@@ -414,6 +416,7 @@ def _captured(step: _Traced, names: Mapping[int, str]) -> Capture:
                 training=step.training,
                 paths=step.paths,
                 names=names,
+                mode=step.mode,
                 fused_attention=step.attention == "flash",
                 autocast_to=step.autocast,
             )

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from costmodel.errors import ForeshardError, InputFileError
-from costmodel.graph import GraphStore
+from costmodel.graph import GraphStore, leave_compiler_unloaded
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from costmodel.predict.inference import InferenceForecaster
@@ -46,7 +46,7 @@ _TRACE_COLUMNS = ("task", "dtype", "flash_attention", "framework", "gpu")
 _ROWS_WORTH_WORKERS = 40
 _TRACE_ROWS = 10
 """Tracing a model in one type takes about as long as pricing so many rows."""
-_IMPORTED_BY_TRACES = ("torch._dynamo", "transformers.modeling_utils")
+_IMPORTED_BY_TRACES = ("costmodel.graph.tracing", "transformers.modeling_utils")
 
 
 def validate_published(path: Path, *, limit: int | None = None) -> Report:
@@ -97,6 +97,7 @@ def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
 def _begin() -> None:
     """Start a process made for scoring: what it imports is left out of the collections of garbage that traces
     bring about, which would walk it again and again."""
+    leave_compiler_unloaded()
     with suppress(ImportError):
         for name in _IMPORTED_BY_TRACES:
             import_module(name)

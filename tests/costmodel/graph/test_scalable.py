@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
-from costmodel.graph import GraphStore, trace
+from costmodel.graph import GraphStore, scalable, trace
 from costmodel.graph.model_graph import Phase
 from costmodel.graph.scalable import scalable_graph
 from costmodel.models import ModelSource, resolve, resolve_config
@@ -95,3 +97,19 @@ def test_what_grows_with_the_square_of_the_batch_is_traced_at_its_size() -> None
     for phase in (Phase.FORWARD, Phase.BACKWARD):
         assert scaled.flop(phase) == traced.flop(phase)
     assert scaled.saved_activation_bytes == traced.saved_activation_bytes
+
+
+def test_sizes_are_traced_as_asked_for_and_two_give_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+
+    def counted(source: ModelSource, **how: Any) -> Any:
+        traced.append(source.micro_batch_size)
+        return trace(source, **how)
+
+    monkeypatch.setattr(scalable, "trace", counted)
+    graph = scalable_graph(source())
+    made = {size: graph.at(micro_batch_size=size) for size in (8, 3, 2, 12)}
+    assert traced == [8, 3]
+    for size, one in made.items():
+        own = trace(source().with_batch(size))
+        assert replace(one, trace_time_s=0.0) == replace(own, trace_time_s=0.0)
