@@ -298,7 +298,11 @@ class _Server:
 
     def _grow(self) -> float:
         """Tokens that a step adds to them."""
-        return 0.0 if self.framework.reserves_answers else len(self._running) * self.load.accepted_tokens
+        return len(self._running) * self._step()
+
+    def _step(self) -> float:
+        """Tokens that a step adds to one request; without room for them it would be put back at once."""
+        return 0.0 if self.framework.reserves_answers else self.load.accepted_tokens
 
     def _make_room(self) -> None:
         """Put the requests that began last back while the next step's tokens find no room."""
@@ -335,10 +339,11 @@ class _Server:
             if len(self._running) + len(taken) >= self.slots or room < 1:
                 break
             needs = 0 if prompt.done else self._needs(prompt)
-            full = full or (needs > free and bool(taken or self._running or self._filling))
+            crowded = needs + self._step() > free
+            full = full or (crowded and bool(taken or self._running or self._filling))
             if full and not prompt.done:
                 continue
-            free -= needs
+            free -= needs + (0.0 if prompt.done else self._step())
             tokens = min(room, prompt.tokens - prompt.done)
             taken.append((prompt, tokens))
             room -= tokens
@@ -397,7 +402,8 @@ class _Server:
         free = self.room_tokens - self._held() - grow
         if grow and free < passes * grow:
             passes = max(1, int(free / grow))
-        if self._waiting and len(self._running) < self.slots and self._needs(self._waiting[0]) <= free:
+        fits = bool(self._waiting) and self._needs(self._waiting[0]) + self._step() <= free
+        if fits and len(self._running) < self.slots:
             passes = min(passes, max(1, self.load.wait_steps - self._waited))
             self._waited += passes - 1
         if self._coming:

@@ -191,6 +191,13 @@ def test_answers_that_grow_share_room_that_reserved_ones_do_not_and_are_put_back
     assert grown.requests_per_s < free.requests_per_s
 
 
+@pytest.mark.parametrize("spare", [0.0, 0.5, 1.0, 1.5])
+def test_a_request_put_back_comes_in_again_only_with_room_to_go_on(spare: float) -> None:
+    load = Load(clients=8, prompt_len=100, output_len=101, draft_tokens=1, accepted_tokens=1.5)
+    found = _serve(load, room=3 * 200 + spare, mixes_prompts=False)
+    assert found.time_to_first_token_s > 0.0
+
+
 def test_a_prompt_in_chunks_goes_on_behind_a_request_that_was_put_back() -> None:
     load = Load(clients=6, prompt_len=3000, output_len=301, lengths=_SPREAD, requests_each=20)
     found = _serve(load, room=8200.0, pass_tokens=512)
