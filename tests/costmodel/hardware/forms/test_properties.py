@@ -82,15 +82,17 @@ def test_larger_is_not_faster_beyond_a_quantum(
 ) -> None:
     sizes = _dims(kind, data.draw)
     grown_name = data.draw(st.sampled_from([name for name in sizes if name in _SIZES]))
-    # a whole number of times larger and at least a quantum: what idles in the last block is idle in both
-    times = max(2.0, np.ceil(_QUANTUM / sizes[grown_name]))
+    # a whole number of times larger and at least a quantum: what idles in the last block is idle in both; an
+    # odd one: rows that were not aligned still are not
+    times = 2.0 * np.ceil(_QUANTUM / sizes[grown_name] / 2.0) + 1.0
     grown = {**sizes, grown_name: sizes[grown_name] * times}
     if "bytes" in sizes:
         grown["bytes"] = sizes["bytes"] * times
     small_s, large_s = _median_s(kind, variant, dtype, sizes, grown)
     assert np.isfinite(large_s)
     assert small_s > 0
-    assert large_s >= 0.98 * small_s, (sizes, grown_name, times)
+    # the sum of a weight gradient is long enough to be split at a step of its own
+    assert large_s >= 0.96 * small_s, (sizes, grown_name, times)
 
 
 @pytest.mark.parametrize(("kind", "variant", "dtype"), _CASES)
