@@ -224,7 +224,7 @@ def _gemm_s(
             blocks = groups * np.ceil(m / rows) * np.ceil(n / cols)
             split = np.ones_like(m)
             if split_sums:
-                most = np.maximum(np.floor(k / _SPLIT_DEPTH), 1.0)
+                most = np.maximum(k / _SPLIT_DEPTH, 1.0)
                 split = np.clip(np.floor(device.multiprocessors / blocks), 1.0, most)
             rate = theta["gemm_efficiency"] * theta.get(f"gemm_{tile[0]:.0f}x{tile[1]:.0f}", 1.0)
             work = rows * cols * _deep(k / split, theta["gemm_start"])

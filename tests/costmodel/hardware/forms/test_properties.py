@@ -91,8 +91,7 @@ def test_larger_is_not_faster_beyond_a_quantum(
     small_s, large_s = _median_s(kind, variant, dtype, sizes, grown)
     assert np.isfinite(large_s)
     assert small_s > 0
-    # the sum of a weight gradient is long enough to be split at a step of its own
-    assert large_s >= 0.96 * small_s, (sizes, grown_name, times)
+    assert large_s >= 0.98 * small_s, (sizes, grown_name, times)
 
 
 @pytest.mark.parametrize(("kind", "variant", "dtype"), _CASES)
