@@ -19,7 +19,7 @@ demo: $(STAMP)
 
 # two processes of one thread each, a file's tests in one: tests with real ranks take two cores
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -298,7 +298,9 @@ def test_overlaps_that_a_row_lists_are_done() -> None:
     assert not isinstance(split, str)
     assert (whole.zero_stage, split.zero_stage, split.vpp) == (1, 1, 1)
     assert row_framework(published(**cells)).overlap_gather
-    assert not row_framework(published(**{**cells, "notes": "tp-comm-overlap on"})).overlap_gather
+    assert not row_framework(
+        published(**{**cells, "source": "a report", "notes": "tp-comm-overlap on"})
+    ).overlap_gather
     said = row_plan(published(**cells, pp="2", vpp="2", n_gpus="768"))
     assert not isinstance(said, str)
     assert said.vpp == 2
