@@ -348,6 +348,9 @@ def test_adapters_alone_are_trained_where_the_words_say_so() -> None:
     adapted = row_model(said(**run, task="LoRA", framework="NeMo 24.07"))
     noted = row_model(said(**run, task="fine-tuning", framework="trl", notes="QLoRA, packed"))
     whole = row_model(said(**run, task="SFT", framework="NeMo 24.07", notes="no LoRA"))
+    latent = row_model(
+        said(**run, task="train", framework="Megatron-LM", notes="q-lora-rank=256; kv_lora_rank=128")
+    )
     answers = row_model(said(**run, task="inference", output_len="8", notes="LoRA adapters served"))
     assert isinstance(adapted, RowModel)
     assert isinstance(noted, RowModel)
@@ -356,7 +359,8 @@ def test_adapters_alone_are_trained_where_the_words_say_so() -> None:
     assert adapted.adapter_rank == 16
     assert "q_proj" in adapted.adapted
     assert (noted.adapter_rank, noted.adapted) == (64, ())
-    assert whole.adapter_rank == answers.adapter_rank == 0
+    assert isinstance(latent, RowModel)
+    assert whole.adapter_rank == answers.adapter_rank == latent.adapter_rank == 0
 
 
 @pytest.mark.parametrize(
