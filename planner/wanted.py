@@ -85,7 +85,7 @@ def wanted_list(forecaster: Forecaster, contenders: Sequence[Prediction]) -> Wan
         contenders=tuple(str(p.plan) for p in contenders),
         step_times_s=tuple(p.step_time_s for p in contenders),
         rest=tuple(tuple(map(float, row)) for row in left @ left.T),
-        shared=error_model().together,
+        shared=error_model().splits["fit"]["all"],
         machine_log_sigma=fallback_spread().transfer_other_architecture_log_sigma,
         items=tuple(i for i in items if max(map(abs, i.weights)) >= _LEAST_WEIGHT),
     )

@@ -15,7 +15,8 @@ Components before they are split into factors:
     framework                  what measured runs of a framework differ by beyond all that
 
 Each of the others is split by `costmodel/data/uncertainty.json` into a part that all plans share and parts
-that only plans share which are equal in some respect (a degree), or that are a plan's own.
+that only plans share which are equal in some respect (the shapes of their operators, a degree), or that are a
+plan's own.
 """
 
 from __future__ import annotations
@@ -98,18 +99,15 @@ class ErrorModel:
     """Widths and correlations out of the data file.
 
     `host`, `bubble`: standard deviation over the seconds. `splits`: first word of a component -> respect ->
-    share of its variance; respects are those of `_respects`. `together`: correlation of what a profile is off
-    by, on a machine as it is now, at two sizes of one fit.
+    share of its variance; respects are those of `_respects`.
     """
 
     host: float
     bubble: float
-    together: float
     splits: Mapping[str, Mapping[str, float]]
 
     def __post_init__(self) -> None:
         assert min(self.host, self.bubble) >= 0
-        assert 0 <= self.together < 1
         for name, split in self.splits.items():
             assert abs(sum(split.values()) - 1.0) < 1e-6, (name, split)
 
@@ -119,7 +117,6 @@ class ErrorModel:
         return cls(
             host=float(data["host_sigma"]),
             bubble=float(data["bubble_sigma"]),
-            together=float(data["together"]),
             splits={name: dict(split) for name, split in data["variance_shares"].items()},
         )
 
@@ -142,6 +139,7 @@ def _respects(plan: Plan) -> dict[str, str]:
     """Respect -> what two plans must have equal in it to share a factor; "" = they always do."""
     return {
         "all": "",
+        "shapes": f"mbs{plan.micro_batch_size}.tp{plan.tp}.cp{plan.cp}.ep{plan.ep}.{plan.sequence_parallel}",
         "group": f"dp{plan.dp}.tp{plan.tp}.pp{plan.pp}",
         "tp": f"tp{plan.tp}",
         "pp": f"pp{plan.pp}",

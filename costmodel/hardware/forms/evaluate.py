@@ -116,7 +116,7 @@ def evaluate_fit(
     below what the datasheet allows, of a machine that is faster by its `log_offset`. What the fit leaves of
     its samples is each size's own (left-out rows of ten tables, half an e-fold of size and more apart, err
     independently: correlations within 0.07, most within 0.02); what transfer, another variant or another type
-    leaves unknown is common to all.
+    leaves unknown is common to all. On a CPU all is: neighbours' load while it was measured is.
     """
     form = form_of(fit.kind)
     total_s, kernel_s = timed_s(form, fit.parameters, device, dims, fit.dtype, fit.variant, fit.timing)
@@ -140,8 +140,9 @@ def evaluate_fit(
     floor_s = datasheet_floor_s(form, device, dims, fit.dtype, fit.variant) * math.exp(
         min(0.0, fit.log_offset)
     )
+    whole = np.hypot(sigma, fit.extra_log_sigma)
     return TimeEstimate(
         median_s=np.maximum(median_s, floor_s),
-        log_sigma=np.hypot(sigma, fit.extra_log_sigma),
-        common_log_sigma=np.full(n, fit.extra_log_sigma),
+        log_sigma=whole,
+        common_log_sigma=whole if device.kind == "cpu" else np.full(n, fit.extra_log_sigma),
     )

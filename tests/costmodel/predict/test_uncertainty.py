@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from costmodel.framework import load_framework
 from costmodel.graph.model_graph import Operator, Phase
 from costmodel.hardware.pricing import operator_times
+from costmodel.hardware.store import list_profiles, load_profile
 from costmodel.plan import Plan
 from costmodel.predict.pricing import price_operators
 from costmodel.predict.uncertainty import (
@@ -115,6 +116,13 @@ def test_sizes_of_one_fit_err_apart_but_for_what_they_have_in_common() -> None:
 def test_nothing_but_a_datasheet_errs_as_one() -> None:
     sizes = {"m": [64, 4096], "n": [64, 4096], "k": [64, 4096], "batch": [1, 1]}
     estimate = operator_times(profile(), "gemm", "nt", "fp16", sizes)
+    assert estimate.common == pytest.approx(estimate.log_sigma)
+
+
+def test_a_cpu_errs_alike_at_all_sizes() -> None:
+    sizes = {"m": [64, 4096], "n": [64, 4096], "k": [64, 4096], "batch": [1, 1]}
+    cpu = next(load_profile(name) for name in list_profiles() if load_profile(name).device.kind == "cpu")
+    estimate = operator_times(cpu, "gemm", "nt", "fp32", sizes)
     assert estimate.common == pytest.approx(estimate.log_sigma)
 
 
