@@ -18,6 +18,7 @@ from costmodel.errors import MeasurementError, WorkerError
 __all__ = ["MALLOC_SETTINGS", "run_ranks"]
 
 _POLL_S = 0.1
+_LOOK_S = 1.0
 _GRACE_S = 3.0
 _LOG_LINES = 25
 MALLOC_SETTINGS = {
@@ -120,11 +121,15 @@ def _wait(
     progress: Callable[[], None] | None,
 ) -> bool:
     """Wait for the end; returns whether the limit came first. `started` collects every descendant."""
-    end = time.monotonic() + timeout_s
+    now = look = time.monotonic()
+    end = now + timeout_s
     while process.poll() is None:
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             return True
-        started |= _descendants(process.pid)
+        if now >= look:  # seldom: each look takes milliseconds of a core that is being measured
+            started |= _descendants(process.pid)
+            look = now + _LOOK_S
         if progress is not None:
             progress()
         time.sleep(_POLL_S)

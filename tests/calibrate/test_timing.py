@@ -35,7 +35,7 @@ def test_median_and_interquartile_range() -> None:
 
 
 def test_a_call_is_not_timed_below_what_it_sleeps() -> None:
-    timed = time_call(lambda: time.sleep(2e-3), slice_s=0.01)
+    timed = time_call(lambda: time.sleep(2e-3), slice_s=0.2)
     assert timed.time_s >= 2e-3
     assert timed.n >= 2
 
@@ -93,6 +93,7 @@ def test_a_call_may_time_itself() -> None:
     assert timed.time_s == 0.25
 
 
+@pytest.mark.alone
 def test_transfers_follow_computation_and_their_mean_counts() -> None:
     computed = 0
     lengths = iter([0.0, 0.0, *[4e-3, 36e-3] * 20])

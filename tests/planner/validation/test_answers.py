@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from costmodel.errors import PlanError, UsageError
 from costmodel.hardware.store import load_profile
 from costmodel.plan import Plan
 from planner.validation.answers import answer_plans, validate_answers
-from planner.validation.harness import run_specs
 from planner.validation.local import LocalForecaster, validate_local
 from planner.validation.run_spec import ModelSpec, RunSettings, RunSpec
 from planner.validation.standard import StandardModel
-from planner.validation.strategies.answering import check_answerable
+from planner.validation.strategies.answering import build_answerer, check_answerable
 
 TINY = ModelSpec(
     model="gpt2",
@@ -68,14 +68,12 @@ def test_ranks_answer_as_one_device_does_and_are_scored(tmp_path: Path) -> None:
     assert (tmp_path / "answers.json").exists()
 
 
-@pytest.mark.distributed
-def test_what_cannot_answer_says_why(tmp_path: Path) -> None:
+def test_what_cannot_answer_says_why() -> None:
     image = ModelSpec(model="mlp-mnist", name="image")
-    long = RunSpec(model=TINY, plan=Plan(micro_batch_size=1), prompt_len=40, output_len=2)
-    none = RunSpec(model=image, plan=Plan(micro_batch_size=1), prompt_len=4, output_len=2)
-    results = run_specs([long, none], FAST, directory=tmp_path)
-    assert "take a shorter prompt" in (results[0].failed or "")
-    assert "cannot answer" in (results[1].failed or "")
+    for model, length, why in ((TINY, 40, "take a shorter prompt"), (image, 4, "cannot answer")):
+        spec = RunSpec(model=model, plan=Plan(micro_batch_size=1), prompt_len=length, output_len=2)
+        with pytest.raises(UsageError, match=why):
+            build_answerer(spec, None, torch.device("cpu"), replica=0)
 
 
 @pytest.mark.parametrize("plan", ["pp2.mbs4", "dp2.zero3.mbs2", "mbs2.gbs4", "mbs4.full"])

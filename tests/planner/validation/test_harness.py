@@ -77,6 +77,7 @@ def test_every_strategy_trains_like_one_device(tmp_path: Path) -> None:
         assert len(result.ranks) == result.spec.plan.world_size
         assert result.step_time_s is not None
         assert result.step_time_s > 0
+        assert len(result.step_times_s) == FAST.rounds
         assert result.environment["threads_per_rank"] == 1
         bubble = bubble_fraction(result)
         assert (bubble is None) == (result.spec.plan.pp == 1)
@@ -90,12 +91,8 @@ def test_every_strategy_trains_like_one_device(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_rounds_go_on_while_times_are_not_known(tmp_path: Path) -> None:
     specs = [spec("perceptron", Plan(micro_batch_size=8)), spec("perceptron", Plan(dp=2, micro_batch_size=4))]
-    exactly, more = (
-        run_specs(specs, replace(FAST, rounds=2, seconds_per_plan=seconds), directory=tmp_path)
-        for seconds in (0.0, 1.5)
-    )
-    assert {len(result.step_times_s) for result in exactly} == {2}
-    assert all(len(result.step_times_s) > 2 for result in more)
+    results = run_specs(specs, replace(FAST, rounds=2, seconds_per_plan=1.5), directory=tmp_path)
+    assert all(len(result.step_times_s) > 2 for result in results)
 
 
 @pytest.mark.distributed
