@@ -199,6 +199,7 @@ def _launch(
         settings.to_arguments(),
         world_size=world_size,
         timeout_s=float(os.environ.get("FORESHARD_CALIBRATE_TIMEOUT_S", budget_s + _GRACE_S)),
+        signs=settings.samples,
         progress=tick,
         hosts=hosts,
     )

@@ -35,23 +35,26 @@ def run_ranks(
     *,
     world_size: int,
     timeout_s: float,
+    signs: Path | None = None,
     environment: Mapping[str, str] | None = None,
     progress: Callable[[], None] | None = None,
     hosts: Hosts | None = None,
 ) -> None:
     """Run `python -m module arguments` as `world_size` ranks under torchrun, or on `hosts`, and wait.
 
-    `progress` is called while waiting. Raises MeasurementError with a rank's own `error: ...` line,
-    WorkerError with the end of the ranks' logs where one died or the time is over. Every process that was
-    started is gone on return.
+    `signs`: a file that ranks write to while they get on; `timeout_s` counts from when they last did.
+    `progress` is called while waiting. Raises MeasurementError with a rank's own `error: ...` line, WorkerError
+    with the end of the ranks' logs where one died or the time is over. Every process that was started is gone
+    on return.
     """
+    patience = _Patience(timeout_s, signs)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         logs = Path(folder)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={world_size}", "--redirects=3", f"--log-dir={logs / 'ranks'}"]
         command += ["-m", module, *arguments]
         if hosts is not None:
-            _run_on_hosts(hosts, ["-m", module, *arguments], logs, timeout_s, environment or {}, progress)
+            _run_on_hosts(hosts, ["-m", module, *arguments], logs, patience, environment or {}, progress)
             return
         with (logs / "torchrun.log").open("wb") as log:
             process = subprocess.Popen(
@@ -63,11 +66,11 @@ def run_ranks(
             )
             started: set[int] = set()
             try:
-                over = _wait(process, timeout_s, started, progress)
+                over = _wait(process, patience, started, progress)
             finally:
                 _end(process, started)
         if over:
-            raise _too_late(module, timeout_s, logs)
+            raise _too_late(module, patience, logs)
         if process.returncode:
             raise _failure(module, process.returncode, logs)
 
@@ -76,16 +79,15 @@ def _run_on_hosts(
     hosts: Hosts,
     command: Sequence[str],
     logs: Path,
-    timeout_s: float,
+    patience: _Patience,
     environment: Mapping[str, str],
     progress: Callable[[], None] | None,
 ) -> None:
-    end = time.monotonic() + timeout_s
     ranks = RankProcesses(hosts, command, environment=_environment(environment), logs=logs / "ranks")
     try:
         while ranks.poll() is None:
-            if time.monotonic() > end:
-                raise _too_late(command[1], timeout_s, logs)
+            if patience.is_over():
+                raise _too_late(command[1], patience, logs)
             if progress is not None:
                 progress()
             time.sleep(_POLL_S)
@@ -95,9 +97,31 @@ def _run_on_hosts(
         raise _failure(command[1], ranks.returncode, logs)
 
 
-def _too_late(module: str, timeout_s: float, logs: Path) -> WorkerError:
+class _Patience:
+    """How long ranks are waited for: `timeout_s` from the start, or from when `signs` last changed."""
+
+    def __init__(self, timeout_s: float, signs: Path | None) -> None:
+        self.timeout_s = timeout_s
+        self._signs = signs
+        self._size = self._written()
+        self._end = time.monotonic() + timeout_s
+
+    def is_over(self) -> bool:
+        size = self._written()
+        if size != self._size:
+            self._size, self._end = size, time.monotonic() + self.timeout_s
+        return time.monotonic() > self._end
+
+    def _written(self) -> int:
+        try:
+            return 0 if self._signs is None else self._signs.stat().st_size
+        except OSError:
+            return 0
+
+
+def _too_late(module: str, patience: _Patience, logs: Path) -> WorkerError:
     return WorkerError(
-        f"the ranks of {module} did not end within {timeout_s:g} s (the limit) and were killed; "
+        f"the ranks of {module} got no further for {patience.timeout_s:g} s (the limit) and were killed; "
         f"{_tails(logs)}\nUse a larger budget, or see what blocks that rank."
     )
 
@@ -116,18 +140,18 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def _wait(
     process: subprocess.Popen[bytes],
-    timeout_s: float,
+    patience: _Patience,
     started: set[int],
     progress: Callable[[], None] | None,
 ) -> bool:
     """Wait for the end; returns whether the limit came first. `started` collects every descendant."""
-    now = look = time.monotonic()
-    end = now + timeout_s
+    look = time.monotonic()
     while process.poll() is None:
-        now = time.monotonic()
-        if now > end:
+        if patience.is_over():
             return True
-        if now >= look:  # seldom: each look takes milliseconds of a core that is being measured
+        if (
+            now := time.monotonic()
+        ) >= look:  # seldom: each look takes milliseconds of a core that is being measured
             started |= _descendants(process.pid)
             look = now + _LOOK_S
         if progress is not None:

@@ -24,6 +24,7 @@ def main(mode: str, file: Path) -> None:
             print("error: this machine is not that machine", file=sys.stderr, flush=True)
             sys.exit(1)
         if mode == "hangs":
+            (file.parent / "signs").write_text("so far")
             print("rank one waits for ever", file=sys.stderr, flush=True)
             time.sleep(600)
 
