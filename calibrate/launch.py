@@ -43,9 +43,9 @@ def run_ranks(
     """Run `python -m module arguments` as `world_size` ranks under torchrun, or on `hosts`, and wait.
 
     `signs`: a file that ranks write to while they get on; `timeout_s` counts from when they last did.
-    `progress` is called while waiting. Raises MeasurementError with a rank's own `error: ...` line, WorkerError
-    with the end of the ranks' logs where one died or the time is over. Every process that was started is gone
-    on return.
+    `progress` is called while waiting. Raises MeasurementError with a rank's own `error: ...` line,
+    WorkerError with the end of the ranks' logs where one died or the time is over. Every process that was
+    started is gone on return.
     """
     patience = _Patience(timeout_s, signs)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
