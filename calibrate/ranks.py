@@ -32,7 +32,8 @@ _TOUCHED_BYTES = 768 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """Rank 0 keeps the journal. `groups`: n -> group of the first n ranks, for n = 2, 4, .., world_size."""
+    """Rank 0 keeps the journal. `groups`: n -> this rank's group of n consecutive ranks, for n = 2, 4, ..,
+    world_size; that of the first n for a rank that is left over."""
 
     rank: int
     world_size: int
@@ -73,9 +74,12 @@ def join(*, backend: str | None, timeout_s: float) -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=limit)
     sizes = {world_size} | {1 << p for p in range(1, world_size.bit_length()) if 1 << p <= world_size}
-    groups = {
-        n: dist.new_group(list(range(n)), timeout=limit, backend=backend) for n in sorted(sizes) if n > 1
-    }
+    groups = {}
+    for n in sorted(sizes - {1}):
+        for first in range(0, world_size - n + 1, n):  # every rank makes every group, in one order
+            group = dist.new_group(list(range(first, first + n)), timeout=limit, backend=backend)
+            if first == 0 or first <= rank < first + n:
+                groups[n] = group
     control = dist.new_group(backend="gloo", timeout=limit)
     return Ranks(
         rank=rank,

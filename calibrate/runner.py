@@ -138,7 +138,7 @@ class Runner:
         for name in names:
             cases = load_benchmarks()[name](self.bench)
             pairs += [CasePair(case=case, setting=TOGETHER) for case in cases]
-            if max(self.bench.groups, default=1) > 1 and name not in ("host", "memory"):
+            if self.bench.world_size > 1 and name not in ("host", "memory"):
                 local = [case for case in cases if not case.n_ranks]
                 pairs += [CasePair(case=case, setting=ALONE) for case in _few(local)]
         return pairs
@@ -163,7 +163,8 @@ class Runner:
                 time.monotonic() - self.deadline,
             ]
         )
-        took_part = rows[:1] if pair.setting == ALONE else rows[: pair.case.n_ranks or None]
+        n = pair.case.n_ranks
+        took_part = rows[:1] if pair.setting == ALONE else rows[: self.bench.members(n) if n else None]
         if any(row[0] < 0 for row in took_part):
             self.times.setdefault(key, []).append(_SKIPPED)
             if self.journal is not None:
@@ -185,7 +186,7 @@ class Runner:
     def _measure(self, pair: CasePair, slice_s: float) -> tuple[Timed | None, str]:
         if pair.setting == ALONE and self.bench.rank > 0:
             return None, ""
-        if pair.case.n_ranks and self.bench.rank >= pair.case.n_ranks:
+        if pair.case.n_ranks and self.bench.rank >= self.bench.members(pair.case.n_ranks):
             return None, ""
         try:
             if pair.case.n_ranks:
@@ -201,7 +202,7 @@ class Runner:
         from calibrate.ranks import agree_over
 
         n = pair.case.n_ranks
-        if n == max(self.bench.groups):
+        if self.bench.members(n) == self.bench.world_size:
             return self.agree
         return agree_over(self.bench.groups[n], n, device=self.bench.device)
 

@@ -144,6 +144,19 @@ class Bench:
         """No single operand is larger."""
         return self.arena_bytes // 2
 
+    @property
+    def world_size(self) -> int:
+        """How many ranks measure together."""
+        return max(self.groups, default=1)
+
+    def group_start(self, n_ranks: int) -> int:
+        """The first rank of this rank's group of so many."""
+        return self.rank // n_ranks * n_ranks
+
+    def members(self, n_ranks: int) -> int:
+        """How many ranks, from the first on, are in groups of so many: what is left over does nothing."""
+        return self.world_size // n_ranks * n_ranks
+
     def points(self, n: int) -> int:
         """A benchmark's usual number of sizes, scaled to the budget."""
         return max(3, round(n * self.n_points))

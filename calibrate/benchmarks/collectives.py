@@ -3,9 +3,10 @@
 Sizes as nccl-tests counts them: the full (gathered) buffer for all-gather and reduce-scatter, all that
 one rank sends for all-to-all, the message for point-to-point. On a device calls follow each other back to
 back. On a CPU the backend's threads share the rank's cores with its computation: a transfer that comes after
-some milliseconds of it waits for the other rank and for the scheduler, so it is timed there. Broadcast
-changes its root every call, and a one-way transfer is half a round trip, so that a call cannot begin before
-the one before it has arrived.
+some milliseconds of it waits for the other rank and for the scheduler, so it is timed there. All groups of
+one size exchange at once, as those of a plan do: they share cores, links and bridges. Broadcast changes its
+root every call, and a one-way transfer is half a round trip, so that a call cannot begin before the one
+before it has arrived.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def collective_cases(bench: Bench) -> list[Case]:
 
 
 def collective_case(kind: str, n_ranks: int, size_bytes: int) -> Case:
-    """One collective of the first `n_ranks` ranks at one size."""
+    """One collective of every group of `n_ranks` ranks at one size."""
     return Case(
         kind=kind,
         variant="",
@@ -99,11 +100,11 @@ def _broadcast(bench: Bench, n_ranks: int, elements: int) -> Call:
     import torch.distributed as dist
 
     buffer, group = bench.rotate((elements,), "zeros"), bench.groups[n_ranks]
-    root = [0]
+    first, root = bench.group_start(n_ranks), [0]
 
     def call() -> None:
         root[0] = (root[0] + 1) % n_ranks
-        dist.broadcast(buffer(), src=root[0], group=group)
+        dist.broadcast(buffer(), src=first + root[0], group=group)
 
     return call
 
@@ -112,14 +113,15 @@ def _one_way(bench: Bench, n_ranks: int, elements: int) -> Call:
     import torch.distributed as dist
 
     buffer, group = bench.rotate((elements,), "zeros"), bench.groups[n_ranks]
+    first = bench.group_start(n_ranks)
 
     def call() -> None:
-        if bench.rank == 0:
-            dist.send(buffer(), 1, group=group)
-            dist.recv(buffer(), 1, group=group)
+        if bench.rank == first:
+            dist.send(buffer(), first + 1, group=group)
+            dist.recv(buffer(), first + 1, group=group)
         else:
-            dist.recv(buffer(), 0, group=group)
-            dist.send(buffer(), 0, group=group)
+            dist.recv(buffer(), first, group=group)
+            dist.send(buffer(), first, group=group)
 
     return call
 
@@ -128,7 +130,7 @@ def _both_ways(bench: Bench, n_ranks: int, elements: int) -> Call:
     import torch.distributed as dist
 
     sent, received = bench.rotate((elements,), "zeros"), bench.rotate((elements,), "zeros")
-    group, peer = bench.groups[n_ranks], 1 - bench.rank
+    group, peer = bench.groups[n_ranks], 2 * bench.group_start(n_ranks) + 1 - bench.rank
 
     def call() -> None:
         works = dist.batch_isend_irecv(

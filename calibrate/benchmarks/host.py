@@ -77,7 +77,7 @@ def host_cases(bench: Bench) -> list[Case]:
     ]
     if bench.cuda:
         cases.append(_case("kernel", _tiny_op, host_clock=False))
-    world = max(bench.groups, default=1)
+    world = bench.world_size
     if world > 1:
         together: dict[str, Callable[[Bench], Call]] = {
             "dtensor_chain": _dtensor_chain,
@@ -244,7 +244,7 @@ def _dtensor_chain(bench: Bench) -> Call:
     """The training chain on replicated DTensors: no communication, every operator dispatched by DTensor."""
     from torch.distributed.tensor import DTensor, Replicate, distribute_module
 
-    mesh = _mesh(bench, max(bench.groups))
+    mesh = _mesh(bench, bench.world_size)
     model = distribute_module(chain(bench), mesh)
     x = DTensor.from_local(chain_input(bench), mesh, [Replicate()], run_check=False).requires_grad_()
     return trained(model, x)
@@ -307,7 +307,7 @@ def _tensor_parallel(bench: Bench, n: int) -> Call:
     """The pairs split by torch's layer styles: columns, then rows."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    model, mesh = _pairs(bench, n), _mesh(bench, max(bench.groups))
+    model, mesh = _pairs(bench, n), _mesh(bench, bench.world_size)
     for pair in model:
         parallelize_module(pair, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
     return trained(model, chain_input(bench).requires_grad_())
@@ -320,7 +320,7 @@ def _update(bench: Bench, *, sharded: bool) -> Call:
 
     tensors = [bench.take((WIDTH, WIDTH)).clone() for _ in range(UPDATED)]
     if sharded:
-        mesh = _mesh(bench, max(bench.groups))
+        mesh = _mesh(bench, bench.world_size)
         tensors = [distribute_tensor(t, mesh, [Shard(0)]) for t in tensors]
     parameters = [torch.nn.Parameter(t) for t in tensors]
     for parameter in parameters:
@@ -332,7 +332,7 @@ def _ddp_step(bench: Bench, n: int) -> Call:
     """`n` blocks, one gradient bucket each: their caps hold one small weight."""
     from torch.nn.parallel import DistributedDataParallel
 
-    group = bench.groups[max(bench.groups)]
+    group = bench.groups[bench.world_size]
     model = DistributedDataParallel(
         chain(bench, n, colder=True),
         process_group=group,
@@ -348,7 +348,7 @@ def _fsdp_step(bench: Bench, n: int) -> Call:
     """`n` FSDP2 units of one block each, parameters gathered again for backward."""
     from torch.distributed.fsdp import fully_shard
 
-    mesh = _mesh(bench, max(bench.groups))
+    mesh = _mesh(bench, bench.world_size)
     model = chain(bench, n, colder=True)
     for block in model:
         fully_shard(block, mesh=mesh)
@@ -370,7 +370,7 @@ def _wide_blocks(bench: Bench, n: int) -> Call:
 def _wide_ddp(bench: Bench, n: int) -> Call:
     from torch.nn.parallel import DistributedDataParallel
 
-    group = bench.groups[max(bench.groups)]
+    group = bench.groups[bench.world_size]
     model = DistributedDataParallel(_wide(bench, n), process_group=group, bucket_cap_mb=WIDE_BYTES / 2**20)
     call = trained(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
     call()
@@ -380,7 +380,7 @@ def _wide_ddp(bench: Bench, n: int) -> Call:
 def _wide_fsdp(bench: Bench, n: int) -> Call:
     from torch.distributed.fsdp import fully_shard
 
-    mesh, model = _mesh(bench, max(bench.groups)), _wide(bench, n)
+    mesh, model = _mesh(bench, bench.world_size), _wide(bench, n)
     for layer in model:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -391,7 +391,7 @@ def _wide_tp(bench: Bench, n: int) -> Call:
     """Layers split by columns and by rows in turn; each pair reduces its output and its input's gradient."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    model, mesh = _wide(bench, n), _mesh(bench, max(bench.groups))
+    model, mesh = _wide(bench, n), _mesh(bench, bench.world_size)
     styles = (ColwiseParallel(), RowwiseParallel())
     parallelize_module(model, mesh, {str(i): styles[i % 2] for i in range(n)})
     return trained(model, bench.take((_WIDE_ROWS, _WIDE)).clone())
@@ -421,7 +421,7 @@ def _scheduled(bench: Bench, n: int, schedule_of: Callable[..., Any]) -> Call:
     import torch
     from torch.distributed.pipelining import PipelineStage
 
-    world = max(bench.groups)
+    world = bench.world_size
     stage = PipelineStage(
         chain(bench, 1, colder=True), bench.rank, world, bench.device, group=bench.groups[world]
     )

@@ -27,7 +27,7 @@ _MOST_STARTED = 64
 @register_benchmark("overlap")
 def overlap_cases(bench: Bench) -> list[Case]:
     """Four calls whose ratios are the slow-downs; all ranks make them together."""
-    world = max(bench.groups, default=1)
+    world = bench.world_size
     if world < 2:
         return []
     return [
@@ -110,7 +110,7 @@ def _comm_alone(bench: Bench) -> Call:
     import torch.distributed as dist
 
     buffer = bench.rotate((COMM_BYTES // 4,), "zeros")
-    group = bench.groups[max(bench.groups)]
+    group = bench.groups[bench.world_size]
 
     def call() -> None:
         dist.all_reduce(buffer(), group=group)
@@ -129,7 +129,7 @@ def _compute_beside(bench: Bench) -> Call:
 
     compute, comm = _compute_alone(bench), _comm_alone(bench)
     buffer = bench.rotate((COMM_BYTES // 4,), "zeros")
-    group = bench.groups[max(bench.groups)]
+    group = bench.groups[bench.world_size]
     times = torch.tensor([_seconds(compute), -_seconds(comm)], device=bench.device)
     dist.all_reduce(times, op=dist.ReduceOp.MAX, group=group)
     count = min(_MOST_STARTED, math.ceil(_COVER * float(times[0]) / -float(times[1])))
@@ -164,7 +164,7 @@ def _comm_beside(bench: Bench) -> Call:
 
     a, b = bench.rotate((_GEMM_SIDE // 4, _GEMM_SIDE)), bench.rotate((_GEMM_SIDE, _GEMM_SIDE))
     buffer = bench.rotate((COMM_BYTES // 4,), "zeros")
-    group = bench.groups[max(bench.groups)]
+    group = bench.groups[bench.world_size]
 
     def call() -> None:
         work = dist.all_reduce(buffer(), group=group, async_op=True)
