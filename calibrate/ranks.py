@@ -33,7 +33,7 @@ _TOUCHED_BYTES = 768 << 20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
     """Rank 0 keeps the journal. `groups`: n -> this rank's group of n consecutive ranks, for n = 2, 4, ..,
-    world_size; that of the first n for a rank that is left over."""
+    world_size; that of the first n for a rank that is left over. `per_core`: busy threads on each core."""
 
     rank: int
     world_size: int
@@ -41,6 +41,7 @@ class Ranks:
     backend: str
     groups: dict[int, ProcessGroup]
     agree: Agree
+    per_core: float = 1.0
 
 
 def joined_by_launcher() -> bool:
@@ -64,12 +65,15 @@ def join(*, backend: str | None, timeout_s: float) -> Ranks:
             f"backend {backend!r} does not go with this machine: nccl needs a CUDA device, gloo runs on a CPU"
         )
     device = torch.device("cpu")
+    per_core = 1.0
     if cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-        pin_rank(threads=int(os.environ.get("OMP_NUM_THREADS", "1")))
+        threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+        if not pin_rank(threads=threads):
+            per_core = max(1.0, _local_ranks() * threads / len(os.sched_getaffinity(0)))
     limit = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=limit)
@@ -88,6 +92,7 @@ def join(*, backend: str | None, timeout_s: float) -> Ranks:
         backend=backend,
         groups=groups,
         agree=agree_over(control, world_size, device=torch.device("cpu")),
+        per_core=per_core,
     )
 
 

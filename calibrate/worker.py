@@ -164,6 +164,7 @@ def _bench(
         n_points=_FEWER_POINTS[ranks.device.type] * min(2.0, max(0.25, share)) ** 0.7,
         rank=ranks.rank,
         groups=ranks.groups,
+        per_core=ranks.per_core,
     )
     return bench, known_rates.times
 

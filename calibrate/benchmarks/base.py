@@ -13,6 +13,7 @@ them for backward: every call then writes memory it has not touched for a while.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -95,7 +96,7 @@ class Bench:
 
     `largest_s` bounds the estimated time of one call, `flop_per_s` and `bytes_per_s` are rough rates (from
     a probe of this device) that turn sizes into that estimate; `link_bytes_per_s` that of an all-reduce.
-    `groups`: number of ranks -> process group of the first so many ranks.
+    `groups`: number of ranks -> this rank's process group of so many. `per_core`: busy threads on each core.
     """
 
     def __init__(
@@ -110,10 +111,12 @@ class Bench:
         n_points: float = 1.0,
         rank: int = 0,
         groups: Mapping[int, ProcessGroup] | None = None,
+        per_core: float = 1.0,
     ) -> None:
         self.device = device
         self.rank = rank
         self.groups = dict(groups or {})
+        self.per_core = per_core
         self.cache_bytes = cache_bytes
         self.flop_per_s = flop_per_s
         self.bytes_per_s = bytes_per_s
@@ -156,6 +159,10 @@ class Bench:
     def members(self, n_ranks: int) -> int:
         """How many ranks, from the first on, are in groups of so many: what is left over does nothing."""
         return self.world_size // n_ranks * n_ranks
+
+    def thread_s(self) -> float:
+        """What this thread used of a processor, as it passes where busy ranks take turns on a core, seconds."""
+        return time.thread_time() * self.per_core
 
     def points(self, n: int) -> int:
         """A benchmark's usual number of sizes, scaled to the budget."""

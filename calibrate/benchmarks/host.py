@@ -139,9 +139,9 @@ def _on_thread_clock(prepare: Callable[[Bench], Call]) -> Callable[[Bench], Call
         call = prepare(bench)
 
         def timed() -> float:
-            start = time.thread_time()
+            start = bench.thread_s()
             call()
-            return time.thread_time() - start
+            return bench.thread_s() - start
 
         return timed
 
@@ -281,7 +281,7 @@ def _taken_apart(bench: Bench, n: int, *, width: int = WIDTH) -> Call:
         for way in (trained, trained_apart)
     )
     settle = torch.cuda.synchronize if bench.cuda else None
-    clock = time.perf_counter if bench.cuda else time.thread_time
+    clock = time.perf_counter if bench.cuda else bench.thread_s
 
     def seconds(call: Call) -> float:
         start = clock()

@@ -77,3 +77,24 @@ def test_ranks_left_over_do_nothing() -> None:
     )
     assert [bench.members(n) for n in groups] == [6, 4, 6]
     assert [bench.group_start(n) for n in groups] == [2, 0, 0]
+
+
+def test_ranks_that_share_a_core_wait_for_their_turns() -> None:
+    import time
+
+    import torch
+
+    from calibrate.benchmarks.base import Bench
+
+    bench = Bench(
+        torch.device("cpu"),
+        cache_bytes=1 << 22,
+        flop_per_s=5e10,
+        bytes_per_s=5e9,
+        largest_s=1e-3,
+        per_core=2.0,
+    )
+    before, start = time.thread_time(), bench.thread_s()
+    while time.thread_time() < before + 0.02:
+        pass
+    assert bench.thread_s() - start >= 0.04
