@@ -161,7 +161,7 @@ class Bench:
         return self.world_size // n_ranks * n_ranks
 
     def thread_s(self) -> float:
-        """What this thread used of a processor, as it passes where busy ranks take turns on a core, seconds."""
+        """What this thread used of a processor, as it passes where busy ranks share a core, seconds."""
         return time.thread_time() * self.per_core
 
     def points(self, n: int) -> int:
