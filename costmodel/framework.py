@@ -217,6 +217,9 @@ class FrameworkProfile(BaseModel):
     which a server's normalisations and activations do on the way."""
     input_quantisation_bytes: dict[str, float] = Field(default_factory=dict)
     """The same: bytes moved for each element of the input, at the datasheet's bandwidth."""
+    product_flop_per_s: dict[str, float] = Field(default_factory=dict)
+    """Kind and type of products ("gemm/fp8_block", "moe/int4_wo") -> FLOP/s that the kernels which a server
+    was told to take never exceed, where those are slower than the ones measured."""
     parallel_experts_tokens: int = Field(0, ge=0)
     """Tokens up to which a server's pass runs shared experts on a stream beside the routed ones."""
     kernels: tuple[str, ...] = ()

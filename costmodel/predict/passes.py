@@ -13,6 +13,8 @@ A server's kernels differ from a training step's (the framework profile says whe
                             experts is taken before it is reduced over ranks
     shared experts          run beside the routed ones, on a stream of their own, in passes of few tokens
     gathered projections    stay whole on every rank where that takes less than gathering their result
+    recurrences             keep their heads apart, as attention does: the product into them is split, the one
+                            out of them is split the other way and summed over ranks
     narrow products         find their input quantised by the kernel before, where they were measured with it
     chosen keys             are scored and chosen before they are attended to (`chosen_keys`)
     loss                    there is none
@@ -46,6 +48,9 @@ from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.served_kernels import (
     one_kernel_each,
     one_product_each,
+    recurrence_rows,
+    recurrence_streams,
+    recurrences,
     residual_with_norm,
     shared_experts,
     state_bytes,
@@ -121,7 +126,8 @@ class PassCosts:
         self._whole = {
             op.index: op for s in whole.segments for op in s.operators if op.kind == "grouped_gemm"
         }
-        self._recurrent: list[tuple[float, int]] = []
+        self._recurrent: list[tuple[float, float, int]] = []
+        """Bytes of a state, and those that a token of a prompt moves beside it; layers."""
         self._like: tuple[Operator, Operator]
         self._scoring = 0
         """Calls of attention that score keys for themselves."""
@@ -241,7 +247,6 @@ class PassCosts:
             raise PlanError(
                 f"segment {low.name!r} has other kernels for another batch; its passes have no price"
             )
-        self._recurrent += [(size, low.count) for size in state_bytes(low.local, self._probes[0])]
         for op in low.local.operators:
             if op.kind == "attention":
                 self._attention.append((low.local, op, low.count))
@@ -251,13 +256,28 @@ class PassCosts:
             for c in low.collectives
             if c.op == "all_gather" and c.phase is Phase.FORWARD and not head
         }
+        recurrent = sorted(recurrences(low.local)) if merged else []
+        shared_out = any(m.startswith(f"{home}.") for m in gathered for home in recurrent)
+        ways = self._plan.tp if shared_out else 1
+        outward = {home: _last_product(kernels[0], home) for home in recurrent}
+        rows = recurrence_rows(kernels[0], recurrent, ways=ways)
+        for own, batch in zip(kernels, self._probes, strict=True):
+            own += recurrence_streams(own, recurrent, tokens=batch, ways=ways)
+        states = state_bytes(low.local, self._probes[0])
+        self._recurrent += [
+            (size / ways, moved, low.count)
+            for size, moved in zip(states, rows or [0.0] * len(states), strict=True)
+        ]
         routers = _routers(low.local)
         beside = shared_experts(kernels[0], routers) if merged else frozenset()
         routed, shared = np.zeros(len(_TOKENS)), np.zeros(len(_TOKENS))
         for place, (a, b) in enumerate(zip(*kernels, strict=True)):
             seconds = self._operator_s(a, b, as_kept=head or a.module in routers)
             size = gathered.pop(a.module, None) if a.kind == "gemm" else None
-            if size is not None:
+            home = next((m for m in recurrent if a.module.startswith(f"{m}.")), None)
+            if size is not None and home is not None:
+                seconds = self._summed_s(a, b, size) if place == outward[home] else seconds
+            elif size is not None:
                 seconds = self._gathered_s(a, b, seconds, size)
             total += seconds
             shared += seconds if place in beside else 0.0
@@ -348,7 +368,23 @@ class PassCosts:
             elements = np.array([op.dims["m"] * op.dims["k"] for op in ops])
             own_s = own + moved * elements / self._inference.profile.device.memory_bytes_per_s
             seconds = seconds - np.minimum(own_s, _MOST_QUANTISATION * seconds)
+        if low.kind in ("gemm", "moe") and not as_kept:
+            seconds = np.maximum(seconds, self._least_s(ops))
         return seconds + priced.host_s
+
+    def _least_s(self, ops: Sequence[Operator]) -> FloatArray:
+        """Seconds [n] that the kernels which the server was told to take need for their multiplications."""
+        framework = self._inference.framework
+        dense, routed = framework.half_products, framework.expert_products
+        routed = dense if routed == "as the others" else routed
+        kind, products = ops[0].kind, routed if ops[0].kind == "moe" else dense
+        most = framework.product_flop_per_s.get(f"{kind}/{products}", math.inf)
+        if kind == "gemm":
+            return np.array([2.0 * op.dims["m"] * op.dims["n"] * op.dims["k"] / most for op in ops])
+        # three products of every chosen expert: gate, up and down
+        rows = [op.dims["num_tokens"] * op.dims["topk"] for op in ops]
+        sizes = [op.dims["hidden"] * op.dims["inter"] / (op.dims["moe_tp"] * op.dims["moe_ep"]) for op in ops]
+        return np.array([6.0 * n * each / most for n, each in zip(rows, sizes, strict=True)])
 
     def _dims(self, low: Operator, high: Operator, n: float) -> dict[str, int]:
         dims = {key: max(0, round(self._line(v, high.dims[key], n))) for key, v in low.dims.items()}
@@ -371,6 +407,16 @@ class PassCosts:
         whole = [replace(op, dims={**op.dims, "n": op.dims["n"] * self._plan.tp}) for op in (low, high)]
         return np.minimum(split_s + gather_s, self._operator_s(*whole))
 
+    def _summed_s(self, low: Operator, high: Operator, size: int) -> FloatArray:
+        """A projection of heads that ranks share out: each its own heads' columns, summed over them."""
+        tp = self._plan.tp
+        rows = [
+            replace(op, dims={**op.dims, "n": op.dims["n"] * tp, "k": max(1, op.dims["k"] // tp)})
+            for op in (low, high)
+        ]
+        sizes = (size, size * self._probes[1] // self._probes[0])
+        return self._operator_s(*rows) + self._collective_s(self._plan, "all_reduce", *sizes, "tp")
+
     def _attention_priced(self, attending: Attending) -> float:
         inference = self._inference
         sizes = {
@@ -385,8 +431,10 @@ class PassCosts:
         ]
         counts = [count for _, _, count in self._attention]
         steps = attending.requests * math.ceil(attending.tokens / _CHUNK)
-        for size, count in self._recurrent:
-            calls.append(state_update(calls[0] if calls else self._any, 2.0 * size * steps))
+        prompt = attending.requests * attending.tokens if attending.tokens > 1 else 0
+        for size, moved, count in self._recurrent:
+            streamed = 2.0 * size * steps + moved * prompt
+            calls.append(state_update(calls[0] if calls else self._any, streamed))
             counts.append(count)
         if not calls:
             return 0.0
@@ -396,6 +444,12 @@ class PassCosts:
             each_s = chosen.choosing_s(self._like, inference.profile, inference.framework, **sizes)
             total += self._scoring * each_s
         return total
+
+
+def _last_product(kernels: Sequence[Operator], home: str) -> int:
+    """Place of the last product of a module, -1 where it has none."""
+    products = [n for n, op in enumerate(kernels) if op.kind == "gemm" and op.module.startswith(f"{home}.")]
+    return products[-1] if products else -1
 
 
 def _routers(segment: Segment) -> set[str]:

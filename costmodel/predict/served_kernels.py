@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from costmodel.graph.model_graph import Operator, Segment
@@ -9,12 +10,20 @@ from costmodel.graph.model_graph import Operator, Segment
 __all__ = [
     "one_kernel_each",
     "one_product_each",
+    "recurrence_rows",
+    "recurrence_streams",
+    "recurrences",
     "residual_with_norm",
     "shared_experts",
     "state_bytes",
     "state_update",
     "without_recurrence",
 ]
+
+_HALF = 2.0
+"""Bytes of an activation."""
+_ROWS_OF_CHUNKS = 13
+"""1 + (2 + 2) + (3 + 1) + (3 + 1): read and written by the four kernels of `recurrence_rows`."""
 
 
 def one_product_each(segment: Segment, kernels: list[Operator]) -> list[Operator]:
@@ -84,7 +93,7 @@ def residual_with_norm(kernels: list[Operator]) -> list[Operator]:
     return [replace(first, dims=dims), *kernels[1:-1]]
 
 
-def _recurrences(segment: Segment) -> set[str]:
+def recurrences(segment: Segment) -> set[str]:
     """Modules that keep a state instead of keys: they multiply batches of matrices without any attention."""
     attending = {op.module for op in segment.operators if op.kind == "attention"}
     return {op.module for op in segment.operators if op.kind == "bmm"} - attending - {""}
@@ -93,7 +102,7 @@ def _recurrences(segment: Segment) -> set[str]:
 def state_bytes(segment: Segment, batch: int) -> list[float]:
     """Bytes of each recurrence's state of one request: the largest matrix of a head, in fp32."""
     sizes = []
-    for home in sorted(_recurrences(segment)):
+    for home in sorted(recurrences(segment)):
         own = [op.dims for op in segment.operators if op.kind == "bmm" and op.module == home]
         sizes.append(4.0 * max(d["batch"] * d["n"] * d["k"] for d in own) / batch)
     return sizes
@@ -101,12 +110,45 @@ def state_bytes(segment: Segment, batch: int) -> list[float]:
 
 def without_recurrence(segment: Segment, kernels: list[Operator]) -> list[Operator]:
     """Kernels but those of recurrences, which servers run as one kernel that moves the state."""
-    homes = _recurrences(segment)
+    homes = recurrences(segment)
     return [
         op
         for op in kernels
         if op.kind == "gemm" or not any(op.module == m or op.module.startswith(m + ".") for m in homes)
     ]
+
+
+def _widths(kernels: list[Operator], home: str, ways: int) -> tuple[int, int] | None:
+    """Elements that a token's products make for a recurrence of one rank, and that it gives back."""
+    products = [op for op in kernels if op.kind == "gemm" and op.module.startswith(f"{home}.")]
+    return (products[0].dims["n"], products[-1].dims["k"] // ways) if len(products) > 1 else None
+
+
+def recurrence_streams(
+    kernels: list[Operator], homes: Iterable[str], *, tokens: int, ways: int
+) -> list[Operator]:
+    """What a gated recurrence streams beside its state: its convolution reads and writes all but the gate,
+    its normalisation reads result and gate and writes one (Gated DeltaNet, arXiv 2412.06464, figure 1).
+
+    `ways`: ranks that share its heads, where the product out of it is traced with all of them.
+    """
+    found = []
+    for home in homes:
+        widths = _widths(kernels, home, ways)
+        if widths is not None:
+            into, out = widths
+            like = next(op for op in kernels if op.module.startswith(f"{home}."))
+            for elements in (2 * max(out, into - out), 3 * out):
+                found.append(replace(state_update(like, _HALF * elements * tokens), module=home))
+    return found
+
+
+def recurrence_rows(kernels: list[Operator], homes: Iterable[str], *, ways: int) -> list[float]:
+    """Bytes that each recurrence's chunked form moves for a token of a prompt beside states: keys for their
+    products; keys and values to the solved ones; these, values and queries again (arXiv 2412.06464, equations
+    8 and 9; rows of half precision read and written, one kernel each)."""
+    widths = [_widths(kernels, home, ways) for home in homes]
+    return [_HALF * _ROWS_OF_CHUNKS * pair[1] if pair else 0.0 for pair in widths]
 
 
 def state_update(like: Operator, size: float) -> Operator:

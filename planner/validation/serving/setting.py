@@ -71,15 +71,16 @@ def serving_framework(row: PublishedRow) -> FrameworkProfile | None:
     if entry is None:
         return None
     precision = row.text("precision")
-    own = _model(row).get("products", {})
+    model = _model(row)
+    own, beside = model.get("products", {}), model.get("dense_products", {})
     dense = _products(row.text("gemm_quant_mode", precision))
     routed = _products(row.text("moe_quant_mode", row.text("gemm_quant_mode", precision)))
     changes: dict[str, Any] = {
-        "half_products": own.get(dense, dense),
+        "half_products": beside.get(dense, own.get(dense, dense)),
         "expert_products": own.get(routed, routed),
     }
     sizes = _sizes(row)
-    for name in ("cache_dtype", "expert_kernels"):
+    for name in ("cache_dtype", "expert_kernels", "product_flop_per_s"):
         kept = next((k for k in settings["kernels"] if name in k["set"] and _fits(k, row, sizes)), None)
         if kept is not None:
             value = kept["set"][name]
@@ -130,6 +131,8 @@ def serving_ranks(row: PublishedRow, *, ranks_per_node: int) -> Ranks:
     elif split * groups != tp * replicas:
         split, groups = tp * replicas, 1
     for launch in (entry for entry in _settings()["ranks"] if _fits(entry, row, _sizes(row))):
+        if launch["set"].get("counted") == "twice":
+            tp = isqrt(tp)
         split, groups = 1, tp * replicas
         if launch["set"].get("attention") == "replicas":
             tp, replicas = 1, tp * replicas

@@ -61,10 +61,29 @@ _MIXED: dict[str, Any] = {
     "num_experts_per_tok": 8,
     "vocab_size": 32000,
 }
+_GATED: dict[str, Any] = {
+    "model_type": "qwen3_next",
+    "architectures": ["Qwen3NextForCausalLM"],
+    "hidden_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "linear_num_value_heads": 32,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "moe_intermediate_size": 256,
+    "shared_expert_intermediate_size": 256,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "vocab_size": 32000,
+}
 
 
 def _forecaster(name: str, **changes: Any) -> InferenceForecaster:
-    config = {"llama": _LLAMA, "latent": _LATENT, "chosen": _CHOSEN, "mixed": _MIXED}[name]
+    configs = {"llama": _LLAMA, "latent": _LATENT, "chosen": _CHOSEN, "mixed": _MIXED, "gated": _GATED}
+    config = configs[name]
     return InferenceForecaster(
         source=resolve_config(config, name=name, seq_len=1),
         profile=load_profile("H100-SXM5-80GB"),
@@ -156,6 +175,43 @@ def test_experts_reduce_their_sum_over_a_tokens_experts(monkeypatch: pytest.Monk
     PassCosts(_forecaster("mixed"), Plan(tp=2))
     assert sizes
     assert max(sizes) == 2 * _MIXED["hidden_size"]
+
+
+def test_ranks_share_the_heads_of_a_recurrence(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, list[float]] = {}
+    priced = PassCosts._collective_s
+
+    def noted(self: PassCosts, plan: Plan, op: str, low: int, high: int, axis: str) -> Any:
+        calls.setdefault(op, []).append(low / self._probes[0])
+        return priced(self, plan, op, low, high, axis)
+
+    one = PassCosts(_forecaster("gated"), Plan())
+    monkeypatch.setattr(PassCosts, "_collective_s", noted)
+    four = PassCosts(_forecaster("gated"), Plan(tp=4))
+    # sums behind attention, the recurrence and both experts; no more than a choice of experts is gathered
+    assert calls["all_reduce"].count(2.0 * _GATED["hidden_size"]) >= 4
+    assert max(calls.get("all_gather", [0.0])) <= 2 * (_GATED["num_experts"] + 1)
+
+    moved = [costs._attending_s(_decode(1024, context=2)) for costs in (one, four)]
+    assert moved[1] < 0.4 * moved[0]  # 2 MB a request and layer, moved by the ranks together
+
+
+def test_kernels_that_a_server_was_told_to_take_bound_its_products() -> None:
+    prompt = Attending(requests=1, tokens=4096, context=4096)
+    narrow = {"half_products": "fp8"}
+
+    def seconds(name: str, **most: float) -> float:
+        limits = {key.replace("_of_", "/"): value for key, value in most.items()}
+        return PassCosts(_forecaster(name, **narrow, product_flop_per_s=limits), Plan()).seconds([prompt])
+
+    slow = 1e13
+    width, inner = _LLAMA["hidden_size"], _LLAMA["intermediate_size"]
+    flop = 2 * 4096 * 4 * (width * (2 * width + 2 * 1024) + 3 * width * inner)
+    assert seconds("llama") == seconds("llama", gemm_of_fp8=1e18) < seconds("llama", gemm_of_fp8=slow)
+    assert seconds("llama", gemm_of_fp8=slow) > flop / slow
+    assert seconds("llama", moe_of_fp8=slow) == seconds("llama")
+    routed = 6 * 4096 * 8 * _MIXED["hidden_size"] * _MIXED["moe_intermediate_size"] * 2
+    assert seconds("mixed", moe_of_fp8=slow) > routed / slow > seconds("mixed")
 
 
 def test_shared_experts_run_beside_the_routed_ones_in_passes_of_few_tokens() -> None:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from costmodel.errors import InputFileError
+from costmodel.framework import FrameworkProfile
 from costmodel.predict.clients import Load
 from planner.cli import app
 from planner.validation.published.rows import PublishedRow
@@ -144,6 +145,29 @@ def test_a_launch_script_may_divide_experts_and_attention_where_the_table_does_n
     assert (few.plan.tp, few.experts.ep) == (8, 1)
     assert (many.plan.tp, many.experts.ep) == (8, 8)
     assert (long.plan.dp, long.plan.tp, long.experts.ep) == (8, 1, 8)
+
+
+def test_a_square_within_a_node_is_counted_twice_where_the_settings_say_so() -> None:
+    cells = {"tp_size": "4", "moe_tp_size": "2", "moe_ep_size": "2", "attention_dp_size": "1"}
+    twice = serving_ranks(_row(backend="sglang", **cells), ranks_per_node=8)
+    once = serving_ranks(_row(backend="trtllm", **cells), ranks_per_node=8)
+    assert (twice.plan.tp, twice.experts.tp, twice.experts.ep) == (2, 1, 2)
+    assert (once.plan.tp, once.experts.tp, once.experts.ep) == (4, 2, 2)
+
+
+def test_flags_choose_kernels_and_checkpoints_what_is_narrow() -> None:
+    def framework(**cells: str) -> FrameworkProfile:
+        found = serving_framework(_row(gpu="B200", gemm_quant_mode="", moe_quant_mode="", **cells))
+        assert found is not None
+        return found
+
+    gated = {"backend": "sglang", "model": "Qwen/Qwen3.5-397B-A17B"}
+    told, free = (framework(**gated, precision="fp8", backend_version=v) for v in ("0.5.9", "0.5.10.post1"))
+    assert told.product_flop_per_s
+    assert not free.product_flop_per_s
+    assert set(told.product_flop_per_s) == {f"gemm/{told.half_products}"}
+    narrow = framework(**gated, precision="fp4", backend_version="0.5.10.post1")
+    assert (narrow.half_products, narrow.expert_products) == ("same", "nvfp4")
 
 
 def test_keys_are_kept_as_the_launch_script_or_the_weights_say() -> None:
