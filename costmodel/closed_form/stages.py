@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from costmodel.closed_form.units import UnitTable, keep_table, unit_table
+from costmodel.closed_form.units import COLUMNS, UnitTable, keep_table, unit_table
 from costmodel.estimate import FloatArray, IntArray
 from costmodel.predict.twin import answers_to
 
@@ -35,6 +35,7 @@ _SUMS = (
     "frozen_elements",
     "frozen_expert_elements",
 )
+_SUMMED = np.array([COLUMNS.index(name) for name in _SUMS])
 STAGE_COLUMNS = (
     *_SUMS,
     "send_bytes",
@@ -77,34 +78,47 @@ def _split(way: tuple[Plan, Cuts]) -> tuple[int | bool, ...]:
 def _cut_table(forecaster: Forecaster, way: tuple[Plan, Cuts]) -> UnitTable:
     plan, cuts = way
     table = unit_table(forecaster, plan)
-    for n_stages, n_ranks in cuts:
-        stage_rows(table, n_stages, n_ranks, forecaster.framework.stages)
+    _add_stages(table, cuts, forecaster.framework.stages)
     return table
 
 
 def stage_rows(table: UnitTable, n_stages: int, n_ranks: int, stages: str) -> FloatArray:
     """Columns of every stage, shape [n_columns, n_stages]; stage s lies on rank s % n_ranks."""
-    if (n_stages, n_ranks) not in table.stages:
-        table.stages[n_stages, n_ranks] = _rows(table, n_stages, n_ranks, stages)
+    _add_stages(table, ((n_stages, n_ranks),), stages)
     return table.stages[n_stages, n_ranks]
 
 
-def _rows(table: UnitTable, n_stages: int, n_ranks: int, stages: str) -> FloatArray:
-    starts = np.array(table.starts(n_stages, stages))
+def _add_stages(table: UnitTable, cuts: Cuts, stages: str) -> None:
+    """Fill in the table's stage columns of some cuts; those into as many stages share all but two."""
+    ranks_of: dict[int, list[int]] = {}
+    for n_stages, n_ranks in cuts:
+        if (n_stages, n_ranks) not in table.stages:
+            ranks_of.setdefault(n_stages, []).append(n_ranks)
+    for n_stages, among in ranks_of.items():
+        starts = np.array(table.starts(n_stages, stages))
+        stage_of = np.searchsorted(starts, np.arange(table.n_units), side="right") - 1
+        shared = _rows(table, starts, stage_of)
+        for n_ranks in among:
+            copied = [
+                _copied(tied, stage_of, stage_of % n_ranks, n_stages)
+                for tied in (table.tied, table.tied_frozen)
+            ]
+            table.stages[n_stages, n_ranks] = np.array([*shared, *copied])
+
+
+def _rows(table: UnitTable, starts: IntArray, stage_of: IntArray) -> list[FloatArray]:
+    """All columns but the last two, which depend on the ranks too."""
     ends = np.append(starts[1:], table.n_units)
-    rows = [np.add.reduceat(table[name], starts) for name in _SUMS]
+    rows = [*np.add.reduceat(table.alone[_SUMMED], starts, axis=1)]
     send = table["output_bytes"][ends - 1].copy()
     send[-1] = 0.0
     rows.append(send)
     rows += _peaks(table, starts, ends)
-    stage_of = np.searchsorted(starts, np.arange(table.n_units), side="right") - 1
     trained = table["elements"]
     rows += _largest(trained + table["frozen_elements"], stage_of, starts, ends)
     rows.append(np.maximum.reduceat(trained, starts))
-    rows.append(_copied(table.tied, stage_of, stage_of, n_stages))
-    rows.append(_copied(table.tied, stage_of, stage_of % n_ranks, n_stages))
-    rows.append(_copied(table.tied_frozen, stage_of, stage_of % n_ranks, n_stages))
-    return np.array(rows)
+    rows.append(_copied(table.tied, stage_of, stage_of, len(starts)))
+    return rows
 
 
 def _largest(elements: FloatArray, stage_of: IntArray, starts: IntArray, ends: IntArray) -> list[FloatArray]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from costmodel.plan import Plan
     from costmodel.predict.forecaster import Forecaster
 
-__all__ = ["UnitTable", "keep_table", "unit_table"]
+__all__ = ["COLUMNS", "UnitTable", "keep_table", "unit_table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

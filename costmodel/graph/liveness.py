@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
+import numpy as np
+
+from costmodel.estimate import IntArray
 from costmodel.graph.fusion import FusedSegment
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorRole
 from costmodel.recompute import Recompute
@@ -178,7 +182,7 @@ def segment_memory(
     saved = {t.index for t in segment.tensors if t.saved and t.view_of is None and sizes.of(t.index)}
     dropped = _not_kept(segment, again) & saved
     made = {sizes.base(t) for op in segment.operators for t in op.outputs}
-    forward, backward = segment.phase(Phase.FORWARD), segment.phase(Phase.BACKWARD)
+    forward, backward = (sizes.steps(segment.phase(phase)) for phase in (Phase.FORWARD, Phase.BACKWARD))
     foreign = (saved_elsewhere - made) | (sizes.summed - made)
     walked = _walk(forward, sizes, foreign, kept=saved - dropped)
     if whole:
@@ -198,7 +202,7 @@ def segment_memory(
         accumulating_bytes=peaks[1],
         gradient_bytes=sum(
             sizes.of(index)
-            for index in {sizes.base(t) for op in backward for t in op.outputs}
+            for index in {base for _, written, _ in backward for base in written}
             if sizes.role(index) is TensorRole.GRADIENT
         ),
     )
@@ -232,6 +236,8 @@ class _Sizes:
             for t in segment.tensors
             if t.view_of is None and t.index not in unwritten
         }
+        self.lasting = frozenset(i for i in self._tensors if self.role(i) in _LASTING)
+        self.gradients = frozenset(i for i in self._tensors if self.role(i) is TensorRole.GRADIENT)
 
     def of(self, index: int) -> int:
         """Bytes of a storage; 0 for one that is never written."""
@@ -254,6 +260,13 @@ class _Sizes:
         if op.phase is not Phase.BACKWARD:
             return False
         return (self._in_place and op.kind == "softmax") or self._sums(op)
+
+    def steps(self, operators: Sequence[Operator]) -> _Steps:
+        """The operators as storages that they read and write."""
+        return tuple(
+            (tuple(map(self.base, op.inputs)), tuple(map(self.base, op.outputs)), self.reuses(op))
+            for op in operators
+        )
 
     def _sums(self, op: Operator) -> bool:
         """Whether the operator adds up gradients that a tied parameter gets from its uses."""
@@ -281,7 +294,7 @@ class _Sizes:
 
 
 def _walk(
-    operators: Iterable[Operator],
+    steps: _Steps,
     sizes: _Sizes,
     foreign: frozenset[int],
     *,
@@ -295,35 +308,72 @@ def _walk(
     uses them: what did has run), `foreign` belong to others. What else comes from outside is there at the
     start too and counts until its last use.
     """
-    ops = list(operators)
-    last: dict[int, int] = {}
-    made: set[int] = set()
-    for position, op in enumerate(ops):
-        for index in (*op.inputs, *op.outputs):
-            last[sizes.base(index)] = position
-        made |= {sizes.base(index) for index in op.outputs}
-    staying, counted = set(kept), set(held)
-    incoming = {i for i in last if i not in made and i not in counted and i not in foreign}
-    incoming = {i for i in incoming if sizes.role(i) not in (*_LASTING, TensorRole.GRADIENT)}
-    level = sum(map(sizes.of, incoming)) - sum(sizes.of(i) for i in counted if i not in last)
-    peak = max(0, level)
-    live = incoming | {i for i in counted if i in last}
-    for position, op in enumerate(ops):
-        ending = {
-            base
-            for base in {sizes.base(i) for i in (*op.inputs, *op.outputs)}
-            if last[base] == position and base not in staying
-        }
+    course = _course(
+        steps,
+        sizes.lasting,
+        sizes.gradients,
+        foreign,
+        frozenset(kept),
+        frozenset(held),
+        gradients_stay,
+    )
+    levels = np.cumsum([sizes.of(index) for index in course.storages] * course.signs)
+    return max(0, int(levels[course.highest].max(initial=0)))
+
+
+_Steps = tuple[tuple[tuple[int, ...], tuple[int, ...], bool], ...]
+"""Of each operator: storages that it reads and writes, and whether its result takes their place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Course:
+    """Storages that come and go, one after another."""
+
+    storages: tuple[int, ...]
+    signs: IntArray
+    """1: comes, -1: goes."""
+    highest: IntArray
+    """Places among them behind which the level is looked at: ahead of what an operator frees."""
+
+
+@lru_cache(maxsize=512)
+def _course(
+    steps: _Steps,
+    lasting: frozenset[int],
+    gradients: frozenset[int],
+    foreign: frozenset[int],
+    kept: frozenset[int],
+    held: frozenset[int],
+    gradients_stay: bool,
+) -> _Course:
+    """What `_walk` walks, which is the same for all sizes of a segment."""
+    last = {i: place for place, (read, written, _) in enumerate(steps) for i in (*read, *written)}
+    made = {i for _, written, _ in steps for i in written}
+    incoming = last.keys() - made - held - foreign - lasting - gradients
+    storages = [*incoming, *(held - last.keys())]
+    signs = [1] * len(incoming) + [-1] * (len(storages) - len(incoming))
+    highest = [len(storages) - 1]
+    live = incoming | (held & last.keys())
+
+    def come(found: set[int]) -> None:
+        live.update(found)
+        storages.extend(found)
+        signs.extend([1] * len(found))
+
+    def go(found: set[int]) -> None:
+        gone = found & live
+        live.difference_update(gone)
+        storages.extend(gone)
+        signs.extend([-1] * len(gone))
+
+    for place, (read, written, reuses) in enumerate(steps):
+        ending = {i for i in (*read, *written) if last[i] == place} - kept
         if gradients_stay:
-            ending = {base for base in ending if sizes.role(base) is not TensorRole.GRADIENT}
-        if sizes.reuses(op):
-            level -= sum(map(sizes.of, ending & live))
-            live -= ending
-        for base in {sizes.base(i) for i in op.outputs} - live - foreign:
-            if sizes.role(base) not in _LASTING:
-                live.add(base)
-                level += sizes.of(base)
-        peak = max(peak, level)
-        level -= sum(map(sizes.of, ending & live))
-        live -= ending
-    return peak
+            ending -= gradients
+        if reuses:
+            go(ending)
+        come(set(written) - live - foreign - lasting)
+        highest.append(len(storages) - 1)
+        go(ending)
+    looked_at = np.array([place for place in highest if place >= 0], dtype=np.int64)
+    return _Course(storages=tuple(storages), signs=np.array(signs, dtype=np.int64), highest=looked_at)
