@@ -28,7 +28,9 @@ _FAILED_S = 10.0
 """Patience with the other ranks once one has failed: they may be waiting for it for ever."""
 _DUMP_S = 0.5
 _START_S = 60.0
-"""Allowed beside the timeout until every rank has given its first sign: imports on a busy machine."""
+"""Allowed beside the timeout until every rank has taken a first step: imports on a busy machine."""
+_SETTING_UP = ("starting", "building", "warm-up step 0")
+"""Begin the phases in which ranks import what their strategy needs, compiled anew after an installation."""
 
 
 def run_job(job: Job, *, hosts: Hosts | None = None, progress: Callable[[str], None] | None = None) -> None:
@@ -103,6 +105,8 @@ def _patience_s(job: Job, beats: dict[int, tuple[float, int, str]]) -> float:
         return job.timeout_s + _START_S
     if any(phase.startswith(FAILED) for _, _, phase in beats.values()):
         return min(job.timeout_s, _FAILED_S)
+    if any(phase.startswith(_SETTING_UP) for _, _, phase in beats.values()):
+        return job.timeout_s + _START_S
     return job.timeout_s
 
 
