@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,25 @@ except AttributeError as error:
 """
 
 
-@pytest.mark.parametrize("then", [_COMPILES, _MARKS, _ASKED], ids=["compiles", "marks", "asked"])
-def test_the_compiler_is_loaded_by_who_needs_it(then: str) -> None:
+_EACH = """
+import os, traceback
+for name, then in cases.items():  # each in a process of its own that has traced and no more
+    child = os.fork()
+    if not child:
+        try:
+            exec(then)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="tells processes apart by fork")
+def test_the_compiler_is_loaded_by_who_needs_it() -> None:
     root = str(Path(__file__).parents[3])
-    done = subprocess.run([sys.executable, "-c", _TRACE + then], capture_output=True, text=True, cwd=root)
+    cases = {"compiles": _COMPILES, "marks": _MARKS, "asked": _ASKED}
+    code = f"{_TRACE}\ncases = {cases!r}\n{_EACH}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
