@@ -1,10 +1,24 @@
-"""A machine for tests."""
+"""A machine for tests, and a bench on it."""
 
 from __future__ import annotations
 
+from calibrate.benchmarks.base import Bench
 from calibrate.environment import Machine
 
-__all__ = ["a_machine"]
+__all__ = ["a_bench", "a_machine"]
+
+
+def a_bench(**changes: object) -> Bench:
+    """A CPU core of small rates; `changes` replace arguments."""
+    import torch
+
+    fields: dict[str, object] = {
+        "cache_bytes": 1 << 22,
+        "flop_per_s": 5e10,
+        "bytes_per_s": 5e9,
+        "largest_s": 1e-3,
+    }
+    return Bench(torch.device("cpu"), **{**fields, **changes})  # type: ignore[arg-type]
 
 
 def a_machine(**changes: object) -> Machine:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from calibrate.benchmarks.base import BENCHMARKS, Bench, Case, load_benchmarks
+from calibrate.benchmarks.base import BENCHMARKS, Case, load_benchmarks
 from calibrate.benchmarks.points import log_points, rounded
 from costmodel.hardware.kinds import OPERATOR_KINDS
+from tests.calibrate.machines import a_bench
 
 _OPERATORS = (
     "gemm",
@@ -26,24 +27,13 @@ _OPERATORS = (
 )
 
 
-def a_bench() -> Bench:
-    return Bench(
-        torch.device("cpu"),
-        cache_bytes=1 << 22,
-        flop_per_s=5e10,
-        bytes_per_s=5e9,
-        largest_s=1e-3,
-        n_points=0.4,
-    )
-
-
 def cases_of(name: str) -> list[Case]:
-    return list(load_benchmarks()[name](a_bench()))
+    return list(load_benchmarks()[name](a_bench(n_points=0.4)))
 
 
 @pytest.mark.parametrize("name", _OPERATORS)
 def test_cases_run_and_have_the_sizes_of_their_kind(name: str) -> None:
-    bench = a_bench()
+    bench = a_bench(n_points=0.4)
     cases = cases_of(name)
     assert len(cases) >= 3
     keys = set()
@@ -67,7 +57,7 @@ def test_cases_run_and_have_the_sizes_of_their_kind(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemm", "bmm", "conv"])
 def test_flop_of_a_case_is_what_torch_counts(name: str) -> None:
-    bench = a_bench()
+    bench = a_bench(n_points=0.4)
     for case in cases_of(name)[:12]:
         with torch.no_grad():
             call = case.prepare(bench)
@@ -89,14 +79,14 @@ def test_flop_of_a_case_is_what_torch_counts(name: str) -> None:
 
 
 def test_cases_stay_within_the_time_of_one_call() -> None:
-    bench = a_bench()
+    bench = a_bench(n_points=0.4)
     for case in cases_of("gemm"):
         d = case.dims
         assert 2 * d["m"] * d["n"] * d["k"] / bench.flop_per_s <= bench.largest_s
 
 
 def test_host_cases_run_with_one_rank() -> None:
-    bench = a_bench()
+    bench = a_bench(n_points=0.4)
     cases = BENCHMARKS["host"](bench)
     assert cases
     for case in cases:

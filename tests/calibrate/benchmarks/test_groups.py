@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+
+from tests.calibrate.machines import a_bench
 
 _WORLD = 4
 
@@ -14,7 +17,6 @@ def _exchange(rank: int, folder: str) -> None:
 
     import torch
 
-    from calibrate.benchmarks.base import Bench
     from calibrate.benchmarks.collectives import collective_cases
     from calibrate.ranks import join, leave
 
@@ -24,15 +26,7 @@ def _exchange(rank: int, folder: str) -> None:
     ranks = join(backend="gloo", timeout_s=60.0)
     assert ranks.groups[2].size() == 2
     assert ranks.groups[2].rank() == rank % 2
-    bench = Bench(
-        ranks.device,
-        cache_bytes=1 << 22,
-        flop_per_s=5e10,
-        bytes_per_s=5e9,
-        largest_s=1e-3,
-        rank=rank,
-        groups=ranks.groups,
-    )
+    bench = a_bench(rank=rank, groups=ranks.groups)
     called = []
     for case in collective_cases(bench):
         if case.dims["size_bytes"] <= 1 << 14:
@@ -61,39 +55,14 @@ def test_pairs_of_four_ranks_exchange_among_themselves(tmp_path: Path) -> None:
 
 
 def test_ranks_left_over_do_nothing() -> None:
-    import torch
-
-    from calibrate.benchmarks.base import Bench
-
     groups = {2: None, 4: None, 6: None}
-    bench = Bench(
-        torch.device("cpu"),
-        cache_bytes=1 << 22,
-        flop_per_s=5e10,
-        bytes_per_s=5e9,
-        largest_s=1e-3,
-        rank=3,
-        groups=groups,  # type: ignore[arg-type]
-    )
+    bench = a_bench(rank=3, groups=groups)
     assert [bench.members(n) for n in groups] == [6, 4, 6]
     assert [bench.group_start(n) for n in groups] == [2, 0, 0]
 
 
 def test_ranks_that_share_a_core_wait_for_their_turns() -> None:
-    import time
-
-    import torch
-
-    from calibrate.benchmarks.base import Bench
-
-    bench = Bench(
-        torch.device("cpu"),
-        cache_bytes=1 << 22,
-        flop_per_s=5e10,
-        bytes_per_s=5e9,
-        largest_s=1e-3,
-        per_core=2.0,
-    )
+    bench = a_bench(per_core=2.0)
     before, start = time.thread_time(), bench.thread_s()
     while time.thread_time() < before + 0.02:
         pass

@@ -12,19 +12,12 @@ def _call_all(rank: int, world: int, store: str, result: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from calibrate.benchmarks.base import Bench, load_benchmarks
+    from calibrate.benchmarks.base import load_benchmarks
+    from tests.calibrate.machines import a_bench
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    bench = Bench(
-        torch.device("cpu"),
-        cache_bytes=1 << 22,
-        flop_per_s=5e10,
-        bytes_per_s=5e9,
-        largest_s=1e-3,
-        rank=rank,
-        groups={world: dist.group.WORLD},
-    )
+    bench = a_bench(rank=rank, groups={world: dist.group.WORLD})
     called = []
     for case in load_benchmarks()["host"](bench):
         if case.n_ranks == world:
