@@ -149,9 +149,7 @@ def _wait(
     while process.poll() is None:
         if patience.is_over():
             return True
-        if (
-            now := time.monotonic()
-        ) >= look:  # seldom: each look takes milliseconds of a core that is being measured
+        if (now := time.monotonic()) >= look:  # seldom: a look takes milliseconds of a core
             started |= _descendants(process.pid)
             look = now + _LOOK_S
         if progress is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,15 +66,13 @@ def join(*, backend: str | None, timeout_s: float) -> Ranks:
             f"backend {backend!r} does not go with this machine: nccl needs a CUDA device, gloo runs on a CPU"
         )
     device = torch.device("cpu")
-    per_core = 1.0
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     if cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-        threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-        if not pin_rank(threads=threads):
-            per_core = max(1.0, _local_ranks() * threads / len(os.sched_getaffinity(0)))
+        pin_rank(threads=threads)
     limit = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=limit)
@@ -92,8 +91,20 @@ def join(*, backend: str | None, timeout_s: float) -> Ranks:
         backend=backend,
         groups=groups,
         agree=agree_over(control, world_size, device=torch.device("cpu")),
-        per_core=per_core,
+        per_core=_threads_per_core(control, world_size, threads),
     )
+
+
+def _threads_per_core(control: ProcessGroup, world_size: int, threads: int) -> float:
+    """Busy threads of all ranks on this host, over the cores that any of them may use; at least 1."""
+    import torch.distributed as dist
+
+    here = socket.gethostname()
+    places: list[tuple[str, set[int], int] | None] = [None] * world_size
+    dist.all_gather_object(places, (here, os.sched_getaffinity(0), threads), group=control)
+    local = [place for place in places if place is not None and place[0] == here]
+    cores = set().union(*(cores for _, cores, _ in local))
+    return max(1.0, sum(n for _, _, n in local) / len(cores))
 
 
 def pin_rank(*, threads: int) -> bool:

@@ -22,10 +22,13 @@ def _exchange(rank: int, folder: str) -> None:
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(_WORLD), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": Path(folder, "port").read_text()}
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    cores = len(os.sched_getaffinity(0))
     ranks = join(backend="gloo", timeout_s=60.0)
     assert ranks.groups[2].size() == 2
     assert ranks.groups[2].rank() == rank % 2
+    assert ranks.per_core == max(1.0, _WORLD / cores)
     bench = a_bench(rank=rank, groups=ranks.groups)
     called = []
     for case in collective_cases(bench):
