@@ -66,7 +66,8 @@ def test_ranks_left_over_do_nothing() -> None:
 
 def test_ranks_that_share_a_core_wait_for_their_turns() -> None:
     bench = a_bench(per_core=2.0)
-    before, start = time.thread_time(), bench.thread_s()
+    start = bench.thread_s()
+    before = time.thread_time()
     while time.thread_time() < before + 0.02:
         pass
-    assert bench.thread_s() - start >= 0.04
+    assert bench.thread_s() - start >= 0.039
