@@ -27,5 +27,7 @@ def cores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         folder = folder.parent  # that of all processes of this run
     alone = request.node.get_closest_marker("alone") is not None
     with (folder / "cores.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        with (folder / "queue.lock").open("w") as queue:  # those that come later wait behind one that waits
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield

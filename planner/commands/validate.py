@@ -111,7 +111,9 @@ def run(
         ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps per round, at least.")] = 2,
-    timeout: Annotated[float, typer.Option("--timeout-s", help="Seconds without progress.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout-s", help="Seconds without progress; 60 more up to the first step.")
+    ] = 60.0,
     out: Annotated[Path | None, typer.Option("--out", help="Keep measured runs as JSON here.")] = None,
     trace: Annotated[
         Path | None,

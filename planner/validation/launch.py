@@ -134,7 +134,7 @@ def _hung(job: Job, folder: Path, beats: dict[int, tuple[float, int, str]]) -> s
     for rank in order or range(job.world_size):
         phase = beats[rank][2] if rank in beats else "never started"
         parts.append(f"rank {rank}: {phase}\n{_tail(folder, rank)}")
-    parts.append("Raise the limit (--timeout) if the steps are this long; else see the stacks above.")
+    parts.append("Raise the limit (--timeout-s) if the steps are this long; else see the stacks above.")
     return "\n".join(parts)
 
 
