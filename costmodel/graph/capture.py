@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from costmodel.graph.autocast import autocast
 from costmodel.graph.fake_calls import FakeCalls
+from costmodel.graph.known_values import known_value
 from costmodel.graph.workspaces import with_workspace
 
 __all__ = ["Capture", "capture_step", "leaves", "packet_name", "storage_key"]
@@ -29,6 +30,7 @@ _INVISIBLE = ("prim.device", "prim.layout", "aten.detach", "aten.alias", "aten.i
 _DEVICE = torch.ops.prim.device.default
 _COPY = torch.ops.aten.copy_.default
 _NEW = torch.ops.aten.new_empty_strided.default
+_READ = torch.ops.aten._local_scalar_dense.default
 
 _CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
 _HALF_ONLY = (torch.ops.aten._grouped_mm.default,)
@@ -60,6 +62,8 @@ class Capture(TorchDispatchMode):
         self.keep: list[Any] = []
         self.modules: list[str] = [""]
         self._nodes: dict[int, fx.Node] = {}
+        self._constants: dict[int, torch.Tensor] = {}
+        """id(fake tensor) -> the real one that the model made of numbers."""
         self._by_sequence: dict[int, fx.Node] = {}
         self._last_sequence = -1
         self._new_gradients: set[int] = set()
@@ -88,6 +92,8 @@ class Capture(TorchDispatchMode):
     def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is _COPY and self._takes_as_gradient(args):
             return args[0]
+        if func is _READ:
+            return self._read(args[0])
         out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else self._call(func, args, kwargs)
         out = with_workspace(func, args, out)
         if packet_name(func) in _INVISIBLE:
@@ -101,10 +107,25 @@ class Capture(TorchDispatchMode):
             self._record(func, args, kwargs, out)
         return out
 
+    def _read(self, tensor: torch.Tensor) -> Any:
+        """A number out of a tensor (`.item()`, `if tensor:`), where it is the same on any run."""
+        try:
+            return self._call(_READ, (tensor,), {})
+        except DataDependentOutputException:
+            value = known_value(self.graph, self._as_node(tensor))
+            if value is None:
+                raise
+            return value
+
     def _alias(self, args: Sequence[Any], out: Any) -> None:
         source = next((a for a in args if isinstance(a, torch.Tensor)), None)
-        if source is not None and isinstance(out, torch.Tensor) and id(source) in self._nodes:
+        if source is None or not isinstance(out, torch.Tensor):
+            return
+        if id(source) in self._nodes:
             self._nodes[id(out)] = self._nodes[id(source)]
+            self.keep.append(out)
+        elif not isinstance(source, FakeTensor):
+            self._constants[id(out)] = source
             self.keep.append(out)
 
     def _record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
@@ -182,6 +203,8 @@ class Capture(TorchDispatchMode):
     def _constant(self, value: torch.Tensor) -> fx.Node:
         node = self.graph.placeholder(f"constant_{len(self._nodes)}")
         node.meta.update(val=value, role="buffer", name=node.name)
+        if id(value) in self._constants:
+            node.meta["constant"] = self._constants[id(value)]
         self._nodes[id(value)] = node
         self.keep.append(value)
         return node

@@ -279,9 +279,11 @@ def _module(transformers: Any, config: Any, architectures: list[str], name: str,
             module.tie_weights()
             return module
     except _BUILDING as error:
-        raise ModelArgumentError(
-            f"model {name!r}: building it fails: {str(error).splitlines()[0]}; check its sizes"
-        ) from None
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelArgumentError(f"model {name!r}: building it fails: {why}; check its sizes") from None
+    except ImportError as error:
+        needed = " ".join(str(error).split())
+        raise ModelArgumentError(f"model {name!r}: a package that it needs is missing: {needed}") from None
 
 
 @contextmanager

@@ -131,28 +131,36 @@ def splitting(call: Call) -> Iterator[Strategy]:
 
 @SHARDING_RULES.register("aten.cat", "aten.concat", "aten.stack")
 def concatenation(call: Call) -> Iterator[Strategy]:
-    """Pieces put together: other dimensions pass; the joined one becomes a packed shard of equal pieces."""
-    out, pieces = call.outputs[0], call.inputs
-    if not pieces:
+    """Pieces put together: other dimensions pass; the joined one becomes a packed shard of equal pieces.
+
+    Pieces without elements that have one dimension are left out (caches of keys begin with one).
+    """
+    out = call.outputs[0]
+    empty = [p == (0,) and len(out) > 1 for p in call.inputs]
+    filled = [i for i, nothing in enumerate(empty) if not nothing]
+    if not filled:
         return
+    first, pieces = filled[0], [call.inputs[i] for i in filled]
     stacked = len(pieces[0]) + 1 == len(out)
     joined = call.dim_argument("dim", len(out))
     if joined is None:
         joined = next((d for d in range(len(out)) if d >= len(pieces[0]) or pieces[0][d] != out[d]), 0)
+
+    def placed(layout: Layout) -> tuple[Layout, ...]:
+        return tuple(REPLICATED if nothing else layout for nothing in empty)
+
     for dim in range(len(out)):
         if dim == joined:
             continue
         own = dim - 1 if stacked and dim > joined else dim
         if any(own >= len(p) or p[own] != out[dim] for p in pieces):
             continue
-        for c in call.both_options(0, own, 0, dim):
-            yield Strategy(
-                name=f"dim{dim}", inputs=(sharded(own, c),) * len(pieces), outputs=(sharded(dim, c),)
-            )
+        for c in call.both_options(first, own, 0, dim):
+            yield Strategy(name=f"dim{dim}", inputs=placed(sharded(own, c)), outputs=(sharded(dim, c),))
     if not stacked and len({p[joined] for p in pieces}) == 1 and call.cuts(pieces[0], joined):
         yield Strategy(
             name="packed",
-            inputs=(sharded(joined),) * len(pieces),
+            inputs=placed(sharded(joined)),
             outputs=(sharded(joined, len(pieces)),),
         )
     yield from _passing(call)

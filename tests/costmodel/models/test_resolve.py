@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,21 @@ def test_what_a_library_asserts_of_sizes_is_a_message() -> None:
     config = {"model_type": "marian", "architectures": ["MarianMTModel"], "vocab_size": 1000}
     with pytest.raises(ModelArgumentError, match="check its sizes"):
         resolve_config(config, name="marian").build("meta")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("it requires the natten library"), "a package that it needs is missing: it requires"),
+        (AssertionError(), "building it fails: AssertionError; check its sizes"),
+    ],
+)
+def test_what_stops_a_library_is_told(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules[resolve.__module__], "_instance", fail)
+    with pytest.raises(ModelArgumentError, match=said):
+        resolve(folder(tmp_path)).build("meta")

@@ -140,6 +140,8 @@ def test_views() -> None:
     )
     seen = check("cat", lambda a, b: torch.cat((a, b), -1), [r(2, 4, 6), r(2, 4, 6)], arguments={"dim": -1})
     assert {"dim0", "dim1", "packed"} <= seen
+    grown = [torch.tensor([]), r(2, 4, 6)]
+    assert "dim0" in check("cat", lambda a, b: torch.cat((a, b), 1), grown, arguments={"dim": 1})
     check("slice", lambda x: x[..., 1:3], [r(2, 4, 6)], arguments={"dim": 2})
     check("select", lambda x: x[:, 1], [r(2, 4, 6)], arguments={"dim": 1})
     check("expand", lambda x: x.expand(-1, 3, -1), [r(2, 1, 4)], skip=("new1",))
