@@ -14,14 +14,19 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from costmodel.graph.autocast import autocast
 from costmodel.graph.fake_calls import FakeCalls
-from costmodel.graph.known_values import known_value
+from costmodel.graph.known_values import KnownValues
 from costmodel.graph.workspaces import with_workspace
 
 __all__ = ["Capture", "capture_step", "leaves", "packet_name", "storage_key"]
@@ -31,6 +36,15 @@ _DEVICE = torch.ops.prim.device.default
 _COPY = torch.ops.aten.copy_.default
 _NEW = torch.ops.aten.new_empty_strided.default
 _READ = torch.ops.aten._local_scalar_dense.default
+_NONZERO = torch.ops.aten.nonzero.default
+_INDEXED = frozenset(
+    (
+        torch.ops.aten.index.Tensor,
+        torch.ops.aten.index_put.default,
+        torch.ops.aten.index_put_.default,
+    )
+)
+_MASKS = (torch.bool, torch.uint8)
 
 _CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
 _HALF_ONLY = (torch.ops.aten._grouped_mm.default,)
@@ -62,6 +76,7 @@ class Capture(TorchDispatchMode):
         self.keep: list[Any] = []
         self.modules: list[str] = [""]
         self._nodes: dict[int, fx.Node] = {}
+        self.known = KnownValues()
         self._constants: dict[int, torch.Tensor] = {}
         """id(fake tensor) -> the real one that the model made of numbers."""
         self._by_sequence: dict[int, fx.Node] = {}
@@ -92,9 +107,14 @@ class Capture(TorchDispatchMode):
     def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is _COPY and self._takes_as_gradient(args):
             return args[0]
-        if func is _READ:
-            return self._read(args[0])
-        out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else self._call(func, args, kwargs)
+        if func in _INDEXED:
+            args = (args[0], self._indices(args[1]), *args[2:])
+        try:
+            out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else self._call(func, args, kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            out = self._by_values(func, args, kwargs)
+            if out is None:
+                raise
         out = with_workspace(func, args, out)
         if packet_name(func) in _INVISIBLE:
             self._alias(args, out)
@@ -107,15 +127,31 @@ class Capture(TorchDispatchMode):
             self._record(func, args, kwargs, out)
         return out
 
-    def _read(self, tensor: torch.Tensor) -> Any:
-        """A number out of a tensor (`.item()`, `if tensor:`), where it is the same on any run."""
-        try:
-            return self._call(_READ, (tensor,), {})
-        except DataDependentOutputException:
-            value = known_value(self.graph, self._as_node(tensor))
-            if value is None:
-                raise
-            return value
+    def _by_values(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What a call gives whose result's size, or itself (`.item()`), depends on what tensors hold; None
+        where that is not known."""
+        named = {key: self._as_node(value) for key, value in kwargs.items()}
+        nodes = [self._as_node(value) for value in args]
+        if func is _READ:
+            return self.known.number(nodes[0])
+        results = self.known.results(func, nodes, named)
+        if results is None:
+            return None
+        like = next(a for a in args if isinstance(a, torch.Tensor))
+        new = torch.ops.aten.new_empty.default
+        made = tuple(self._call(new, (like, list(t.shape)), {"dtype": t.dtype}) for t in results)
+        return made if len(func._schema.returns) > 1 else made[0]
+
+    def _indices(self, indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Masks among indices as the places where they hold, which is how a GPU takes them."""
+        found: list[torch.Tensor | None] = []
+        for index in indices:
+            if index is None or index.dtype not in _MASKS:
+                found.append(index)
+                continue
+            places = self._run(_NONZERO, (index,), {})
+            found += [self._run(torch.ops.aten.select.int, (places, 1, d), {}) for d in range(index.ndim)]
+        return found
 
     def _alias(self, args: Sequence[Any], out: Any) -> None:
         source = next((a for a in args if isinstance(a, torch.Tensor)), None)
@@ -148,6 +184,7 @@ class Capture(TorchDispatchMode):
             self._last_backward_module = module
         flop = self._flop(func, args, kwargs, out)
         node.meta.update(val=out, module=module, backward=grad_node is not None, forward=forward, flop=flop)
+        self.known.recorded(node)
         self.keep.append((args, kwargs, out))
         if isinstance(out, torch.Tensor):
             self._nodes[id(out)] = node

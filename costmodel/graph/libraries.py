@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -41,14 +43,15 @@ def as_on_real_tensors() -> Iterator[None]:
     transformers reads position ids to find packed sequences; where it cannot, it builds a mask, which keeps
     attention from the causal kernel and repeats grouped keys and values. Here rows hold one sequence each.
     torch's nn.Transformer compares a mask that it is given with the causal one; here a square mask is that.
+    Experts are looked up by names with a number in them, which a tensor prints as where it is one.
     """
     answers = (
-        (_MASKS, "find_packed_sequence_indices", _one_sequence),
-        (_LAYERS, "_detect_is_causal_mask", _causal_where_square),
+        (sys.modules.get(_MASKS), "find_packed_sequence_indices", _one_sequence),
+        (sys.modules.get(_LAYERS), "_detect_is_causal_mask", _causal_where_square),
+        (FakeTensor, "__format__", _as_a_number),
     )
     before = []
-    for name, function, answer in answers:
-        library = sys.modules.get(name)
+    for library, function, answer in answers:
         if hasattr(library, function):
             before.append((library, function, getattr(library, function)))
             setattr(library, function, answer)
@@ -57,6 +60,13 @@ def as_on_real_tensors() -> Iterator[None]:
     finally:
         for library, function, own in before:
             setattr(library, function, own)
+
+
+def _as_a_number(tensor: FakeTensor, spec: str) -> str:
+    try:
+        return format(tensor.item(), spec) if tensor.ndim == 0 else object.__format__(tensor, spec)
+    except DataDependentOutputException:
+        return object.__format__(tensor, spec)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from costmodel.errors import ForeshardError, TraceError
 from costmodel.graph.blocks import Unit, find_units, reduced
-from costmodel.graph.capture import Capture, capture_step, storage_key
+from costmodel.graph.capture import Capture, capture_step, packet_name, storage_key
 from costmodel.graph.fake_calls import FakeCalls
 from costmodel.graph.libraries import (
     as_on_real_tensors,
@@ -258,7 +258,7 @@ def trace_module(
         traced_by="torch.fx graph of the eager step on fake tensors",
         trace_time_s=time.perf_counter() - start,
         tp_plan=dict(getattr(module, "_tp_plan", None) or {}),
-        notes=_notes(segments),
+        notes=(*_notes(segments), *_taken_for_granted(reader.capture)),
     )
 
 
@@ -275,6 +275,17 @@ def _notes(segments: Sequence[Segment]) -> tuple[str, ...]:
         "predicted time but not in the totals" + _REMEDY.get(target, "")
         for target, n in calls.items()
     )
+
+
+def _taken_for_granted(capture: Capture) -> Iterator[str]:
+    """What sizes in the graph stand on that a trace cannot know."""
+    made = Counter(packet_name(node.meta.get("item_of", node).target) for node in capture.known.choices)
+    if made:
+        names = ", ".join(sorted(made))
+        yield (
+            f"sizes follow from choices that data make ({names}; experts' tokens): "
+            "taken to fall on all in turn"
+        )
 
 
 @dataclass(frozen=True, slots=True)

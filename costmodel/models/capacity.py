@@ -7,6 +7,7 @@ experts can take, or rows padded to the capacity, every expert runs on exactly s
 
 from __future__ import annotations
 
+from inspect import signature
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,15 @@ __all__ = ["with_full_experts"]
 
 def with_full_experts(module: nn.Module) -> None:
     """Let layers whose router has an `expert_capacity` and whose experts are modules run each on that many
-    tokens of a sequence (all of a shorter one), in place of those that the data decides on."""
+    tokens of a sequence (all of a shorter one), in place of those that the data decides on. Layers that take
+    more than their tokens route by rules of their own and are left alone."""
     from torch import nn
 
     for layer in module.modules():
         router, experts = getattr(layer, "router", None), getattr(layer, "experts", None)
-        if isinstance(experts, nn.ModuleDict) and hasattr(router, "expert_capacity"):
+        if not isinstance(experts, nn.ModuleDict) or not hasattr(router, "expert_capacity"):
+            continue
+        if len(signature(layer.forward).parameters) == 1:
             layer.forward = MethodType(_forward, layer)
 
 
