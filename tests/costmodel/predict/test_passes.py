@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pytest
 
 from costmodel.framework import load_framework
@@ -264,10 +263,11 @@ def test_attention_over_chosen_keys_grows_with_their_scores_alone() -> None:
 
 def test_a_pass_errs_less_than_its_kernels_and_collectives_do_alike() -> None:
     for costs in (_costs("llama"), _costs("llama", 2)):
-        for attending in (_decode(16), _decode(300), Attending(requests=1, tokens=4096, context=4096)):
-            blocks = costs._blocks
-            place = int(np.argmin(np.abs(_TOKENS - attending.requests * attending.tokens)))
-            alike = sum(blocks.errors_at(place).values()) / float(blocks.seconds[place])
+        for requests in (1, 4):
+            attending = Attending(requests=requests, tokens=4096 // requests, context=4096)
+            parts = [part.errors_near(_TOKENS, 4096) for part in (costs._blocks, costs._head)]
+            parts.append(costs._attending(attending).errors_at(0))
+            alike = sum(sum(part.values()) for part in parts) / costs.seconds([attending])
             assert 0.0 < costs.log_sigma([attending]) < alike
     assert any(name.startswith("collective all_reduce") for name in _costs("llama", 2)._blocks.errors)
     assert _costs("llama").log_sigma([]) == 0.0
