@@ -237,6 +237,10 @@ class FrameworkProfile(BaseModel):
     """What the device holds beside torch's allocator (context, communication buffers, fragments)."""
     residual_log_sigma: float = Field(0.0, ge=0)
     """Spread of measured over predicted step time that the other terms do not explain."""
+    first_token_log_sigma: float | None = Field(None, ge=0)
+    """The same of a server's mean time to first token under clients; None: as `residual_log_sigma`."""
+    per_token_log_sigma: float | None = Field(None, ge=0)
+    """The same of its mean time per token under clients; None: as `residual_log_sigma`."""
     notes: dict[str, str] = Field(default_factory=dict)
     """Field name -> where its value comes from."""
 

@@ -223,7 +223,7 @@ def _restated(
 ) -> OperatorFit:
     """The fit for another kind, variant or dtype, with what that leaves unknown added to its spread."""
     spread = fallback_spread()
-    extra = [fit.extra_log_sigma]
+    extra = []
     same_dtype = fit.dtype == dtype
     same_width = element_bytes(fit.dtype) == element_bytes(dtype) and (
         peak_flop_per_s(device, fit.dtype) == peak_flop_per_s(device, dtype)
@@ -236,19 +236,19 @@ def _restated(
         extra.append(spread.variant_log_sigma)
     if not same_dtype:
         extra.append(spread.same_width_dtype_log_sigma if same_width else spread.dtype_log_sigma)
-    if len(extra) == 1:
+    if not extra:
         return fit if fit.variant == variant else fit.model_copy(update={"variant": variant})
     same_features = _n_features(fit.kind, fit.variant, device) == _n_features(kind, variant, device)
     keeps = (same_dtype or same_width or FORMS[kind].streams) and fit.kind == kind and same_features
-    return fit.model_copy(
+    wider = fit.widened(float(np.sqrt(np.sum(np.square(extra)))))
+    return wider.model_copy(
         update={
             "kind": kind,
             "variant": variant,
             "dtype": dtype,
-            "extra_log_sigma": float(np.sqrt(np.sum(np.square(extra)))),
             "correction": fit.correction if keeps else None,
             "adjustments": fit.adjustments if keeps else (),
-            "update": fit.update if same_features else None,
+            "update": wider.update if same_features else None,
             "samples_at": samples_of_kind(fit.samples_at, fit.kind, kind),
         }
     )

@@ -7,6 +7,7 @@ not used.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, Literal
 
@@ -188,12 +189,21 @@ class OperatorFit(_Frozen):
     transfer_distance: float = 0.0
     """How unlike that device is to this one (`hardware.transfer.device_distance`)."""
     extra_log_sigma: float = 0.0
-    """Added (in quadrature) to the spread, for what transfer leaves unknown."""
+    """Added (in quadrature) to the spread, for what transfer leaves unknown; `update` was found with it."""
     log_offset: float = 0.0
     """ln(time) of this machine over the one that the parameters were fitted on, at every size."""
     update: Correction | None = None
     """What later measurements at a few sizes changed near them. Its `far_sigma` is a factor: what is left of
     the fit's own spread where none of them is near."""
+
+    def widened(self, log_sigma: float) -> OperatorFit:
+        """The fit with so much more unknown, in quadrature; where later measurements changed it too."""
+        update = self.update
+        if update is not None:
+            wider = tuple(float(f"{math.hypot(sigma, log_sigma):.4g}") for sigma in update.sigmas)
+            update = update.model_copy(update={"sigmas": wider})
+        extra = math.hypot(self.extra_log_sigma, log_sigma)
+        return self.model_copy(update={"extra_log_sigma": extra, "update": update})
 
     @property
     def is_derived(self) -> bool:

@@ -143,14 +143,15 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
             parameters[_BURST] = min(parameters[_BURST], _energy().burst_s)
     if (faster := target.sustained_speed.get(math_dtype(fit.dtype))) and _COMPUTE in parameters:
         parameters[_COMPUTE] = float(f"{parameters[_COMPUTE] * faster:.6g}")
-    return fit.model_copy(
+    wider = fit.widened(extra)
+    return wider.model_copy(
         update={
             "parameters": parameters,
             "correction": fit.correction if same else None,
             "adjustments": fit.adjustments if same else (),
             "transferred_from": fit.transferred_from or source.name,
             "transfer_distance": float(f"{distance:.4g}"),
-            "extra_log_sigma": float(f"{(fit.extra_log_sigma**2 + extra**2) ** 0.5:.4g}"),
+            "extra_log_sigma": float(f"{wider.extra_log_sigma:.4g}"),
         }
     )
 

@@ -44,6 +44,7 @@ import numpy as np
 
 from costmodel.errors import PlanError
 from costmodel.predict.passes import Attending, PassCosts
+from costmodel.predict.uncertainty import error_model
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -127,13 +128,14 @@ class Load:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientsPrediction:
     """Means over requests, in seconds. `requests_per_s`: of all clients after the first wave (Little's law).
-    `running`: requests past their first token, of one replica."""
+    `running`: requests past their first token, of one replica. The spreads are of ln of both times."""
 
     time_to_first_token_s: float
     time_per_output_token_s: float
     requests_per_s: float
     running: float
-    log_sigma: float
+    first_token_log_sigma: float
+    per_token_log_sigma: float
 
 
 def serve_clients(
@@ -163,12 +165,14 @@ def serve_clients(
     pace_s = sum(server.paces_s) / len(server.paces_s)
     outputs = server.lengths[1]
     answer_s = later_s + (sum(outputs) / len(outputs) - 1.0) * pace_s
+    first_sigma, pace_sigma = server.log_sigmas(first_s)
     return ClientsPrediction(
         time_to_first_token_s=first_s,
         time_per_output_token_s=pace_s,
         requests_per_s=load.clients / answer_s,
         running=server.running_s / server.now_s,
-        log_sigma=costs.log_sigma,
+        first_token_log_sigma=first_sigma,
+        per_token_log_sigma=pace_sigma,
     )
 
 
@@ -223,6 +227,11 @@ class _Server:
     """Tokens kept of running requests when they began, and their answers where those are reserved."""
     _begun: float = 0.0
     """Sum of the steps at which they began."""
+    prompted_s: float = 0.0
+    """Seconds of the passes with prompts in them, and of those among them that the host holds up."""
+    launched_s: float = 0.0
+    _prompted: tuple[int, int] = (0, 0)
+    """Passes with prompts in them, and their prompts' tokens."""
     _filling: int = 0
     """Tokens that prompts taken in, and not run through yet, take."""
     _settled_s: deque[float] = field(default_factory=deque)
@@ -367,7 +376,12 @@ class _Server:
         seconds = self.costs.seconds(calls)
         if beside + sum(tokens for _, tokens in taken) > framework.captured_tokens:
             seconds *= framework.uncaptured_factor
-            seconds = max(seconds, self.costs.operators * framework.prompt_operator_s)
+            launching_s = self.costs.operators * framework.prompt_operator_s
+            self.launched_s += launching_s if launching_s > seconds else 0.0
+            seconds = max(seconds, launching_s)
+        self.prompted_s += seconds
+        passes, tokens = self._prompted
+        self._prompted = passes + 1, tokens + sum(own for _, own in taken)
         self._spend(seconds)
         self._until_look = 0
         self.steps += 1 if framework.mixes_prompts else 0
@@ -419,9 +433,39 @@ class _Server:
         left = self._until_look - passes
         self._until_look = left if left > 0 else left % self.load.poll_steps
 
-    def _next_tokens(self) -> Attending:
+    def log_sigmas(self, first_s: float) -> tuple[float, float]:
+        """Spreads of ln(time to first token, whose mean is `first_s`) and of ln(time per token).
+
+        A pass errs as its operators and collectives do; one with prompts that the host holds up, and what
+        requests spend before the scheduler knows them, as host times do. What the profile states of either
+        time comes on top.
+        """
+        framework, host = self.framework, error_model().host
+        running = max(1, round(self.running_s / self.now_s))
+        token = self._next_tokens(running)
+        passes, tokens = self._prompted
+        each = max(2, round(tokens / max(1, passes)))
+        prompt = Attending(requests=1, tokens=each, context=max(each, self.load.prompt_len // 2))
+        held = self.launched_s / self.prompted_s if self.prompted_s else 0.0
+        mixed = [prompt, token] if framework.mixes_prompts else [prompt]
+        of_prompts = math.hypot((1.0 - held) * self.costs.log_sigma(mixed), held * host)
+        prompts = self.prompted_s / self.now_s
+        pace = math.hypot((1.0 - prompts) * self.costs.log_sigma([token]), prompts * of_prompts)
+        front_s = framework.arrival_overhead_s + framework.frontend_request_s
+        front_s += self.load.prompt_len * framework.frontend_prompt_token_s
+        front = min(1.0, front_s / first_s)
+        first = math.hypot((1.0 - front) * of_prompts, front * host)
+        left = framework.residual_log_sigma
+        of_first, of_token = framework.first_token_log_sigma, framework.per_token_log_sigma
+        return (
+            math.hypot(first, left if of_first is None else of_first),
+            math.hypot(pace, left if of_token is None else of_token),
+        )
+
+    def _next_tokens(self, running: int = 0) -> Attending:
+        """The next token of so many requests; 0: of those that run."""
         return Attending(
-            requests=_near(len(self._running)),
+            requests=_near(running or len(self._running)),
             tokens=1,
             context=self.load.mean_context,
             drafted=self.load.draft_tokens,

@@ -44,6 +44,7 @@ from costmodel.graph.model_graph import Operator, Phase, Segment
 from costmodel.hardware.device import cache_bytes, weight_bytes
 from costmodel.plan import Plan
 from costmodel.predict.attending import attention_call, latent_dims
+from costmodel.predict.erring import Erring, together
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.served_kernels import (
     one_kernel_each,
@@ -57,6 +58,7 @@ from costmodel.predict.served_kernels import (
     state_update,
     without_recurrence,
 )
+from costmodel.predict.uncertainty import error_model
 from costmodel.sharding.expert import expert_tensors
 
 if TYPE_CHECKING:
@@ -67,8 +69,7 @@ if TYPE_CHECKING:
 __all__ = ["Attending", "Experts", "PassCosts"]
 
 _TOKENS: FloatArray = np.exp2(np.arange(0.0, 17.5, 0.5)).round()
-_TYPICAL = 8
-"""Place on the grid (16 tokens) where the spread of a pass is taken."""
+_LOG_TOKENS: FloatArray = np.log(_TOKENS)
 _PROBES = ((32, 64), (64, 128), (16, 32), (128, 256), (8, 16))
 """Batches that the graph is split at; sizes between and beyond are on the line through them. Pairs are tried
 in order: how tensors are divided may turn on the batch, and must not differ between the two."""
@@ -132,16 +133,16 @@ class PassCosts:
         self._scoring = 0
         """Calls of attention that score keys for themselves."""
         self._attention: list[tuple[Segment, Operator, int]] = []
-        self._sigma: list[tuple[float, float]] = []
         blocks = [
             self._segment(a, b, head=False) for a, b in zip(low[: last + 1], high[: last + 1], strict=True)
         ]
         head = [
             self._segment(a, b, head=True) for a, b in zip(low[last + 1 :], high[last + 1 :], strict=True)
         ]
-        self._blocks_s = np.log(np.sum([np.full(len(_TOKENS), 1e-9), *blocks], axis=0))
-        self._head_s = np.log(np.sum([np.full(len(_TOKENS), 1e-9), *head], axis=0))
-        self._attending_s = lru_cache(maxsize=None)(self._attention_priced)
+        least = Erring(np.full(len(_TOKENS), 1e-9))
+        self._blocks, self._head = together([least, *blocks]), together([least, *head])
+        self._blocks_s, self._head_s = np.log(self._blocks.seconds), np.log(self._head.seconds)
+        self._attending = lru_cache(maxsize=None)(self._attention_priced)
 
     def seconds(self, attending: Sequence[Attending]) -> float:
         """One pass over these requests of a replica; 0 where there is no token."""
@@ -151,19 +152,16 @@ class PassCosts:
         if not tokens:
             return 0.0
         framework = self._inference.framework
-        at, heads = np.log(tokens), np.log(scored)
-        total = float(np.exp(np.interp(at, np.log(_TOKENS), self._blocks_s)))
-        total += float(np.exp(np.interp(heads, np.log(_TOKENS), self._head_s)))
-        total += sum(self._attending_s(a) for a in attending)
+        total = _between(tokens, self._blocks_s) + _between(scored, self._head_s)
+        total += sum(float(self._attending(a).seconds[0]) for a in attending)
         total += sum(a.drafted * self._draft_s(a.requests) for a in attending if a.drafted)
         total += framework.forward_overhead_s + requests * framework.request_overhead_s
         return total + host_cost_s(self._inference.profile, "step_s")
 
     def _draft_s(self, requests: int) -> float:
         """One guess for each of so many requests: a block without its attention, and the head."""
-        at = np.log(requests)
-        block = float(np.exp(np.interp(at, np.log(_TOKENS), self._blocks_s))) / max(1, self._layers)
-        return block + float(np.exp(np.interp(at, np.log(_TOKENS), self._head_s)))
+        block_s = _between(requests, self._blocks_s) / max(1, self._layers)
+        return block_s + _between(requests, self._head_s)
 
     @property
     def operators(self) -> int:
@@ -205,12 +203,24 @@ class PassCosts:
             total += width * count * (latent[0] if latent else whole)
         return total + (self._scoring * self._chosen.cache_bytes if self._chosen else 0.0)
 
-    @property
-    def log_sigma(self) -> float:
-        """Spread of ln(time): the mean of the fits' by their time, and what the framework leaves."""
-        seconds = sum(s for s, _ in self._sigma)
-        fits = sum(s * sigma for s, sigma in self._sigma) / seconds if seconds else 0.0
-        return math.hypot(fits, self._inference.framework.residual_log_sigma)
+    def log_sigma(self, attending: Sequence[Attending]) -> float:
+        """Spread of ln(time) of such a pass by its operators, collectives and host; 0 where it has no token.
+
+        Blocks and head err by the share that they err by at the grid's nearest number of tokens.
+        """
+        tokens = sum(a.requests * (a.tokens + a.drafted) for a in attending)
+        if not tokens:
+            return 0.0
+        scored = sum(a.requests * (1 + a.drafted) for a in attending)
+        framework = self._inference.framework
+        requests = sum(a.requests for a in attending)
+        host_s = framework.forward_overhead_s + requests * framework.request_overhead_s
+        found = {"host": error_model().host * host_s}
+        parts = [self._blocks.errors_near(_TOKENS, tokens), self._head.errors_near(_TOKENS, scored)]
+        for errors in (*parts, *(self._attending(a).errors_at(0) for a in attending)):
+            for name, seconds in errors.items():
+                found[name] = found.get(name, 0.0) + seconds
+        return math.hypot(*found.values()) / self.seconds(attending)
 
     def _split(self) -> tuple[tuple[int, int], tuple[ShardedSegment, ...], tuple[ShardedSegment, ...]]:
         """Two batches, and the graph split for each in the same way."""
@@ -227,8 +237,8 @@ class PassCosts:
             f"{self._plan}: tensors are divided otherwise for every batch; its passes have no price"
         )
 
-    def _segment(self, low: ShardedSegment, high: ShardedSegment, *, head: bool) -> FloatArray:
-        """Seconds [n] of all instances of a segment without its attention."""
+    def _segment(self, low: ShardedSegment, high: ShardedSegment, *, head: bool) -> Erring:
+        """All instances of a segment without its attention."""
         merged = self._inference.framework.merges_projections
         kernels = [
             self._served(s.local, fuse(s.local, self._forecaster.fusion).operators, head, merged)
@@ -250,7 +260,7 @@ class PassCosts:
         for op in low.local.operators:
             if op.kind == "attention":
                 self._attention.append((low.local, op, low.count))
-        total = np.zeros(len(_TOKENS))
+        parts: list[Erring] = []
         gathered = {
             c.module: c.size_bytes
             for c in low.collectives
@@ -272,18 +282,18 @@ class PassCosts:
         beside = shared_experts(kernels[0], routers) if merged else frozenset()
         routed, shared = np.zeros(len(_TOKENS)), np.zeros(len(_TOKENS))
         for place, (a, b) in enumerate(zip(*kernels, strict=True)):
-            seconds = self._operator_s(a, b, as_kept=head or a.module in routers)
+            cost = self._operator(a, b, as_kept=head or a.module in routers)
             size = gathered.pop(a.module, None) if a.kind == "gemm" else None
             home = next((m for m in recurrent if a.module.startswith(f"{m}.")), None)
             if size is not None and home is not None:
-                seconds = self._summed_s(a, b, size) if place == outward[home] else seconds
+                cost = self._summed(a, b, size) if place == outward[home] else cost
             elif size is not None:
-                seconds = self._gathered_s(a, b, seconds, size)
-            total += seconds
-            shared += seconds if place in beside else 0.0
-            routed += seconds if a.kind == "moe" else 0.0
+                cost = self._gathered(a, b, cost, size)
+            parts.append(cost)
+            shared += cost.seconds if place in beside else 0.0
+            routed += cost.seconds if a.kind == "moe" else 0.0
         at_once = self._plan.dp * _TOKENS <= self._inference.framework.parallel_experts_tokens
-        total -= np.where(at_once, np.minimum(routed, shared), 0.0)
+        parts.append(Erring(-np.where(at_once, np.minimum(routed, shared), 0.0)))
         summed = {op.module: _ACTIVATION_BYTES * op.dims["hidden"] for op in kernels[0] if op.kind == "moe"}
         for a, b in zip(low.collectives, high.collectives, strict=True):
             if not head and a.phase is Phase.FORWARD and a.module and a.op != "all_gather":
@@ -291,14 +301,14 @@ class PassCosts:
                 if a.module in summed:
                     most = [n * summed[a.module] for n in self._probes]
                     sizes = [min(pair) for pair in zip(sizes, most, strict=True)]
-                total += self._collective_s(self._plan, a.op, sizes[0], sizes[1], a.axis)
+                parts.append(self._collective(self._plan, a.op, sizes[0], sizes[1], a.axis))
         if any(op.kind == "moe" for op in kernels[0]) and self._plan.dp > 1:
             hidden = next(op.dims["hidden"] for op in kernels[0] if op.kind == "moe")
             ranks = Plan(tp=self._plan.dp * self._plan.tp)
             low_size, high_size = (_ACTIVATION_BYTES * n * self._plan.dp * hidden for n in self._probes)
             for kind in ("all_gather", "reduce_scatter"):
-                total += self._collective_s(ranks, kind, low_size, high_size, "tp")
-        return total * low.count
+                parts.append(self._collective(ranks, kind, low_size, high_size, "tp"))
+        return together(parts).times(low.count)
 
     def _served(
         self, segment: Segment, kernels: Iterable[Operator], head: bool, merged: bool
@@ -353,14 +363,13 @@ class PassCosts:
         first, second = self._probes
         return low + (high - low) * (n - first) / (second - first)
 
-    def _operator_s(self, low: Operator, high: Operator, *, as_kept: bool = False) -> FloatArray:
-        """Seconds [n] of one kernel. `as_kept`: weights of the activations' type (a head's, a router's)."""
+    def _operator(self, low: Operator, high: Operator, *, as_kept: bool = False) -> Erring:
+        """One kernel. `as_kept`: weights of the activations' type (a head's, a router's)."""
         framework = self._inference.framework
         if as_kept:
             framework = framework.model_copy(update={"half_products": "same"})
         ops = [replace(low, dims=self._dims(low, high, n)) for n in _TOKENS]
         priced = price_operators(ops, self._inference.profile, framework)
-        self._sigma.append((float(priced.device_s[_TYPICAL]), float(priced.log_sigma[_TYPICAL])))
         seconds = priced.device_s
         if low.kind == "gemm" and priced.fit[0].endswith(f"/{framework.half_products}"):
             own = framework.input_quantisation_s.get(framework.half_products, 0.0)
@@ -370,7 +379,8 @@ class PassCosts:
             seconds = seconds - np.minimum(own_s, _MOST_QUANTISATION * seconds)
         if low.kind in ("gemm", "moe") and not as_kept:
             seconds = np.maximum(seconds, self._least_s(ops))
-        return seconds + priced.host_s
+        of_size = "x".join(map(str, low.dims.values()))
+        return Erring(seconds + priced.host_s, priced.errors_along(of_size))
 
     def _least_s(self, ops: Sequence[Operator]) -> FloatArray:
         """Seconds [n] that the kernels which the server was told to take need for their multiplications."""
@@ -393,21 +403,23 @@ class PassCosts:
         experts = {"moe_tp": self._experts.tp, "moe_ep": self._experts.ep}
         return {**low.dims, **experts, "num_tokens": round(n) * self._plan.dp}
 
-    def _collective_s(self, plan: Plan, op: str, low: int, high: int, axis: str) -> FloatArray:
-        """Seconds [n] of one collective whose size follows the tokens."""
-        sizes = [self._line(low, high, n) for n in _TOKENS]
-        times = [self._forecaster.collective(plan, op, max(1.0, size), axis).median_s[0] for size in sizes]
-        return np.array(times, dtype=np.float64)
+    def _collective(self, plan: Plan, op: str, low: int, high: int, axis: str) -> Erring:
+        """One collective whose size follows the tokens."""
+        forecaster = self._forecaster
+        sizes = [max(1.0, self._line(low, high, n)) for n in _TOKENS]
+        found = [forecaster.collective(plan, op, size, axis) for size in sizes]
+        seconds = np.array([estimate.median_s[0] for estimate in found], dtype=np.float64)
+        spread = np.array([estimate.log_sigma[0] for estimate in found], dtype=np.float64)
+        return Erring(seconds, {f"collective {op}/{forecaster.link_name(plan, axis)}": spread * seconds})
 
-    def _gathered_s(self, low: Operator, high: Operator, split_s: FloatArray, size: int) -> FloatArray:
+    def _gathered(self, low: Operator, high: Operator, split: Erring, size: int) -> Erring:
         """A projection whose result every rank needs: split and gathered, or whole on each."""
-        gather_s = self._collective_s(
-            self._plan, "all_gather", size, size * self._probes[1] // self._probes[0], "tp"
-        )
+        sizes = (size, size * self._probes[1] // self._probes[0])
+        gather = self._collective(self._plan, "all_gather", *sizes, "tp")
         whole = [replace(op, dims={**op.dims, "n": op.dims["n"] * self._plan.tp}) for op in (low, high)]
-        return np.minimum(split_s + gather_s, self._operator_s(*whole))
+        return (split + gather).or_shorter(self._operator(*whole))
 
-    def _summed_s(self, low: Operator, high: Operator, size: int) -> FloatArray:
+    def _summed(self, low: Operator, high: Operator, size: int) -> Erring:
         """A projection of heads that ranks share out: each its own heads' columns, summed over them."""
         tp = self._plan.tp
         rows = [
@@ -415,9 +427,10 @@ class PassCosts:
             for op in (low, high)
         ]
         sizes = (size, size * self._probes[1] // self._probes[0])
-        return self._operator_s(*rows) + self._collective_s(self._plan, "all_reduce", *sizes, "tp")
+        return self._operator(*rows) + self._collective(self._plan, "all_reduce", *sizes, "tp")
 
-    def _attention_priced(self, attending: Attending) -> float:
+    def _attention_priced(self, attending: Attending) -> Erring:
+        """Of all layers, at one size."""
         inference = self._inference
         sizes = {
             "requests": attending.requests,
@@ -437,13 +450,22 @@ class PassCosts:
             calls.append(state_update(calls[0] if calls else self._any, streamed))
             counts.append(count)
         if not calls:
-            return 0.0
+            return Erring(np.zeros(1))
         priced = price_operators(calls, inference.profile, inference.framework)
         total = float(sum(s * count for s, count in zip(priced.device_s, counts, strict=True)))
+        errors: dict[str, float] = {}
+        for of_call, count in zip(priced.errors(calls), counts, strict=True):
+            for name, seconds in of_call:
+                errors[name] = errors.get(name, 0.0) + count * seconds
         if chosen and self._scoring:
             each_s = chosen.choosing_s(self._like, inference.profile, inference.framework, **sizes)
             total += self._scoring * each_s
-        return total
+        return Erring(np.array([total]), {name: np.array([seconds]) for name, seconds in errors.items()})
+
+
+def _between(tokens: float, log_s: FloatArray) -> float:
+    """Seconds at so many tokens, out of ln(seconds) [n] on the grid."""
+    return float(np.exp(np.interp(np.log(tokens), _LOG_TOKENS, log_s)))
 
 
 def _last_product(kernels: Sequence[Operator], home: str) -> int:

@@ -58,6 +58,14 @@ class PricedOperators:
             found.append(tuple((name, seconds) for name, seconds in both if fit and seconds > 0.0))
         return tuple(found)
 
+    def errors_along(self, size: str) -> dict[str, FloatArray]:
+        """Where the operators are one kernel at n numbers of tokens: what it errs with -> seconds [n] of one
+        standard deviation. `size`: its other sizes, in words."""
+        fit = self.fit[0]
+        own = np.sqrt(np.maximum(self.log_sigma**2 - self.common_log_sigma**2, 0.0))
+        both = {f"fit {fit}": self.common_log_sigma, f"fit {fit} @{size}": own}
+        return {name: sigma * self.device_s for name, sigma in both.items() if fit}
+
 
 def host_cost_s(profile: HardwareProfile, name: str) -> float:
     """A measured host cost of the profile in seconds; 0 where it was not measured."""

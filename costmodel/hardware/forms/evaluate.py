@@ -37,6 +37,7 @@ FLOOR = "floor_s"
 _ADDED = ("event_eager",)
 _SLOWER = ("eager_loop", "torch_loop")
 _BLEND = 4.0
+_LEAST_SIGMA = 1e-9
 
 
 def form_of(kind: str) -> Form:
@@ -116,7 +117,9 @@ def evaluate_fit(
     below what the datasheet allows, of a machine that is faster by its `log_offset`. What the fit leaves of
     its samples is each size's own (left-out rows of ten tables, half an e-fold of size and more apart, err
     independently: correlations within 0.07, most within 0.02); what transfer, another variant or another type
-    leaves unknown is common to all. On a CPU all is: neighbours' load while it was measured is.
+    leaves unknown is common to all. On a CPU all is: neighbours' load while it was measured is. Where later
+    measurements changed the fit, what they leave is all that is unknown near them, and as much of it common
+    as was before.
     """
     form = form_of(fit.kind)
     total_s, kernel_s = timed_s(form, fit.parameters, device, dims, fit.dtype, fit.variant, fit.timing)
@@ -129,20 +132,23 @@ def evaluate_fit(
         if adjustment is not None:
             more, sigma = evaluate_correction(adjustment.correction, features)
             shift = shift + more
+    whole = np.hypot(sigma, fit.extra_log_sigma)
+    common = np.full(n, fit.extra_log_sigma)
     if fit.update is not None:
-        more, sigma = evaluate_update(fit.update, form.features(device, dims, fit.dtype, fit.variant), sigma)
+        features = form.features(device, dims, fit.dtype, fit.variant)
+        more, left = evaluate_update(fit.update, features, whole)
         shift = shift + more
+        common, whole = common * left / np.maximum(whole, _LEAST_SIGMA), left
     shift = shift + fit.log_offset
     median_s = total_s * np.exp(shift)
     if device_only and FLOOR in fit.parameters:
         median_s = kernel_s * np.exp(shift * kernel_s / total_s)
-        sigma = np.hypot(sigma, fit.residual.log_sigma * (1.0 - kernel_s / total_s))
+        whole = np.hypot(whole, fit.residual.log_sigma * (1.0 - kernel_s / total_s))
     floor_s = datasheet_floor_s(form, device, dims, fit.dtype, fit.variant) * math.exp(
         min(0.0, fit.log_offset)
     )
-    whole = np.hypot(sigma, fit.extra_log_sigma)
     return TimeEstimate(
         median_s=np.maximum(median_s, floor_s),
         log_sigma=whole,
-        common_log_sigma=whole if device.kind == "cpu" else np.full(n, fit.extra_log_sigma),
+        common_log_sigma=whole if device.kind == "cpu" else common,
     )

@@ -140,14 +140,13 @@ def _score(row: PublishedRow, cache: _Cache) -> list[ScoredRow]:
         predicted = str(error)
     if isinstance(predicted, str):
         return [_skipped(common, m, predicted) for m in measured]
-    times, sigma = predicted
     scores = []
     for m in measured:
         if m.value is None or m.value <= 0:
             scores.append(_skipped(common, m, f"{m.metric} {row.text(m.metric)!r} is no time"))
             continue
+        value, sigma = predicted[m.metric]
         spread = math.exp(Z90 * sigma)
-        value = times[m.metric]
         scores.append(
             ScoredRow(
                 metric=m.metric,
@@ -161,8 +160,8 @@ def _score(row: PublishedRow, cache: _Cache) -> list[ScoredRow]:
     return scores
 
 
-def _predict(row: PublishedRow, cache: _Cache) -> tuple[dict[str, float], float] | str:
-    """Milliseconds by metric and the spread of their logarithm, or why there are none."""
+def _predict(row: PublishedRow, cache: _Cache) -> dict[str, tuple[float, float]] | str:
+    """Milliseconds by metric and the spread of their logarithms, or why there are none."""
     inference = cache.inference(row)
     if isinstance(inference, str):
         return inference
@@ -179,9 +178,9 @@ def _predict(row: PublishedRow, cache: _Cache) -> tuple[dict[str, float], float]
     framework = as_launched(row, inference.framework, load)
     found = serve_clients(costs, framework, load, most_running=load.clients, room_tokens=room_tokens)
     return {
-        "ttft_ms": 1e3 * found.time_to_first_token_s,
-        "tpot_ms": 1e3 * found.time_per_output_token_s,
-    }, found.log_sigma
+        "ttft_ms": (1e3 * found.time_to_first_token_s, found.first_token_log_sigma),
+        "tpot_ms": (1e3 * found.time_per_output_token_s, found.per_token_log_sigma),
+    }
 
 
 def _common(row: PublishedRow) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from costmodel.errors import PlanError
 from costmodel.framework import FrameworkProfile
 from costmodel.predict.clients import ClientsPrediction, Load, serve_clients
 from costmodel.predict.passes import Attending, PassCosts
+from costmodel.predict.uncertainty import error_model
 
 _SPREAD = (0.83, 1.17)
 
@@ -23,8 +24,11 @@ class _Given:
 
     fixed_s: float
     token_s: float
-    log_sigma: float = 0.1
     operators: int = 1000
+
+    def log_sigma(self, attending: Sequence[Attending]) -> float:
+        """Prompts err three times as much as running requests."""
+        return 0.3 if any(a.tokens > 1 for a in attending) else 0.1
 
     def seconds(self, attending: Sequence[Attending]) -> float:
         tokens = sum(a.requests * (a.tokens + a.drafted) for a in attending)
@@ -260,3 +264,28 @@ def test_lengths_are_those_that_the_benchmark_s_generator_draws() -> None:
     assert prompts[:4] == [972, 847, 917, 992]
     alike = Load(clients=1, prompt_len=7, output_len=9).drawn(3)
     assert alike == ([7, 7, 7], [9, 9, 9])
+
+
+def test_a_time_errs_as_the_passes_it_is_spent_in() -> None:
+    load = Load(clients=1, prompt_len=1000, output_len=1001)
+    found = _serve(load)
+    assert found.first_token_log_sigma == pytest.approx(0.3, rel=0.01)
+    assert found.per_token_log_sigma == pytest.approx(0.1, rel=0.05)
+
+
+def test_what_the_host_takes_errs_as_host_times_do() -> None:
+    host, load = error_model().host, Load(clients=1, prompt_len=1000, output_len=1001)
+    held = _serve(load, prompt_operator_s=1e-3)
+    before = _serve(load, arrival_overhead_s=10.0)
+    assert held.first_token_log_sigma == pytest.approx(host, rel=0.01)
+    assert before.first_token_log_sigma == pytest.approx(host, rel=0.01)
+    assert before.per_token_log_sigma == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_profile_states_what_is_left_of_either_time() -> None:
+    load = Load(clients=1, prompt_len=1000, output_len=1001)
+    one = _serve(load, residual_log_sigma=0.4)
+    two = _serve(load, residual_log_sigma=0.4, per_token_log_sigma=0.2)
+    assert one.first_token_log_sigma == two.first_token_log_sigma == pytest.approx(0.5, rel=0.01)
+    assert two.per_token_log_sigma == pytest.approx(math.hypot(0.1, 0.2), rel=0.02)
+    assert two.per_token_log_sigma < one.per_token_log_sigma

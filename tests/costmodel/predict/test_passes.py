@@ -13,7 +13,7 @@ from costmodel.models import resolve_config
 from costmodel.plan import Plan
 from costmodel.predict.attending import latent_dims
 from costmodel.predict.inference import InferenceForecaster
-from costmodel.predict.passes import Attending, Experts, PassCosts
+from costmodel.predict.passes import _TOKENS, Attending, Experts, PassCosts
 
 _LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -164,14 +164,14 @@ def test_few_tokens_read_few_experts_and_groups_read_fewer_each() -> None:
 
 def test_experts_reduce_their_sum_over_a_tokens_experts(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[float] = []
-    priced = PassCosts._collective_s
+    priced = PassCosts._collective
 
     def noted(self: PassCosts, plan: Plan, op: str, low: int, high: int, axis: str) -> Any:
         if op == "all_reduce":
             sizes.append(low / self._probes[0])
         return priced(self, plan, op, low, high, axis)
 
-    monkeypatch.setattr(PassCosts, "_collective_s", noted)
+    monkeypatch.setattr(PassCosts, "_collective", noted)
     PassCosts(_forecaster("mixed"), Plan(tp=2))
     assert sizes
     assert max(sizes) == 2 * _MIXED["hidden_size"]
@@ -179,20 +179,20 @@ def test_experts_reduce_their_sum_over_a_tokens_experts(monkeypatch: pytest.Monk
 
 def test_ranks_share_the_heads_of_a_recurrence(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: dict[str, list[float]] = {}
-    priced = PassCosts._collective_s
+    priced = PassCosts._collective
 
     def noted(self: PassCosts, plan: Plan, op: str, low: int, high: int, axis: str) -> Any:
         calls.setdefault(op, []).append(low / self._probes[0])
         return priced(self, plan, op, low, high, axis)
 
     one = PassCosts(_forecaster("gated"), Plan())
-    monkeypatch.setattr(PassCosts, "_collective_s", noted)
+    monkeypatch.setattr(PassCosts, "_collective", noted)
     four = PassCosts(_forecaster("gated"), Plan(tp=4))
     # sums behind attention, the recurrence and both experts; no more than a choice of experts is gathered
     assert calls["all_reduce"].count(2.0 * _GATED["hidden_size"]) >= 4
     assert max(calls.get("all_gather", [0.0])) <= 2 * (_GATED["num_experts"] + 1)
 
-    moved = [costs._attending_s(_decode(1024, context=2)) for costs in (one, four)]
+    moved = [float(costs._attending(_decode(1024, context=2)).seconds[0]) for costs in (one, four)]
     assert moved[1] < 0.4 * moved[0]  # 2 MB a request and layer, moved by the ranks together
 
 
@@ -259,3 +259,24 @@ def test_attention_over_chosen_keys_grows_with_their_scores_alone() -> None:
     assert chosen.seconds([long]) < all_keys.seconds([long])
     kept = chosen.cache_bytes_per_token - all_keys.cache_bytes_per_token
     assert kept == 3 * few.cache_bytes
+
+
+def test_a_pass_errs_less_than_its_kernels_and_collectives_do_alike() -> None:
+    for costs in (_costs("llama"), _costs("llama", 2)):
+        for requests in (1, 4):
+            attending = Attending(requests=requests, tokens=4096 // requests, context=4096)
+            parts = [part.errors_near(_TOKENS, 4096) for part in (costs._blocks, costs._head)]
+            parts.append(costs._attending(attending).errors_at(0))
+            alike = sum(sum(part.values()) for part in parts) / costs.seconds([attending])
+            assert 0.0 < costs.log_sigma([attending]) < alike
+    assert any(name.startswith("collective all_reduce") for name in _costs("llama", 2)._blocks.errors)
+    assert _costs("llama").log_sigma([]) == 0.0
+
+
+def test_attention_over_a_long_context_errs_as_attention() -> None:
+    costs = _costs("llama")
+    (call,) = {op.dims["heads"]: op for _, op, _ in costs._attention}.values()
+    assert call.kind == "attention"
+    alone = costs._attending(_decode(512, 131072))
+    share = sum(e * e for e in alone.errors_at(0).values()) ** 0.5 / float(alone.seconds[0])
+    assert costs.log_sigma([_decode(512, 131072)]) == pytest.approx(share, rel=0.1)

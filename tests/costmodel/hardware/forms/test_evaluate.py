@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from costmodel.hardware.forms.evaluate import adjustment_for, evaluate_fit, floor_parameter
+from costmodel.hardware.forms.evaluate import adjustment_for, evaluate_fit, floor_parameter, form_of
 from costmodel.hardware.schema import Adjustment, Correction
 from tests.costmodel.hardware.devices import device, plain_fit
 
@@ -66,3 +66,26 @@ def test_names_are_tried_in_order_and_may_leave_the_kernel_open() -> None:
     assert adjustment_for(known, ("trtllm:*mla*", "vllm:fa*")) is known[1]
     assert adjustment_for(known, ("sglang",)) is None
     assert adjustment_for(known, ()) is None
+
+
+def test_what_was_measured_on_a_transferred_fit_takes_what_transfer_left_unknown_away() -> None:
+    """A size that was measured is known, one far off less than before, and a further transfer widens it."""
+    dims = {name: np.array([512.0, 16.0]) for name in ("m", "n", "k")}
+    fit = plain_fit().model_copy(update={"extra_log_sigma": 0.38})
+    x = form_of("gemm").features(device(), dims, fit.dtype, fit.variant)[:1]
+    update = Correction(
+        length=(1.0,) * x.shape[1],
+        centres=tuple(tuple(map(float, row)) for row in x),
+        weights=(0.1,),
+        sigmas=(0.03,),
+        far_sigma=0.8,
+        limit=0.2,
+    )
+    known = fit.model_copy(update={"update": update})
+    before, after, further = (evaluate_fit(f, device(), dims) for f in (fit, known, known.widened(0.09)))
+    assert before.log_sigma[0] > 0.38
+    assert after.log_sigma[0] < 0.1
+    assert after.log_sigma[1] == pytest.approx(0.8 * before.log_sigma[1], rel=0.01)
+    assert np.all(after.common < before.common)
+    assert np.all(after.common <= after.log_sigma)
+    assert further.log_sigma[0] > max(0.08, float(after.log_sigma[0]))
