@@ -123,6 +123,11 @@ class Residual(_Frozen):
     regions: tuple[RegionResidual, ...] = ()
 
 
+_BLOCK_NUMBERS = 1024
+"""Most numbers of a block of a correction's centres: its product with 256 points is then short enough (2^18
+multiply-adds) for OpenBLAS not to start threads of its own, which take several times what they save."""
+
+
 class Correction(_Frozen):
     """Smooth correction of ln(time) over a feature space; see `costmodel.hardware.forms.correction`."""
 
@@ -142,18 +147,25 @@ class Correction(_Frozen):
     def arrays(
         self,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-        """length [f], the centres' mean [f], what multiplies points [f + 2, c], and the columns [c, 3]
-        that kernels are multiplied with.
+        """length [f, 1], the centres' mean [f, 1], and in b equal blocks of r centres (those missing from the
+        last one count for nothing) what multiplies points [b, r, f + 2] and what is summed up over kernels
+        [b, 3, r].
 
-        Points: with d = c - mean, [x, |x|^2, 1] times 3 [-2 d, 1, |d|^2] is 3 |x - d|^2.
+        Points: with d = c - mean, 3 [-2 d, 1, |d|^2] times [x, |x|^2, 1] is 3 |x - d|^2. Summed up: -e times
+        weight, spread and 1, for kernels -(1 + distance) exp(-1 - distance).
         """
-        columns = np.array([self.weights, self.sigmas, np.ones(len(self.weights))]).T
         centres = np.array(self.centres, dtype=np.float64).reshape(len(self.weights), len(self.length))
-        origin = centres.mean(axis=0)
+        origin: NDArray[np.float64] = centres.mean(axis=0)
         apart = centres - origin
-        squared = (apart * apart).sum(1)[None]
-        right = 3.0 * np.vstack([-2.0 * apart.T, np.ones((1, len(apart))), squared])
-        return np.array(self.length), origin, right.astype(np.float32), columns.astype(np.float32)
+        ones = np.ones((len(apart), 1))
+        rows = 3.0 * np.hstack([-2.0 * apart, ones, (apart * apart).sum(1, keepdims=True)])
+        columns = -math.e * np.array([self.weights, self.sigmas, ones[:, 0]])
+        n_blocks = max(1, math.ceil(len(rows) / max(1, _BLOCK_NUMBERS // rows.shape[1])))
+        missing = -len(rows) % n_blocks
+        rows = np.vstack([rows, np.zeros((missing, rows.shape[1]))]).reshape(n_blocks, -1, rows.shape[1])
+        columns = np.hstack([columns, np.zeros((3, missing))]).reshape(3, n_blocks, -1).swapaxes(0, 1)
+        length = np.array(self.length, dtype=np.float64)[:, None]
+        return length, origin[:, None], rows.astype(np.float32), columns.astype(np.float32, order="C")
 
 
 class Adjustment(_Frozen):

@@ -12,14 +12,20 @@ from costmodel.estimate import FloatArray
 __all__ = ["Partitions", "balanced_partition", "bottleneck_s", "even_partition"]
 
 
+_ALIKE = 1.0 + 1e-9
+"""Cuts that differ by less are alike: blocks of one model take the same time, so that many cuts do, and which
+of their sums is the least by rounding depends on the machine."""
+
+
 def balanced_partition(
     unit_s: Sequence[float], n_stages: int, *, cut_s: Sequence[float] | None = None
 ) -> tuple[int, ...]:
     """Cut `unit_s` (seconds per unit, forward order) into `n_stages` runs with the least bottleneck.
 
     `cut_s[i]` is what a cut after unit i costs both neighbours (transfer). Among cuts with the same
-    bottleneck the one with the least sum of squared stage times is taken. Returns the first unit of each
-    stage; stage 0 starts at 0.
+    bottleneck the one with the least sum of squared stage times is taken, and among those alike the one whose
+    later stages are longer: earlier ones hold more micro-batches. Returns the first unit of each stage; stage
+    0 starts at 0.
 
     Raises PlanError where there are fewer units than stages.
     """
@@ -70,9 +76,9 @@ class Partitions:
         k = len(self._came_from)  # so many stages take at least k units, one more at least k + 1
         before, after = slice(k, self._n), slice(k + 1, self._n + 1)
         bottleneck = np.maximum(self._worst[before, None], self._run[before, after])
-        near = bottleneck <= bottleneck.min(axis=0) * (1 + 1e-9)
-        spread = np.where(near, self._spread[before, None] + self._squares[before, after], np.inf)
-        pick = spread.argmin(axis=0)
+        even = bottleneck <= bottleneck.min(axis=0) * _ALIKE
+        spread = np.where(even, self._spread[before, None] + self._squares[before, after], np.inf)
+        pick = (spread <= spread.min(axis=0) * _ALIKE).argmax(axis=0)
         at = np.arange(len(pick))
         self._worst[after], self._spread[after] = bottleneck[pick, at], spread[pick, at]
         self._came_from.append(np.concatenate([np.zeros(k + 1, dtype=np.int64), pick + k]))

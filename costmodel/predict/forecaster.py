@@ -303,15 +303,12 @@ class Forecaster:
             graph = self.sharded(plan)
             segments = graph.segments
             if id(graph) not in self._kernels:
-                self._kernels[id(graph)] = tuple(
-                    price_kernels(
-                        s,
-                        profile=self.profile,
-                        framework=self.framework,
-                        fusion=self.fusion,
-                        long_run=self.training,
-                    )
-                    for s in segments
+                self._kernels[id(graph)] = price_kernels(
+                    segments,
+                    profile=self.profile,
+                    framework=self.framework,
+                    fusion=self.fusion,
+                    long_run=self.training,
                 )
             saved = saved_tensors(s.local for s in segments)
             self._priced[key] = tuple(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
     from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["PricedOperators", "host_cost_s", "price_operators", "streaming_s"]
+__all__ = ["PricedOperators", "host_cost_s", "price_operators", "price_runs", "streaming_s"]
 
 
 _FLAT_COLS = 4096.0
@@ -89,7 +90,20 @@ def price_operators(
     `host_s`. On a CPU the measured operator time already holds its dispatch; `host_s` is then what eager
     autograd, or without gradients the modules' own code, adds around it.
     """
-    operators = _routed(operators, profile, framework)
+    return price_runs([operators], profile, framework, long_run=long_run)[0]
+
+
+def price_runs(
+    runs: Sequence[Sequence[Operator]],
+    profile: HardwareProfile,
+    framework: FrameworkProfile,
+    *,
+    long_run: bool = False,
+) -> tuple[PricedOperators, ...]:
+    """`price_operators` of several runs of operators (each all of one segment), which takes about as long
+    as the longest of them: most of the time goes to starting array operations."""
+    runs = [_routed(run, profile, framework) for run in runs]
+    operators = list(chain.from_iterable(runs))
     n = len(operators)
     device_s = np.zeros(n)
     contended = np.zeros(n)
@@ -127,13 +141,17 @@ def price_operators(
         log_sigma[positions], common[positions] = estimate.log_sigma, estimate.common
         for i in positions:
             fit[i] = f"{kind}/{variant}/{dtype}"
-    return PricedOperators(
-        device_s=device_s,
-        contended_s=contended,
-        host_s=_host_times(operators, profile, framework),
-        log_sigma=log_sigma,
-        common_log_sigma=common,
-        fit=tuple(fit),
+    ends = list(accumulate(map(len, runs)))
+    return tuple(
+        PricedOperators(
+            device_s=device_s[start:end],
+            contended_s=contended[start:end],
+            host_s=_host_times(run, profile, framework),
+            log_sigma=log_sigma[start:end],
+            common_log_sigma=common[start:end],
+            fit=tuple(fit[start:end]),
+        )
+        for run, start, end in zip(runs, [0, *ends], ends, strict=False)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from costmodel.graph.liveness import SegmentMemory, kept_segments, recomputed_op
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
 from costmodel.graph.softmax import written_out_softmax
 from costmodel.hardware.host_machine import dispatch_factor
-from costmodel.predict.pricing import PricedOperators, host_cost_s, price_operators, streaming_s
+from costmodel.predict.pricing import PricedOperators, host_cost_s, price_runs, streaming_s
 from costmodel.sharding.expert import biased_elements
 from costmodel.stage_costs import CostParts
 
@@ -118,32 +118,42 @@ class Kernels:
 
 
 def price_kernels(
-    segment: ShardedSegment,
+    segments: Sequence[ShardedSegment],
     *,
     profile: HardwareProfile,
     framework: FrameworkProfile,
     fusion: str,
     long_run: bool = False,
-) -> Kernels:
-    """Fuse and price the operators of one instance; `long_run` as in `price_operators`."""
-    fused = fuse(segment.local, fusion)
-    operators = fused.operators
+) -> tuple[Kernels, ...]:
+    """Fuse and price the operators of one instance of each segment; `long_run` as in `price_operators`."""
+    fused = [fuse(segment.local, fusion) for segment in segments]
+    runs = [one.operators for one in fused]
     if fusion == "fused":
-        operators = written_out_softmax(
-            operators,
-            {t.index: t for t in segment.local.tensors},
-            batch_multiple=framework.softmax_batch_multiple,
-            max_keys=framework.softmax_max_keys,
+        runs = [
+            written_out_softmax(
+                operators,
+                {t.index: t for t in segment.local.tensors},
+                batch_multiple=framework.softmax_batch_multiple,
+                max_keys=framework.softmax_max_keys,
+            )
+            for segment, operators in zip(segments, runs, strict=True)
+        ]
+    priced = price_runs(runs, profile, framework, long_run=long_run)
+    return tuple(
+        Kernels(
+            fused=one,
+            operators=operators,
+            priced=prices,
+            parts=_parts(segment, operators),
+            errors=prices.errors(operators),
         )
-    gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
-    priced = price_operators(operators, profile, framework, long_run=long_run)
-    return Kernels(
-        fused=fused,
-        operators=operators,
-        priced=priced,
-        parts=tuple(part_of(op, gradients) for op in operators),
-        errors=priced.errors(operators),
+        for segment, one, operators, prices in zip(segments, fused, runs, priced, strict=True)
     )
+
+
+def _parts(segment: ShardedSegment, operators: Sequence[Operator]) -> tuple[str, ...]:
+    gradients = {t.index for t in segment.local.tensors if t.role is TensorRole.GRADIENT}
+    return tuple(part_of(op, gradients) for op in operators)
 
 
 def price_segment(

@@ -64,20 +64,20 @@ def evaluate_update(
 def _sums(correction: Correction, features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Shift, and sums over the centres of kernel times spread and of kernels, each [n]."""
     n = len(features)
-    length, origin, right, columns = correction.arrays
-    x = (features / length - origin).astype(np.float32)
-    left = np.concatenate([x, (x * x).sum(1, keepdims=True), np.ones((n, 1), np.float32)], axis=1)
-    out, negative = np.empty((n, 3)), -columns
-    scratch = np.empty((2, min(_BLOCK, n), len(columns)), dtype=np.float32)
+    length, origin, centres, columns = correction.arrays
+    points = np.ones((len(length) + 2, n), dtype=np.float32)
+    np.subtract(features.T / length, origin, out=points[:-2], casting="same_kind")
+    np.square(points[:-2]).sum(axis=0, out=points[-2])
+    out = np.empty((3, n))
+    scratch = np.empty((2, *centres.shape[:2], min(_BLOCK, n)), dtype=np.float32)
     for start in range(0, n, _BLOCK):
-        points = left[start : start + _BLOCK]
-        across, decay = scratch[0, : len(points)], scratch[1, : len(points)]
-        np.matmul(points, right, out=across)
+        part = points[:, start : start + _BLOCK]
+        across, decay = scratch[..., : part.shape[1]]
+        np.matmul(centres, part, out=across)
         np.abs(across, out=across)  # rounding leaves a point on a centre a little on either side of 0
         np.sqrt(across, out=across)
-        np.negative(across, out=across)
+        np.subtract(-1.0, across, out=across)  # -(1 + distance)
         np.exp(across, out=decay)
-        across -= 1.0  # -(1 + distance)
         across *= decay
-        out[start : start + _BLOCK] = across @ negative
-    return np.clip(out[:, 0], -correction.limit, correction.limit), out[:, 1], out[:, 2]
+        out[:, start : start + _BLOCK] = np.matmul(columns, across).sum(axis=0)
+    return np.clip(out[0], -correction.limit, correction.limit), out[1], out[2]

@@ -111,14 +111,15 @@ class GemmForm(Form):
             bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
             memory_s = traffic / (bandwidth * (1.0 + (theta["cache_speedup"] - 1.0) * cached))
             split_s = results * (theta["split_cost"] * _ACCUMULATOR_BYTES / bandwidth)
+            work = k * (2.0 / rate)  # of one row and column of a tile, at an efficiency of 1
             efficiency = np.array([[theta[f"tile_{a}x{b}"]] for a, b in _TILES])
             split = np.minimum(most_copies, np.maximum(k / theta.get(_SPLIT, _MIN_SPLIT), 1.0))
             blocks = tiles * split
             sharp, x = theta["wave_sharpness"], blocks / sms
             waves = sharp * np.ceil(x)
             waves += (1.0 - sharp) * np.maximum(x, 1.0, out=x)
-            compute = k / split
-            compute *= 2.0 * _ROWS * _COLS / (rate * efficiency)
+            compute = work / split
+            compute *= _ROWS * _COLS / efficiency
             compute += theta["block_s"]
             compute *= waves
             split -= 1.0
@@ -130,7 +131,7 @@ class GemmForm(Form):
             best, compute_s, slowed = longer[0], compute[0], starved[0]
             for one_s, tile_compute_s, tile_starved in zip(longer[1:], compute[1:], starved[1:], strict=True):
                 better = one_s < best
-                np.copyto(best, one_s, where=better)
+                np.minimum(best, one_s, out=best)
                 np.copyto(compute_s, tile_compute_s, where=better)
                 np.copyto(slowed, tile_starved, where=better)
             p = theta["overlap_power"]
@@ -150,17 +151,17 @@ class GemmForm(Form):
         batch, m, n, k = _sizes(dims)
         sms = float(device.multiprocessors)
         traffic = batch * (m * n + m * k + n * k)
-        columns = [np.log(m), np.log(n), np.log(k), np.log(batch)]
-        columns += [np.log(traffic), np.log(batch * m * n * k / traffic)]
-        rows = np.ceil(m / 128.0)
+        columns = [np.log(size) for size in (m, n, k, batch, traffic)]
+        columns.append(columns[0] + columns[1] + columns[2] + columns[3] - columns[4])
+        rows, cols = ({side: np.ceil(size / side) for side in (64.0, 128.0, 256.0)} for size in (m, n))
         for a, b in ((128.0, 128.0), (256.0, 128.0), (128.0, 256.0), (64.0, 64.0)):
-            x = batch * np.ceil(m / a) * np.ceil(n / b) / sms
+            x = batch * rows[a] * cols[b] / sms
             columns.append(np.where(x > 1.0, 2.0 * np.log(np.ceil(x) / x), 0.0))
-        columns.append(np.log(batch * rows * np.ceil(n / 128.0) / sms))
-        columns.append(np.minimum(3.0 * np.log(rows * 128.0 / m), 0.7))
+        columns.append(np.log(batch * rows[128.0] * cols[128.0] / sms))
+        columns.append(np.minimum(3.0 * np.log(rows[128.0] * 128.0 / m), 0.7))
         columns.append(np.where(is_multiple(m, 8.0), 0.0, 1.0))
         columns.append(np.where(m <= 16, 1.0, 0.0))
-        return np.stack(columns, axis=1)
+        return np.stack(columns).T
 
     def flop(self, dims: Dims, variant: str) -> FloatArray:
         """2 batch m n k."""

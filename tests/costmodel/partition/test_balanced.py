@@ -24,6 +24,15 @@ def test_dear_cut_is_avoided() -> None:
     assert balanced_partition([1.0, 1.0, 1.0, 1.0], 2, cut_s=[0.0, 5.0, 0.0, 0.0]) in {(0, 1), (0, 3)}
 
 
+def test_among_cuts_alike_later_stages_are_longer_whatever_rounding_says() -> None:
+    assert balanced_partition([1.0] * 7, 4) == (0, 1, 3, 5)
+    unit_s = [0.1, *[1.3] * 96, 0.7]
+    for n_stages in (16, 24, 64):
+        starts = balanced_partition(unit_s, n_stages)
+        for factor in (1 - 1e-7, 1 + 1e-7, 1 / 3):
+            assert balanced_partition([factor * s for s in unit_s], n_stages) == starts
+
+
 def test_more_stages_than_units_is_a_plan_error() -> None:
     with pytest.raises(PlanError, match="at most 2 pieces"):
         balanced_partition([1.0, 1.0], 3)

@@ -14,7 +14,7 @@ from costmodel.models import resolve, resolve_config
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from costmodel.predict.optimizer_costs import written_out_s
-from costmodel.predict.pricing import price_operators
+from costmodel.predict.pricing import price_operators, price_runs
 
 GPT = {"n_layer": 8, "n_embd": 512, "n_head": 8, "vocab_size": 2048, "n_positions": 256}
 
@@ -29,6 +29,23 @@ def forecast(plan: Plan, name: str = "megatron", **changes: Any) -> Prediction:
         .forecast(plan)
         .prediction
     )
+
+
+def test_runs_of_operators_priced_at_once_cost_what_each_does() -> None:
+    made = Forecaster(
+        source=resolve("gpt2", seq_len=256, overrides=GPT),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=load_framework("megatron"),
+    )
+    runs = [s.operators for s in made.graph(2).segments]
+    runs.append(made.graph(2).segments[0].phase(Phase.FORWARD))  # without gradients hosts do other work
+    found = price_runs(runs, made.profile, made.framework, long_run=True)
+    assert len(found) == len(runs)
+    for run, at_once in zip(runs, found, strict=True):
+        alone = price_operators(run, made.profile, made.framework, long_run=True)
+        assert at_once.fit == alone.fit
+        for name in ("device_s", "contended_s", "host_s", "log_sigma", "common_log_sigma"):
+            assert getattr(at_once, name) == pytest.approx(getattr(alone, name), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", framework_names())

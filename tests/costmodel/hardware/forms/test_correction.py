@@ -27,9 +27,10 @@ def test_near_and_far() -> None:
     assert sigma == pytest.approx([(0.05 + FAR_WEIGHT * 0.4) / (1 + FAR_WEIGHT), 0.4], rel=1e-5)
 
 
-def test_equals_the_formula_in_double_precision() -> None:
+@pytest.mark.parametrize("n_centres", [60, 601])  # as one block of centres, and as blocks that do not divide
+def test_equals_the_formula_in_double_precision(n_centres: int) -> None:
     rng = np.random.default_rng(0)
-    centres, weights = rng.normal(size=(60, 2)) * 3, rng.normal(size=60)
+    centres, weights = rng.normal(size=(n_centres, 2)) * 3, rng.normal(size=n_centres)
     points = rng.normal(size=(9000, 2)) * np.array([4.0, 1.0])
     shift, _ = evaluate_correction(_correction(centres, weights, limit=100.0), points)
     exact = kernel(points / np.array([2.0, 0.5]), centres) @ weights
