@@ -9,13 +9,15 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Z90", "FloatArray", "IntArray", "TimeEstimate", "expected_max"]
+__all__ = ["Z90", "FloatArray", "IntArray", "TimeEstimate", "expected_max", "normal_cdf"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 Z90 = 1.6448536269514722
 """Half-width of a central 90 % interval of a normal distribution, in standard deviations."""
+_FARTHEST, _STEP = 12.0, 1.0 / 64.0
+"""Where a normal distribution is taken to end, and the step of sums over it, in standard deviations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +60,21 @@ class TimeEstimate:
         return self.median_s * np.exp(Z90 * self.log_sigma)
 
 
+def normal_cdf(x: FloatArray) -> FloatArray:
+    """Phi: the probability of a standard normal number below each `x`, exact in both tails."""
+    below = [0.5 * math.erfc(-value / math.sqrt(2.0)) for value in np.ravel(x).tolist()]
+    return np.array(below, dtype=np.float64).reshape(np.shape(x))
+
+
 @lru_cache(maxsize=1024)
 def expected_max(n: int) -> float:
     """Mean of the largest of `n` independent standard normal numbers; 0 for one.
 
-    The integral of 1 - Phi(x)^n over x > 0 less that of Phi(x)^n over x < 0.
+    The integral of x n phi(x) Phi(x)^(n - 1), whose sum over equal steps converges faster than any power of
+    the step, as of every smooth function that vanishes at both ends.
     """
     if n <= 1:
         return 0.0
-    from scipy.integrate import quad
-    from scipy.special import ndtr
-
-    above, _ = quad(lambda x: 1.0 - ndtr(x) ** n, 0.0, 12.0)
-    below, _ = quad(lambda x: ndtr(x) ** n, -12.0, 0.0)
-    return float(above - below)
+    x = np.arange(-_FARTHEST, _FARTHEST, _STEP)
+    density = n * np.exp(-0.5 * x**2) / math.sqrt(2.0 * math.pi) * normal_cdf(x) ** (n - 1)
+    return float(_STEP * np.sum(x * density))

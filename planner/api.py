@@ -20,6 +20,7 @@ from planner.planning import plan
 from planner.sharing import parse_devices, share
 
 if TYPE_CHECKING:
+    from costmodel.graph.elsewhere import Tracer
     from costmodel.graph.model_graph import ModelGraph
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.models import ModelSource
@@ -94,12 +95,13 @@ def model_source(
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     training: bool = True,
     trust_remote_code: bool = False,
+    tracer: Tracer | None = None,
 ) -> ModelSource:
-    """Resolve the model argument. Raises ModelArgumentError."""
+    """Resolve the model argument, in the tracer's process where there is one. Raises ModelArgumentError."""
     from costmodel.models import resolve
 
     changes = dict(overrides) if isinstance(overrides, Mapping) else parse_overrides(overrides)
-    return resolve(
+    return (resolve if tracer is None else tracer.resolve)(
         model,
         micro_batch_size=micro_batch_size,
         seq_len=seq_len,
@@ -257,18 +259,19 @@ def forecaster(
     host: str | None = None,
     compression: float = 1.0,
     straggler: float = 1.0,
+    tracer: Tracer | None = None,
 ) -> Forecaster:
     """A reusable predictor of one model on one machine: traces once, then prices any plan.
 
     `hardware` is a profile, with a variant of its network after a colon: "h100-sxm5-80gb:ethernet-100g".
     `host`: what offload works with, by name or file; default: the usual one of the device's generation.
     `compression`: by how much gradients shrink before they are sent. `straggler`: speed of one rank.
+    `tracer`: the process that traces the model; default: this one.
     """
     from costmodel.framework import load_framework
     from costmodel.hardware.host_machine import load_host
     from costmodel.predict import Forecaster
 
-    source = model_source(model, seq_len=seq_len, overrides=overrides, trust_remote_code=trust_remote_code)
     name, _, variant = hardware.partition(":")
     chosen = load_framework(framework)
     if compression < 1.0:
@@ -276,8 +279,10 @@ def forecaster(
     if compression > 1.0:
         chosen = chosen.model_copy(update={"gradient_comm_bytes": chosen.gradient_comm_bytes / compression})
     return Forecaster(
-        source=source,
-        profile=_load(name),
+        profile=_load(name),  # first: the library of a model takes seconds
+        source=model_source(
+            model, seq_len=seq_len, overrides=overrides, trust_remote_code=trust_remote_code, tracer=tracer
+        ),
         framework=chosen,
         optimizer=optimizer,
         network_variant=variant or None,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from costmodel.graph.elsewhere import Tracer
     from costmodel.predict import Forecaster, Prediction
     from planner.certainty import Deciding
     from planner.search import SearchOptions, SearchResult
@@ -35,14 +36,15 @@ def plan(
     objectives: Sequence[str] = _FRONT,
     prices: Mapping[str, float] | None = None,
     processes: int = 1,
+    tracer: Tracer | None = None,
 ) -> SearchResult:
     """Rank the feasible plans for `n_devices`, at least the first `top` of them by the event engine.
 
     `rank_of`: a plan whose standing among them is asked for. `explain`: two plans; why the first beats the
     second, and what would have to change. `objectives`: of the Pareto front over the
     plans priced by the engine (see `planner.objectives`; money and energy are those of one step); `prices`:
-    own prices of a device-hour by profile. `processes`: see `planner.search.search`. Raises InfeasibleError
-    where nothing fits.
+    own prices of a device-hour by profile. `processes`: see `planner.search.search`; `tracer`: see
+    `planner.api.forecaster`. Raises InfeasibleError where nothing fits.
     """
     from planner import api
     from planner.problem import Problem
@@ -57,6 +59,7 @@ def plan(
         optimizer=optimizer,
         overrides=overrides,
         trust_remote_code=trust_remote_code,
+        tracer=tracer,
     )
     # what a search of many seconds would end in an error about comes first
     front = None

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import TraceError
+from costmodel.graph.elsewhere import BuiltElsewhere
 from costmodel.graph.model_graph import ModelGraph, Operator, Segment, TensorInfo
-from costmodel.graph.tracing import fake_mode, trace
 
 if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     from costmodel.models import ModelSource
 
 __all__ = ["GraphStore", "ScalableGraph", "scalable_graph"]
@@ -34,14 +37,15 @@ class ScalableGraph:
         self, source: ModelSource, *, training: bool, attention: str, dtype: str, autocast: str = ""
     ) -> None:
         self._source = source
-        self._training = training
-        self._attention = attention
-        self._dtype = dtype
-        self._autocast = autocast
+        self._how: dict[str, Any] = {
+            "training": training,
+            "attention": attention,
+            "dtype": dtype,
+            "autocast": autocast,
+        }
         self._graphs: dict[int, ModelGraph] = {}
         self._traces: dict[int, ModelGraph] = {}
         """Those of `_graphs` that were traced."""
-        self._mode = fake_mode()
         self._expected: dict[int, Callable[[], ModelGraph | None]] = {}
 
     @property
@@ -65,38 +69,50 @@ class ScalableGraph:
             self._graphs[micro_batch_size] = self._make(micro_batch_size)
         return self._graphs[micro_batch_size]
 
-    def _traced(self, size: int) -> ModelGraph:
-        take = self._expected.pop(size, None)
-        if take is not None and (graph := take()) is not None:
-            self._traces[size] = graph
+    def elsewhere(self, size: int) -> Callable[[], ModelGraph | None] | None:
+        """Have this size traced by the process that resolved the model: what waits for the graph. None where
+        it was this one."""
+        builder = self._source.builder
+        if not isinstance(builder, BuiltElsewhere):
+            return None
+        return builder.traced(self._source.with_batch(size), **self._how)
+
+    def traced(self, size: int) -> ModelGraph:
+        """The graph for one micro-batch size from a trace at that size. Raises as `trace`."""
         if size not in self._traces:
-            self._traces[size] = trace(
-                self._source.with_batch(size),
-                training=self._training,
-                attention=self._attention,
-                dtype=self._dtype,
-                autocast=self._autocast,
-                mode=self._mode,
-            )
+            take = self._expected.pop(size, None) or self.elsewhere(size)
+            graph = None if take is None else take()
+            self._traces[size] = self._traced_here(size) if graph is None else graph
         return self._traces[size]
+
+    def _traced_here(self, size: int) -> ModelGraph:
+        from costmodel.graph.tracing import trace
+
+        return trace(self._source.with_batch(size), mode=self._mode, **self._how)
+
+    @cached_property
+    def _mode(self) -> FakeTensorMode:
+        from costmodel.graph.tracing import fake_mode
+
+        return fake_mode()
 
     def _make(self, size: int) -> ModelGraph:
         if size == 1:
             try:
-                return self._traced(size)
+                return self.traced(size)
             except TraceError:  # a module may need two samples to train on (BatchNorm1d)
                 return self._between(size, *_POINTS)
         points = [other for other in (*self._traces, *self._expected) if other != 1]
         if size in points or len(points) < 2:
-            return self._traced(size)
+            return self.traced(size)
         return self._between(size, *points[:2])
 
     def _between(self, size: int, *points: int) -> ModelGraph:
-        low, high = (self._traced(point) for point in points)
+        low, high = (self.traced(point) for point in points)
         try:
             return _Line(*points).graph(low, high, size)
         except ValueError:  # the two traces differ in structure: the model branches on its batch
-            return self._traced(size)
+            return self.traced(size)
 
 
 class GraphStore:

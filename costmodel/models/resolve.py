@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from costmodel.errors import ModelArgumentError
 from costmodel.models.capacity import with_full_experts
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
-from costmodel.models.libraries import load_library
+from costmodel.models.libraries import load_library, load_losses
 from costmodel.models.source import BuiltModel, ModelSource, samples_in
 
 __all__ = ["resolve", "resolve_config", "shipped_config", "shipped_names"]
@@ -294,6 +294,7 @@ def _without_values() -> Iterator[None]:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
     from transformers import initialization
 
+    load_losses()
     with initialization.no_init_weights(), unset_fake_temporarily(), torch.device("meta"):
         yield
 

@@ -335,6 +335,7 @@ class Forecaster:
     def collectives_of(self, plan: Plan) -> dict[CollectiveKey, TimeEstimate]:
         """Every collective that a plan's forecast asks the price of."""
         other = self.on()
+        other._kernels = self._kernels  # no kernel holds a collective
         other.forecast(plan)
         return dict(other._collectives)
 
@@ -343,6 +344,7 @@ class Forecaster:
     ) -> Forecaster:
         """The same, for one plan, with one of its `known` collectives taking `factor` times as long."""
         other = self.on()
+        other._kernels = self._kernels
         if plan.tp * plan.cp * plan.ep == 1 and not splitting_words(plan):
             other._priced = self._priced  # no segment holds a collective
         estimate = known[key]

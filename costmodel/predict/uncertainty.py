@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from costmodel.estimate import FloatArray
+from costmodel.estimate import FloatArray, normal_cdf
 from costmodel.hardware.learnt import link_term
 from costmodel.predict.learnt import residual_variance
 
@@ -285,11 +285,9 @@ def difference_log_sigma(loadings: FloatArray, of: int) -> FloatArray:
 
 def probability_shorter(log_gap: FloatArray, log_sigma: FloatArray) -> FloatArray:
     """P [n] that a step is shorter than one whose ln is `log_gap` [n] larger (1, 0.5, 0 where sigma is 0)."""
-    from scipy.special import ndtr
-
     gap, sigma = np.asarray(log_gap, dtype=np.float64), np.asarray(log_sigma, dtype=np.float64)
     certain = 0.5 * (1.0 + np.sign(gap))
-    return np.asarray(np.where(sigma > 0, ndtr(gap / np.where(sigma > 0, sigma, 1.0)), certain))
+    return np.asarray(np.where(sigma > 0, normal_cdf(gap / np.where(sigma > 0, sigma, 1.0)), certain))
 
 
 def step_log_sigma(

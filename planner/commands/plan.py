@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,40 +72,45 @@ def command(
 
     All plans of the space are priced in closed forms, the promising ones by the event engine.
     """
-    from planner.planning import plan
-    from planner.prices import parse_prices
-    from planner.search import SearchOptions
+    from costmodel.graph.elsewhere import Tracer
 
-    options = SearchOptions(
-        schedules=split_words("--schedules", schedules),
-        zero_stages=split_numbers("--zero", zero),
-        recompute=split_words("--recompute", recompute),
-        vpp=split_numbers("--vpp", vpp),
-        tp=split_numbers("--tp", tp) if tp else None,
-        cp=split_numbers("--cp", cp) if cp else None,
-        ep=split_numbers("--ep", ep) if ep else None,
-        offload=split_words("--offload", offload),
-        max_micro_batch_size=max_micro_batch,
-    )
+    # first of all: it imports torch while this process imports the rest
+    with Tracer(wanted="torch" not in sys.modules) as tracer:
+        from planner.planning import plan
+        from planner.prices import parse_prices
+        from planner.search import SearchOptions
 
-    search = plan(
-        model,
-        hardware=hardware,
-        n_devices=gpus,
-        global_batch_size=global_batch,
-        seq_len=seq,
-        framework=framework,
-        optimizer=optimizer,
-        overrides=set_,
-        trust_remote_code=trust_remote_code,
-        options=options,
-        top=top,
-        rank_of=rank_of,
-        explain=explain,
-        objectives=split_words("--pareto", pareto),
-        prices=parse_prices(price),
-        processes=2,
-    )
+        options = SearchOptions(
+            schedules=split_words("--schedules", schedules),
+            zero_stages=split_numbers("--zero", zero),
+            recompute=split_words("--recompute", recompute),
+            vpp=split_numbers("--vpp", vpp),
+            tp=split_numbers("--tp", tp) if tp else None,
+            cp=split_numbers("--cp", cp) if cp else None,
+            ep=split_numbers("--ep", ep) if ep else None,
+            offload=split_words("--offload", offload),
+            max_micro_batch_size=max_micro_batch,
+        )
+
+        search = plan(
+            model,
+            hardware=hardware,
+            n_devices=gpus,
+            global_batch_size=global_batch,
+            seq_len=seq,
+            framework=framework,
+            optimizer=optimizer,
+            overrides=set_,
+            trust_remote_code=trust_remote_code,
+            options=options,
+            top=top,
+            rank_of=rank_of,
+            explain=explain,
+            objectives=split_words("--pareto", pareto),
+            prices=parse_prices(price),
+            processes=2,
+            tracer=tracer,
+        )
     if json:
         from planner.render import print_json
 

@@ -62,10 +62,17 @@ def search(
 
 
 def _trace_elsewhere(forecaster: Forecaster, twin: Twin, most: int) -> None:
-    """Have the twin take the traces that micro-batches of up to `most` need beside that of one sample."""
-    for size in forecaster.graphs.untraced if most > 2 else forecaster.graphs.untraced[: most - 1]:
-        take = twin.ask(_traced, [size])
-        forecaster.graphs.expect(size, partial(_first, take))
+    """Have another process take the traces that micro-batches of up to `most` need: the one that knows the
+    model alone, else the twin, all but that of one sample."""
+    graphs = forecaster.graphs
+    larger = graphs.untraced if most > 2 else graphs.untraced[: most - 1]
+    if (first := graphs.elsewhere(1)) is not None:
+        graphs.expect(1, first)
+        for size in larger:
+            graphs.expect(size, graphs.elsewhere(size))
+        return
+    for size in larger:
+        graphs.expect(size, partial(_first, twin.ask(_traced, [size])))
 
 
 def _first(take: Callable[[], Any]) -> Any:
@@ -74,7 +81,7 @@ def _first(take: Callable[[], Any]) -> Any:
 
 
 def _traced(forecaster: Forecaster, size: int) -> ModelGraph:
-    traced: ModelGraph = forecaster.graphs.at(micro_batch_size=size)
+    traced: ModelGraph = forecaster.graphs.traced(size)
     return traced
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from costmodel.graph import GraphStore, scalable, trace
+from costmodel.graph import GraphStore, trace, tracing
 from costmodel.graph.model_graph import Phase
 from costmodel.graph.scalable import scalable_graph
 from costmodel.models import ModelSource, resolve, resolve_config
@@ -106,7 +106,7 @@ def test_sizes_are_traced_as_asked_for_and_two_give_all_others(monkeypatch: pyte
         traced.append(source.micro_batch_size)
         return trace(source, **how)
 
-    monkeypatch.setattr(scalable, "trace", counted)
+    monkeypatch.setattr(tracing, "trace", counted)
     graph = scalable_graph(source())
     made = {size: graph.at(micro_batch_size=size) for size in (8, 3, 2, 12)}
     assert traced == [8, 3]

@@ -1,4 +1,5 @@
-"""Traces leave torch's compiler unloaded, and it is all there for whoever asks for it afterwards."""
+"""Traces leave torch's compiler and scipy's optimizers unloaded, and all is there for whoever asks for it
+afterwards."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ sizes = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 128, "n_position
 model = resolve("gpt2", overrides=sizes, seq_len=16)
 before = trace(model)
 assert "torch._dynamo.symbolic_convert" not in sys.modules
+assert "scipy.optimize" not in sys.modules
 import torch
 """
 
@@ -64,6 +66,14 @@ except AttributeError as error:
     assert "no_such_name" in str(error)
 """
 
+_MATCHES = """
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+rows, columns = linear_sum_assignment([[1.0, 0.0], [0.0, 1.0]])
+assert columns.tolist() == [1, 0]
+import scipy.optimize
+assert scipy.optimize.linear_sum_assignment is sys.modules["scipy.optimize"].linear_sum_assignment
+"""
+
 
 _EACH = """
 import os, traceback
@@ -81,9 +91,9 @@ for name, then in cases.items():  # each in a process of its own that has traced
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="tells processes apart by fork")
-def test_the_compiler_is_loaded_by_who_needs_it() -> None:
+def test_what_was_left_out_is_loaded_by_who_needs_it() -> None:
     root = str(Path(__file__).parents[3])
-    cases = {"compiles": _COMPILES, "marks": _MARKS, "asked": _ASKED}
+    cases = {"compiles": _COMPILES, "marks": _MARKS, "asked": _ASKED, "matches": _MATCHES}
     code = f"{_TRACE}\ncases = {cases!r}\n{_EACH}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]

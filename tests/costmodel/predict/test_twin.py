@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from costmodel import forked
 from costmodel.errors import PlanError
 from costmodel.framework import load_framework
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
-from costmodel.predict import Forecaster, Prediction, twin
-from costmodel.predict.twin import Twin, can_fork
+from costmodel.predict import Forecaster, Prediction
+from costmodel.predict.twin import Twin
 from planner.search import search
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
@@ -29,7 +26,7 @@ HERE = os.getpid()
 @pytest.fixture(autouse=True)
 def _may_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test runners may have threads of their own, which do nothing while a test runs."""
-    monkeypatch.setattr(twin, "can_fork", lambda: True)
+    monkeypatch.setattr(forked, "can_fork", lambda: True)
 
 
 def made() -> Forecaster:
@@ -114,41 +111,3 @@ def test_unwanted_it_is_never_asked() -> None:
         found = other.share(square, [[1], [2], [3]])
         assert other.ask(square, [4])() is None
     assert found == [[(n**2, HERE)] for n in (1, 2, 3)]
-
-
-def test_no_fork_from_a_thread() -> None:
-    found: list[bool] = []
-    thread = threading.Thread(target=lambda: found.append(can_fork()))
-    thread.start()
-    thread.join()
-    assert found == [False]
-
-
-_STARTS = """
-import os, sys, time
-from costmodel.predict.twin import Twin
-def pid(forecaster, thing):
-    return os.getpid()
-with Twin(None, wanted=True) as other:
-    print((other.ask(pid, [0])() or [0])[0], flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
-def test_it_does_not_outlive_a_killed_parent() -> None:
-    root = str(Path(__file__).parents[3])
-    parent = subprocess.Popen([sys.executable, "-c", _STARTS], stdout=subprocess.PIPE, text=True, cwd=root)
-    assert parent.stdout is not None
-    number = int(parent.stdout.readline())
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
-    assert number > 0
-    deadline = time.monotonic() + 10.0
-    while time.monotonic() < deadline and Path(f"/proc/{number}").exists():
-        if Path(f"/proc/{number}/stat").read_text().split()[2] == "Z":
-            break
-        time.sleep(0.05)
-    else:
-        assert not Path(f"/proc/{number}").exists()
