@@ -22,6 +22,8 @@ UNSEEN = "the vision part is not run"
 _SIDE = 224
 """Pixels a side where the configuration names no size."""
 _PIXELS, _GRID, _SIZES = "pixel_values", "image_grid_thw", "image_sizes"
+_KINDS, _PLACES = "mm_token_type_ids", "position_ids"
+_OF_IMAGES = (_PIXELS, _GRID, _SIZES, _KINDS, _PLACES)
 _PLACEHOLDERS = ("image_token_id", "image_token_index")
 
 
@@ -43,7 +45,7 @@ def _placeholder(config: Any) -> int | None:
 
 def text_alone(kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
     """A call's inputs without images; None where it has no images or no text beside them."""
-    left = {name: value for name, value in kwargs.items() if name not in (_PIXELS, _GRID, _SIZES)}
+    left = {name: value for name, value in kwargs.items() if name not in _OF_IMAGES}
     return left if _PIXELS in kwargs and "input_ids" in left else None
 
 
@@ -54,6 +56,7 @@ def with_images(module: Any, config: Any, inputs: Mapping[str, Any]) -> dict[str
     values where a trace makes tensors without any. Raises ModelArgumentError where there is no such call.
     """
     import torch
+    from torch._subclasses.fake_tensor import FakeTensor
 
     if not has_placeholders(module, config) or "input_ids" not in inputs:
         return dict(inputs)
@@ -73,7 +76,24 @@ def with_images(module: Any, config: Any, inputs: Mapping[str, Any]) -> dict[str
         words = torch.randint(0, vocab, (batch, seq_len))
         ids = torch.where(words == token, (words + 1) % vocab, words)
         ids[:, :n_tokens] = token
+        if _KINDS in names:
+            images[_KINDS] = (ids == token).long()
+        if isinstance(images[_PIXELS], FakeTensor):
+            images.update(_places(module, names, {"input_ids": ids, **images}))
     return {**inputs, "input_ids": ids, **images}
+
+
+def _places(module: Any, names: set[str], images: Mapping[str, Any]) -> dict[str, Any]:
+    """Positions of tokens in texts and images, by the model's own function, which reads values one by one."""
+    locate = _method(module, "get_rope_index")
+    if locate is None or _PLACES not in names:
+        return {}
+    takes = inspect.signature(locate).parameters
+    return {_PLACES: locate(**{name: value for name, value in images.items() if name in takes})[0]}
+
+
+def _method(module: Any, name: str) -> Any:
+    return getattr(module, name, None) or getattr(getattr(module, "base_model", None), name, None)
 
 
 def _of_numbers() -> Any:
@@ -131,18 +151,23 @@ def _features(module: Any, images: Mapping[str, Any]) -> int:
     """Tokens that the vision part makes of images; 0 where it cannot take them."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
+    from torch.fx.experimental import _config
     from torch.utils import _pytree as pytree
 
-    see = getattr(module, "get_image_features", None)
-    see = see or getattr(getattr(module, "base_model", None), "get_image_features", None)
+    see = _method(module, "get_image_features")
     weight = next(module.parameters(), None)
     if see is None or weight is None:
         return 0
     shape, kind = images[_PIXELS].shape, images[_PIXELS].dtype
     fake = isinstance(weight, FakeTensor)
     try:
-        with nullcontext() if fake else _of_numbers(), torch.no_grad(), torch.device(weight.device):
-            found = see(**{**images, _PIXELS: torch.zeros(shape, dtype=kind)})
+        with (
+            nullcontext() if fake else _of_numbers(),
+            torch.no_grad(),
+            torch.device(weight.device),
+            _config.patch(meta_nonzero_assume_all_nonzero=True),  # images without values are none of padding
+        ):
+            found = see(**{**images, _PIXELS: torch.rand(shape, dtype=kind)})
     except Exception:  # another layout than its own: libraries raise all kinds of errors
         return 0
     found = getattr(found, "pooler_output", found)
