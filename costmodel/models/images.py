@@ -8,7 +8,7 @@ or as many as its text has room for.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from math import isqrt
 from typing import Any
@@ -62,11 +62,10 @@ def with_images(module: Any, config: Any, inputs: Mapping[str, Any]) -> dict[str
         return dict(inputs)
     token, names = _placeholder(config), set(inspect.signature(module.forward).parameters)
     batch, seq_len = inputs["input_ids"].shape
-    vision = getattr(config, "vision_config", config)
     if _GRID in names:
-        images, n_tokens = _patches(vision, batch, seq_len)
+        images, n_tokens = _patches(getattr(config, "vision_config", config), batch, seq_len)
     else:
-        images, n_tokens = _pictures(module, vision, names, batch)
+        images, n_tokens = _pictures(module, config, names, batch)
     if n_tokens > seq_len:
         raise ModelArgumentError(
             f"an image takes {n_tokens} tokens, more than a sequence of {seq_len}; give a longer one"
@@ -78,7 +77,7 @@ def with_images(module: Any, config: Any, inputs: Mapping[str, Any]) -> dict[str
         ids[:, :n_tokens] = token
         if _KINDS in names:
             images[_KINDS] = (ids == token).long()
-        if isinstance(images[_PIXELS], FakeTensor):
+        if isinstance(torch.empty(0), FakeTensor):
             images.update(_places(module, names, {"input_ids": ids, **images}))
     return {**inputs, "input_ids": ids, **images}
 
@@ -125,51 +124,57 @@ def _first(config: Any, *names: str, default: int = 0) -> int:
     return found
 
 
-def _pictures(module: Any, vision: Any, names: set[str], batch: int) -> tuple[dict[str, Any], int]:
+def _pictures(module: Any, config: Any, names: set[str], batch: int) -> tuple[dict[str, Any], int]:
     """Whole images in the first layout that the model makes features of, and tokens an image."""
-    for made in _layouts(vision, names, batch):
-        n_tokens = _features(module, made)
-        if n_tokens and not n_tokens % batch:
-            return made, n_tokens // batch
-    raise ModelArgumentError(f"images of {type(module).__name__} do not follow from its configuration")
-
-
-def _layouts(vision: Any, names: set[str], batch: int) -> Iterator[dict[str, Any]]:
-    """[batch, channels, height, width] and one more dimension for images of a sample, with and without sizes."""
     import torch
 
+    vision = getattr(config, "vision_config", config)
     height, width = image_sides(vision)
     channels = _first(vision, "num_channels", "in_channels", "in_chans", default=3)
     with _of_numbers():
         sizes = torch.tensor([[height, width]] * batch)
     for more in ({}, {_SIZES: sizes}) if _SIZES in names else ({},):
-        for shape in ((batch,), (batch, 1)):
-            yield {_PIXELS: torch.randn(*shape, channels, height, width), **more}
+        for shape in ((batch,), (batch, 1)):  # some take several images of a sample
+            shape = (*shape, channels, height, width)
+            try:
+                n_tokens = _features(module, shape, more)
+            except _NeedsValues:
+                merge = _first(config, "spatial_merge_size", "scale_factor", default=1)
+                unit = merge * _first(vision, "patch_size")
+                with _of_numbers():
+                    return {_PIXELS: torch.randn(shape), **more}, (height // unit) * (width // unit)
+            if n_tokens and not n_tokens % batch:
+                return {_PIXELS: torch.randn(shape), **more}, n_tokens // batch
+    raise ModelArgumentError(f"images of {type(module).__name__} do not follow from its configuration")
 
 
-def _features(module: Any, images: Mapping[str, Any]) -> int:
-    """Tokens that the vision part makes of images; 0 where it cannot take them."""
+class _NeedsValues(Exception):
+    """Features depend on what images hold, not on their layout alone."""
+
+
+def _features(module: Any, shape: tuple[int, ...], more: Mapping[str, Any]) -> int:
+    """Tokens that the vision part makes of images; 0 where it cannot take them so. Raises _NeedsValues."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.fx.experimental import _config
     from torch.utils import _pytree as pytree
 
-    see = _method(module, "get_image_features")
-    weight = next(module.parameters(), None)
+    see, weight = _method(module, "get_image_features"), next(module.parameters(), None)
     if see is None or weight is None:
         return 0
-    shape, kind = images[_PIXELS].shape, images[_PIXELS].dtype
-    fake = isinstance(weight, FakeTensor)
     try:
         with (
-            nullcontext() if fake else _of_numbers(),
+            nullcontext() if isinstance(weight, FakeTensor) else _of_numbers(),
             torch.no_grad(),
             torch.device(weight.device),
-            _config.patch(meta_nonzero_assume_all_nonzero=True),  # images without values are none of padding
+            _config.patch(meta_nonzero_assume_all_nonzero=True),  # no image is all padding
         ):
-            found = see(**{**images, _PIXELS: torch.rand(shape, dtype=kind)})
-    except Exception:  # another layout than its own: libraries raise all kinds of errors
+            found = see(**{_PIXELS: torch.rand(shape), **more})
+    except Exception as error:  # libraries raise all kinds of errors on another layout than theirs
+        if "meta tensor" in str(error):
+            raise _NeedsValues from None
         return 0
-    found = getattr(found, "pooler_output", found)
-    tensors = [t for t in pytree.tree_leaves(found) if isinstance(t, torch.Tensor)]
+    features = getattr(found, "pooler_output", None)
+    features = getattr(found, "last_hidden_state", found) if features is None else features
+    tensors = [t for t in pytree.tree_leaves(features) if isinstance(t, torch.Tensor)]
     return sum(t.numel() // t.shape[-1] for t in tensors if t.ndim > 1)
