@@ -1,8 +1,8 @@
 """Images beside text: what models take that read a text with images in it.
 
 Tokens of an image stand in the text as placeholders, as many as the vision part makes of the image. One image
-a sample, of the size that the configuration names; a model that takes any size sees it at 224 pixels a side,
-or as many as its text has room for.
+a sample, of the size that the configuration names; a model that takes any size sees it at 224 pixels a side
+(assumed), or as many as its text has room for.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def text_alone(kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def with_images(module: Any, config: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's inputs on text with an image in each sample: pixels, their layout and placeholders in the text.
+    """A call's inputs on text with an image in each sample: pixels, their layout, placeholders in the text.
 
     `inputs` where the model has no placeholders. What the numbers of tokens and patches follow from keeps its
     values where a trace makes tensors without any. Raises ModelArgumentError where there is no such call.
@@ -58,9 +58,9 @@ def with_images(module: Any, config: Any, inputs: Mapping[str, Any]) -> dict[str
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
 
-    if not has_placeholders(module, config) or "input_ids" not in inputs:
-        return dict(inputs)
     token, names = _placeholder(config), set(inspect.signature(module.forward).parameters)
+    if token is None or not has_placeholders(module, config) or "input_ids" not in inputs:
+        return dict(inputs)
     batch, seq_len = inputs["input_ids"].shape
     if _GRID in names:
         images, n_tokens = _patches(getattr(config, "vision_config", config), batch, seq_len)
@@ -71,13 +71,14 @@ def with_images(module: Any, config: Any, inputs: Mapping[str, Any]) -> dict[str
             f"an image takes {n_tokens} tokens, more than a sequence of {seq_len}; give a longer one"
         )
     vocab = max(2, getattr(getattr(config, "text_config", config), "vocab_size", 0))
+    traced = isinstance(torch.empty(0), FakeTensor)
     with _of_numbers():
         words = torch.randint(0, vocab, (batch, seq_len))
         ids = torch.where(words == token, (words + 1) % vocab, words)
         ids[:, :n_tokens] = token
         if _KINDS in names:
             images[_KINDS] = (ids == token).long()
-        if isinstance(torch.empty(0), FakeTensor):
+        if traced:
             images.update(_places(module, names, {"input_ids": ids, **images}))
     return {**inputs, "input_ids": ids, **images}
 
@@ -103,7 +104,7 @@ def _of_numbers() -> Any:
 
 
 def _patches(vision: Any, batch: int, room: int) -> tuple[dict[str, Any], int]:
-    """Patches of all images in rows, [patches, values], the images' grids [images, 3], and tokens an image."""
+    """Patches of all images in rows [patches, values], the images' grids [images, 3], and tokens an image."""
     import torch
 
     patch, merge = _first(vision, "patch_size"), _first(vision, "spatial_merge_size", default=1)
@@ -167,7 +168,7 @@ def _features(module: Any, shape: tuple[int, ...], more: Mapping[str, Any]) -> i
             nullcontext() if isinstance(weight, FakeTensor) else _of_numbers(),
             torch.no_grad(),
             torch.device(weight.device),
-            _config.patch(meta_nonzero_assume_all_nonzero=True),  # no image is all padding
+            _config.patch(meta_nonzero_assume_all_nonzero=True),  # type: ignore[attr-defined]  # none is padding
         ):
             found = see(**{_PIXELS: torch.rand(shape), **more})
     except Exception as error:  # libraries raise all kinds of errors on another layout than theirs

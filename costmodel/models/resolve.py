@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from costmodel.errors import ModelArgumentError
 from costmodel.models.capacity import with_full_experts
-from costmodel.models.images import UNSEEN, with_images
+from costmodel.models.images import UNSEEN, has_placeholders, with_images
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
 from costmodel.models.libraries import load_library
 from costmodel.models.source import BuiltModel, ModelSource, samples_in
@@ -244,7 +244,7 @@ def _from_transformers(
         inputs = transformers_inputs(
             module, made, batch, seq_len, training=task == "train", target_len=target_len
         )
-        return _seeing(module, made, inputs)
+        return _seeing(module, made, inputs, training=task == "train")
 
     content = (
         ""
@@ -263,12 +263,16 @@ def _from_transformers(
     )
 
 
-def _seeing(module: Any, config: Any, inputs: dict[str, Any]) -> BuiltModel:
-    """A call on text with images where the model takes them and an example follows from its configuration."""
-    try:
-        return BuiltModel(module=module, args=(), kwargs=with_images(module, config, inputs))
-    except ModelArgumentError as error:
-        return BuiltModel(module=module, args=(), kwargs=inputs, notes=(f"{UNSEEN}: {error}",))
+def _seeing(module: Any, config: Any, inputs: dict[str, Any], *, training: bool) -> BuiltModel:
+    """A call on text with images where the model takes them and an example follows from its configuration;
+    on text alone for inference, whose passes are over tokens of any number."""
+    why = "prompts are taken to be text"
+    if training or not has_placeholders(module, config):
+        try:
+            return BuiltModel(module=module, args=(), kwargs=with_images(module, config, inputs))
+        except ModelArgumentError as error:
+            why = str(error)
+    return BuiltModel(module=module, args=(), kwargs=inputs, notes=(f"{UNSEEN}: {why}",))
 
 
 def _defaults(made: Any) -> set[str]:
@@ -376,7 +380,7 @@ def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int, se
         inputs = transformers_inputs(
             made, config, batch or 1, seq_len or default_seq_len(config), training=True
         )
-        return _seeing(made, config, inputs)
+        return _seeing(made, config, inputs, training=True)
     if not isinstance(made, (tuple, list)) or not 2 <= len(made) <= 3 or not isinstance(made[0], nn.Module):
         raise ModelArgumentError(
             f"model {argument!r} returned {type(made).__name__}; it must return (nn.Module, args) or "
