@@ -89,7 +89,10 @@ def _places(module: Any, names: set[str], images: Mapping[str, Any]) -> dict[str
     if locate is None or _PLACES not in names:
         return {}
     takes = inspect.signature(locate).parameters
-    return {_PLACES: locate(**{name: value for name, value in images.items() if name in takes})[0]}
+    try:
+        return {_PLACES: locate(**{name: value for name, value in images.items() if name in takes})[0]}
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+        raise ModelArgumentError(f"positions of an image's tokens: {error}") from None
 
 
 def _method(module: Any, name: str) -> Any:

@@ -176,3 +176,13 @@ def test_a_class_for_text_takes_that_part_of_a_configuration() -> None:
     assert type(built.module).__name__ == "Llama4ForCausalLM"
     assert not {"pixel_values", "image_sizes"} & set(built.kwargs)
     assert not built.notes
+
+
+def test_what_stops_a_models_own_positions_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AttributeError("no such token")
+
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+
+    monkeypatch.setattr(Qwen2VLModel, "get_rope_index", fail)
+    assert unseen(trace(source(QWEN2_VL))) == [f"{UNSEEN}: positions of an image's tokens: no such token"]
