@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from costmodel.graph.quiet import quiet_fake_tensors
 from costmodel.graph.recurrent import FusedRecurrence
 from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segments
 from costmodel.graph.uncompiled import leave_compiler_unloaded
+from costmodel.models.images import UNSEEN, text_alone
 from costmodel.models.source import samples_in
 
 if TYPE_CHECKING:
@@ -164,19 +165,34 @@ def trace(
     start = time.perf_counter()
     with quiet_fake_tensors(), mode or fake_mode(), _default_dtype(dtype):
         built = source.build(device="cpu")
-        return trace_module(
-            built.module,
-            built.args,
-            built.kwargs,
-            name=source.name,
-            micro_batch_size=source.micro_batch_size or samples_in(built.args, built.kwargs) or 1,
-            seq_len=source.seq_len,
-            training=training,
-            attention=attention,
-            reduce=reduce,
-            autocast=autocast,
-            started_s=start,
-        )
+
+        def traced(kwargs: Mapping[str, Any]) -> ModelGraph:
+            return trace_module(
+                built.module,
+                built.args,
+                kwargs,
+                name=source.name,
+                micro_batch_size=source.micro_batch_size or samples_in(built.args, kwargs) or 1,
+                seq_len=source.seq_len,
+                training=training,
+                attention=attention,
+                reduce=reduce,
+                autocast=autocast,
+                started_s=start,
+            )
+
+        notes, text = built.notes, text_alone(built.kwargs)
+        try:
+            graph = traced(built.kwargs)
+        except TraceError as error:
+            if text is None:
+                raise
+            try:
+                graph = traced(text)
+            except TraceError:
+                raise error from None
+            notes = (*notes, f"{UNSEEN}: {str(error).partition(';')[0]}")
+        return replace(graph, notes=(*graph.notes, *notes))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from costmodel.errors import ModelArgumentError
+from costmodel.models.images import has_placeholders, image_sides
 
 __all__ = ["default_seq_len", "diffusers_inputs", "transformers_inputs"]
 
@@ -32,6 +33,7 @@ def transformers_inputs(
 ) -> dict[str, Any]:
     """Keyword inputs by the module's main input and the parameters of its forward.
 
+    Text alone where images stand in it as placeholders: `costmodel.models.images` adds them.
     `target_len`: tokens of an encoder-decoder's targets; 0: as many as its inputs.
     """
     import torch
@@ -47,10 +49,9 @@ def transformers_inputs(
     def ids(length: int = seq_len) -> torch.Tensor:
         return torch.randint(0, max(2, vocab), (batch, length))
 
-    if main == "pixel_values" or "pixel_values" in names:
+    if (main == "pixel_values" or "pixel_values" in names) and not has_placeholders(module, config):
         vision = getattr(config, "vision_config", config)
-        size = getattr(vision, "image_size", None) or 224
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        height, width = image_sides(vision)
         inputs["pixel_values"] = torch.randn(batch, getattr(vision, "num_channels", 3), height, width)
     if main == "input_features":
         length = 2 * getattr(config, "max_source_positions", 1500)

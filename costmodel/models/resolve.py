@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from costmodel.errors import ModelArgumentError
 from costmodel.models.capacity import with_full_experts
+from costmodel.models.images import UNSEEN, has_placeholders, with_images
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
 from costmodel.models.libraries import load_library, load_losses
 from costmodel.models.source import BuiltModel, ModelSource, samples_in
@@ -243,7 +244,7 @@ def _from_transformers(
         inputs = transformers_inputs(
             module, made, batch, seq_len, training=task == "train", target_len=target_len
         )
-        return BuiltModel(module=module, args=(), kwargs=inputs)
+        return _seeing(module, made, inputs, training=task == "train")
 
     content = (
         ""
@@ -260,6 +261,18 @@ def _from_transformers(
         encodes_first=bool(getattr(made, "is_encoder_decoder", False)),
         config=of_text.to_dict() if hasattr(of_text, "to_dict") else {},
     )
+
+
+def _seeing(module: Any, config: Any, inputs: dict[str, Any], *, training: bool) -> BuiltModel:
+    """A call on text with images where the model takes them and an example follows from its configuration;
+    on text alone for inference, whose passes are over tokens of any number."""
+    why = "prompts are taken to be text"
+    if training or not has_placeholders(module, config):
+        try:
+            return BuiltModel(module=module, args=(), kwargs=with_images(module, config, inputs))
+        except ModelArgumentError as error:
+            why = str(error)
+    return BuiltModel(module=module, args=(), kwargs=inputs, notes=(f"{UNSEEN}: {why}",))
 
 
 def _defaults(made: Any) -> set[str]:
@@ -309,12 +322,21 @@ def _fake_mode() -> Any:
 def _instance(transformers: Any, config: Any, architectures: list[str], remote: bool) -> Any:
     cls = getattr(transformers, architectures[0], None) if architectures else None
     if cls is not None:
-        return cls._from_config(config)
+        return cls._from_config(_part_for(cls, config))
     for auto in ("CausalLM", "Seq2SeqLM", "MaskedLM", "ImageClassification"):
         loader = getattr(transformers, f"AutoModelFor{auto}")
         if type(config) in loader._model_mapping:
             return loader.from_config(config, trust_remote_code=remote)
     return transformers.AutoModel.from_config(config, trust_remote_code=remote)
+
+
+def _part_for(cls: Any, config: Any) -> Any:
+    """The configuration's part for text where the class is made for that alone, else all of it."""
+    own = getattr(cls, "config_class", None)
+    if own is None or isinstance(config, own):
+        return config
+    text = config.get_text_config()
+    return text if isinstance(text, own) else config
 
 
 def _from_callable(
@@ -356,13 +378,10 @@ def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int, se
         ) from None
     if isinstance(made, nn.Module) and hasattr(made, "config"):
         config = made.config
-        return BuiltModel(
-            module=made,
-            args=(),
-            kwargs=transformers_inputs(
-                made, config, batch or 1, seq_len or default_seq_len(config), training=True
-            ),
+        inputs = transformers_inputs(
+            made, config, batch or 1, seq_len or default_seq_len(config), training=True
         )
+        return _seeing(made, config, inputs, training=True)
     if not isinstance(made, (tuple, list)) or not 2 <= len(made) <= 3 or not isinstance(made[0], nn.Module):
         raise ModelArgumentError(
             f"model {argument!r} returned {type(made).__name__}; it must return (nn.Module, args) or "

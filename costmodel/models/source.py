@@ -28,6 +28,8 @@ class BuiltModel:
     module: nn.Module
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    """What the call leaves out of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
