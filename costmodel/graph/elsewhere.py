@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BuiltElsewhere", "Tracer"]
 
 _PATIENCE_S = 600.0
+"""A tracer that is silent for longer is given up, and its work done here."""
 
 
 class Tracer:

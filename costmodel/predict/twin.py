@@ -25,6 +25,7 @@ Asked = TypeVar("Asked")
 _WAITING = 2
 """Groups of questions given to the twin ahead of its answers: one in work, one so that it need not wait."""
 _PATIENCE_S = 120.0
+"""A twin that is silent for longer is given up."""
 
 
 class Twin:
