@@ -169,17 +169,18 @@ def _in_turn(node: fx.Node) -> torch.Tensor:
     """Choices that fall on all in turn, those of one row next to each other."""
     call = node.meta.get("item_of", node)
     among, chosen = call.args[0].meta["val"], node.meta["val"]
-    values = [*call.args[1:], -1]
-    if call.target is _aten.topk.default:
-        values = [*call.args[2:], -1]
-    dim = next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), -1)
+    places = call.args[2:] if call.target is _aten.topk.default else call.args[1:]
     if call.target is _aten.multinomial.default:
-        dim = -1
+        places = ()
+    given = [call.kwargs.get("dim"), *places]
+    dim = next((v for v in given if isinstance(v, int) and not isinstance(v, bool)), -1)
     n = among.shape[dim] if among.ndim else 1
     if chosen.ndim < among.ndim:  # one of each row
         return (torch.arange(chosen.numel()) % n).reshape(chosen.shape)
-    last_first = chosen.transpose(dim, -1)
-    return (torch.arange(chosen.numel()) % n).reshape(last_first.shape).transpose(dim, -1).contiguous()
+    along = chosen.transpose(dim, -1).shape
+    rows = torch.arange(chosen.numel() // along[-1])[:, None]
+    step = along[-1] if along[-1] < n else 1  # of whole orders the first few are taken
+    return ((rows * step + torch.arange(along[-1])) % n).reshape(along).transpose(dim, -1).contiguous()
 
 
 def _of_that_size(node: fx.Node) -> torch.Tensor:

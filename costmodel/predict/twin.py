@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from costmodel.errors import PlanError
@@ -28,7 +27,7 @@ _PATIENCE_S = 120.0
 """A twin that is silent for longer is given up."""
 
 
-class Twin:
+class Twin(Forked["Forecaster"]):
     """A copy of a forecaster in a process of its own; use it in a `with` block, whose end ends the process.
 
     Forked at the first question, and again at the first after `renew`. Where it is not `wanted`, or this
@@ -36,30 +35,12 @@ class Twin:
     """
 
     def __init__(self, forecaster: Forecaster, *, wanted: bool) -> None:
-        self._forecaster = forecaster
-        self._other = Forked(forecaster, wanted=wanted, name="twin", silent=True, patience_s=_PATIENCE_S)
+        super().__init__(forecaster, wanted=wanted, name="twin", silent=True, patience_s=_PATIENCE_S)
 
-    def __enter__(self) -> Twin:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.renew()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether questions are of use."""
-        return self._other.wanted
-
-    def renew(self) -> None:
-        """End the process; what is asked next is asked of a copy of the forecaster as it is then."""
-        self._other.renew()
-
-    def ask(self, question: Callable[[Forecaster, Any], Any], things: Sequence[Any]) -> Callable[[], Any]:
+    def ask_all(self, question: Callable[[Forecaster, Any], Any], things: Sequence[Any]) -> Callable[[], Any]:
         """Put a question (a module's function) to the twin for every thing. Returns what waits for the
         answers (as of `answers_to`), or gives None where the twin has none."""
-        return self._other.ask(_answers, (question, tuple(things)))
+        return self.ask(_answers, (question, tuple(things)))
 
     def share(
         self, question: Callable[[Forecaster, Asked], Answer], groups: Sequence[Sequence[Asked]]
@@ -70,17 +51,15 @@ class Twin:
         found: dict[int, list[Answer | PlanError]] = {}
         elsewhere: list[tuple[int, Callable[[], Any]]] = []
         while left:
-            if self.wanted and self._other.n_waiting() < min(_WAITING, len(left) // 2):
+            if self.wanted and self.n_waiting() < min(_WAITING, len(left) // 2):
                 number, things = left.pop()
-                elsewhere.append((number, self.ask(question, things)))
+                elsewhere.append((number, self.ask_all(question, things)))
             else:
                 number, things = left.popleft()
-                found[number] = answers_to(self._forecaster, question, things)
+                found[number] = answers_to(self._held, question, things)
         for number, take in elsewhere:
             answers = take()
-            found[number] = (
-                answers_to(self._forecaster, question, groups[number]) if answers is None else answers
-            )
+            found[number] = answers_to(self._held, question, groups[number]) if answers is None else answers
         return [found[number] for number in range(len(groups))]
 
 

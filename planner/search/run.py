@@ -72,7 +72,7 @@ def _trace_elsewhere(forecaster: Forecaster, twin: Twin, most: int) -> None:
             graphs.expect(size, graphs.elsewhere(size))
         return
     for size in larger:
-        graphs.expect(size, partial(_first, twin.ask(_traced, [size])))
+        graphs.expect(size, partial(_first, twin.ask_all(_traced, [size])))
 
 
 def _first(take: Callable[[], Any]) -> Any:

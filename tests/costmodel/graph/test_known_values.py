@@ -178,6 +178,22 @@ def test_experts_take_even_shares(
     assert rows[-1] - rows[0] <= 1
 
 
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda x: x.topk(2, 0).indices,
+        lambda x: x.sort(dim=0, stable=True).indices[:2],
+        lambda x: x.argmax(0, keepdim=True),
+        lambda x: x.max(0, keepdim=True).indices,
+    ],
+    ids=["topk", "sort", "argmax", "max"],
+)
+def test_choices_fall_along_their_dimension(choose: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    asked = _Asks(lambda m, x: bool(choose(x).max() == 2))  # of three rows, not of eight columns
+    graph = trace_module(asked, (torch.ones(3, 8),), training=False)
+    assert any("mul" in op.target for segment in graph.segments for op in segment.operators)
+
+
 def test_a_few_tokens_reach_a_few_experts() -> None:
     graph = trace_module(_Routed(_by_hits, 8), (torch.randn(1, 2, 16),), training=False)
     products = sum(s.count * sum(op.kind == "gemm" for op in s.operators) for s in graph.segments)

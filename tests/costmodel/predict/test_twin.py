@@ -95,13 +95,13 @@ def test_what_the_twin_cannot_answer_is_answered_here(question: object) -> None:
 
 def test_it_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with Twin(made(), wanted=True) as other:
-        assert other.ask(prints, [1])() == [1]
+        assert other.ask_all(prints, [1])() == [1]
     assert capfd.readouterr().out == ""
 
 
 def test_it_ends_with_the_block() -> None:
     with Twin(made(), wanted=True) as other:
-        found = other.ask(square, [2])()
+        found = other.ask_all(square, [2])()
     with pytest.raises(ProcessLookupError):
         os.kill(found[0][1], 0)
 
@@ -109,5 +109,5 @@ def test_it_ends_with_the_block() -> None:
 def test_unwanted_it_is_never_asked() -> None:
     with Twin(made(), wanted=False) as other:
         found = other.share(square, [[1], [2], [3]])
-        assert other.ask(square, [4])() is None
+        assert other.ask_all(square, [4])() is None
     assert found == [[(n**2, HERE)] for n in (1, 2, 3)]
