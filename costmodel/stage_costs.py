@@ -69,8 +69,11 @@ class UnitCosts:
     """Adding a further micro-batch's gradients to those already there (not for the first one)."""
     gather_s: float = 0.0
     """All-gather of the unit's parameters over the shard group (ZeRO-3), once per use."""
+    gather_takes: float = 0.0
+    """Share of the rank's device that it keeps from computation while it runs (`hardware.overlap`)."""
     reduce_s: float = 0.0
     """All-reduce or reduce-scatter of the unit's gradients over the data-parallel group."""
+    reduce_takes: float = 0.0
     saved_bytes: int = 0
     """Activations held from the unit's forward to its backward, per micro-batch, after recompute policy."""
 

@@ -14,6 +14,8 @@ import numpy as np
 from costmodel.closed_form.configs import Configs, alike, distinct
 from costmodel.closed_form.units import UnitTable
 from costmodel.estimate import FloatArray, IntArray
+from costmodel.hardware.collectives import bus_factor
+from costmodel.hardware.overlap import share_taken
 from costmodel.hardware.pricing import operator_times
 from costmodel.predict.optimizer_costs import optimizer_variant
 from costmodel.predict.pricing import host_cost_s
@@ -69,6 +71,10 @@ def tails(
         least = np.where(one, whole_last, np.maximum(0.0, whole_last - backward_s))
         hidden = backward_s * (1.0 - 1.0 / n_last)
         about = np.where(one, whole_last, np.maximum(0.5 * each_last, n_last * each_last - hidden))
+        moved = np.where(
+            scattered, _moved(configs, "reduce_scatter", size), _moved(configs, "all_reduce", size)
+        )
+        about = about + _slowed_s(forecaster, moved[which, 0], n_last * each_last, about)
         before = np.zeros_like(least)
     else:
         least, about = whole[which, 0], (n_buckets * each)[which, 0]
@@ -84,6 +90,21 @@ def tails(
         estimate_s=about + update + gather + tied,
         update_s=update,
         before_s=before,
+    )
+
+
+def _moved(configs: Configs, op: str, size_bytes: FloatArray) -> FloatArray:
+    """Bytes that each rank moves in collectives of these sizes [n, ...] among its replicas."""
+    factors = np.array([bus_factor(op, int(n)) if n > 1 else 0.0 for n in configs.replicas])
+    return np.asarray(size_bytes * factors.reshape(-1, *[1] * (size_bytes.ndim - 1)))
+
+
+def _slowed_s(
+    forecaster: Forecaster, moved_bytes: FloatArray, seconds: FloatArray, exposed_s: FloatArray
+) -> FloatArray:
+    """What collectives that take `seconds` cost the computation beside which they are not exposed."""
+    return np.asarray(
+        share_taken(forecaster.profile, moved_bytes, seconds) * np.maximum(0.0, seconds - exposed_s)
     )
 
 
@@ -127,8 +148,9 @@ def _update_s(forecaster: Forecaster, configs: Configs, stage: dict[str, FloatAr
 
 def sharded_step(
     forecaster: Forecaster, configs: Configs, rows: IntArray, tables: list[UnitTable], ends: Tails
-) -> FloatArray:
-    """Seconds of a step with parameters gathered unit by unit, shape [len(rows)], `rows` out of the configs.
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds of a step with parameters gathered unit by unit: at least, and about (with what collectives
+    take from computation beside them), shape [len(rows)], `rows` out of the configs.
 
     A unit's gather starts when the one `ahead` before it starts, and the unit when its parameters are there;
     its gradients are reduced beside the next units.
@@ -164,7 +186,13 @@ def sharded_step(
         overlap_reduce=framework.overlap_dp and not cpu,
     )
     again = (m - 1.0) * column("accumulate_s").sum(axis=1)
-    return np.asarray(m * (down + up) + again + left + ends.update_s[rows].sum(axis=1))
+    least = np.asarray(m * (down + up) + again + left + ends.update_s[rows].sum(axis=1))
+    if not framework.overlap_dp:
+        return least, least
+    exchanged = m * (2.0 * gather + reduce).sum(axis=1)
+    moved = 2.0 * _moved(part, "all_gather", gathered) + _moved(part, "reduce_scatter", reduced)
+    exposed = m * (down + up - (forward + backward).sum(axis=1)) + left
+    return least, least + _slowed_s(forecaster, m * moved.sum(axis=1), exchanged, exposed)
 
 
 def _pass(

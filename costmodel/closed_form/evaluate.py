@@ -242,7 +242,11 @@ class Pricer:
         work = self._work(configs.take(first), stage)
         ends = tails(self._forecaster, configs, stage, work.backward_s[path, 0])
         sharded = _sharded(configs)
-        found = sharded_step(self._forecaster, configs, sharded, self._tables, ends) if len(sharded) else 0.0
+        found = (
+            sharded_step(self._forecaster, configs, sharded, self._tables, ends)
+            if len(sharded)
+            else (0.0, 0.0)
+        )
 
         @cache
         def chains(kind: str, action_s: float, p2p_overlap: bool) -> FloatArray:
@@ -259,7 +263,7 @@ class Pricer:
                 space.estimate_s[rows[mine]] = space.bound_s[rows[mine]]
                 continue
             bound, estimate = ((done + end_s).max(axis=1) for end_s in (ends.bound_s, ends.estimate_s))
-            bound[sharded] = estimate[sharded] = found
+            bound[sharded], estimate[sharded] = found
             space.bound_s[rows[mine]] = bound[config[mine]] + self._step_s
             space.estimate_s[rows[mine]] = estimate[config[mine]] + self._step_s
 
@@ -302,7 +306,7 @@ class Pricer:
         sharded = _sharded(configs)
         if len(sharded):
             ends = replace(ends, update_s=work.after_s)
-            bound[sharded] = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
+            bound[sharded], _ = sharded_step(self._forecaster, configs, sharded, self._tables, ends)
         return np.asarray(np.maximum(bound, work.at_least_s.max(axis=1)))
 
     def _layouts(self, rows: IntArray) -> Configs:

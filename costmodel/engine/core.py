@@ -8,8 +8,9 @@ on has ended. Equal times keep issue order, so runs are bit-reproducible.
 >>> done.end_s
 [2.0, 3.0]
 
-Without slow-down and shared links the end times are longest paths, taken in one pass over the list; with
-them an event simulation keeps the work that is left of each running action.
+Without slow-down and shared links the end times are longest paths, taken in one pass over the list (so too
+where collectives take a share of the device and none starts beside work listed before it); with them an
+event simulation keeps the work that is left of each running action.
 """
 
 from __future__ import annotations
@@ -20,17 +21,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from costmodel.engine.events import Rates, simulate_events
+from costmodel.engine.one_pass import communicates, longest_paths, slowed_paths
 from costmodel.errors import PlanError
 
 __all__ = ["STREAMS", "Action", "Run", "run"]
 
 STREAMS = ("compute", "tensor", "data", "pipeline", "h2d", "d2h", "host", "storage")
 """Names of streams; a further word sets streams of one kind apart ("data gather", "data reduce")."""
-
-_COMMUNICATING = ("tensor", "data")
-"""Streams whose kernels take multiprocessors and memory bandwidth from computation. Copies do not, nor do
-transfers from one rank to another, which reduce nothing: between two gloo ranks they were there after 0.0 to
-0.1 ms (median; 64 KiB to 1 MiB) beside computation on both, no later than alone."""
 
 _NO_PARTS: Mapping[str, float] = MappingProxyType({})
 
@@ -53,6 +50,8 @@ class Action(NamedTuple):
     link: str = ""
     holds_bytes: int = 0
     """Activations: held from the start of this action (positive), or freed at its end (negative)."""
+    takes: float = 0.0
+    """Share of its rank's device that a collective keeps from computation while it runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +77,9 @@ def run(
 ) -> Run:
     """Simulate.
 
-    `compute_slowdown`: factor on a rank's compute stream while the rank takes part in a collective;
-    `comm_slowdown`: on its collectives while it computes; `speed[rank]`: relative speed of a rank's compute
-    stream (1 where absent).
+    `compute_slowdown`: factor on a rank's compute stream while the rank takes part in a collective, beside
+    what that `takes`; `comm_slowdown`: on its collectives while it computes; `speed[rank]`: relative speed
+    of a rank's compute stream (1 where absent).
 
     Raises ValueError on a factor below 1 or a speed that is not positive, PlanError on a deadlock, naming the
     actions that wait for each other.
@@ -97,13 +96,14 @@ def run(
             for a, seconds in zip(actions, durations, strict=True)
         ]
     if compute_slowdown == comm_slowdown == 1.0 and not _shares(actions):
-        in_order = _one_pass(actions, durations)
-        if in_order is not None:
-            return in_order
+        one_pass = slowed_paths if any(a.takes for a in actions) else longest_paths
+        if (in_order := one_pass(actions, durations)) is not None:
+            return Run(actions=actions, start_s=in_order[0], end_s=in_order[1])
     follows, waits = _edges(actions)
     rates = Rates(
         compute=[a.rank if a.stream == "compute" else -1 for a in actions],
-        comm=[a.rank if a.stream.startswith(_COMMUNICATING) else -1 for a in actions],
+        comm=[a.rank if communicates(a.stream) else -1 for a in actions],
+        takes=[a.takes for a in actions],
         link=[a.link for a in actions],
         compute_slowdown=compute_slowdown,
         comm_slowdown=comm_slowdown,
@@ -118,27 +118,6 @@ def _shares(actions: Sequence[Action]) -> bool:
     """Whether two actions of different streams name the same link."""
     used: dict[str, tuple[int, str]] = {}
     return any(a.link and used.setdefault(a.link, (a.rank, a.stream)) != (a.rank, a.stream) for a in actions)
-
-
-def _one_pass(actions: Sequence[Action], durations: Sequence[float]) -> Run | None:
-    """Longest paths where every action comes after what it depends on; None where one does not."""
-    start: list[float] = []
-    end: list[float] = []
-    free: dict[tuple[int, str], float] = {}
-    ended = free.get
-    for i, (rank, stream, _, _, after, _, _, _, _) in enumerate(actions):
-        lane = (rank, stream)
-        begin = ended(lane, 0.0)
-        for j in after:
-            if j >= i:
-                return None
-            finish = end[j]
-            if finish > begin:
-                begin = finish
-        start.append(begin)
-        free[lane] = begin = begin + durations[i]
-        end.append(begin)
-    return Run(actions=actions, start_s=start, end_s=end)
 
 
 def _edges(actions: Sequence[Action]) -> tuple[list[list[int]], list[int]]:

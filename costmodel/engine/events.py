@@ -17,10 +17,12 @@ __all__ = ["Rates", "simulate_events"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """What slows what. `compute[i]` / `comm[i]`: rank on which action i computes / communicates, -1 where it
-    does not; `link[i]`: the link that it shares, "" for none."""
+    does not; `takes[i]`: share of that rank's device that it keeps from computation while it communicates;
+    `link[i]`: the link that it shares, "" for none."""
 
     compute: Sequence[int]
     comm: Sequence[int]
+    takes: Sequence[float]
     link: Sequence[str]
     compute_slowdown: float
     comm_slowdown: float
@@ -40,7 +42,7 @@ class _Running:
         self.computing: defaultdict[int, dict[int, None]] = defaultdict(dict)
         self.communicating: defaultdict[int, dict[int, None]] = defaultdict(dict)
         self.on_link: defaultdict[str, dict[int, None]] = defaultdict(dict)
-        self.slows = rates.compute_slowdown > 1.0 or rates.comm_slowdown > 1.0
+        self.slows = rates.compute_slowdown > 1.0 or rates.comm_slowdown > 1.0 or any(rates.takes)
 
     def begin(self, i: int, now: float) -> None:
         self.since[i] = now
@@ -80,8 +82,9 @@ class _Running:
     def _rate(self, i: int) -> float:
         rates = self.rates
         rate = 1.0
-        if self.slows and rates.compute[i] >= 0 and self.communicating[rates.compute[i]]:
-            rate /= rates.compute_slowdown
+        if self.slows and rates.compute[i] >= 0 and (beside := self.communicating[rates.compute[i]]):
+            # of several at a time one alone counts: they share what the link moves
+            rate = (1.0 - max(rates.takes[j] for j in beside)) / rates.compute_slowdown
         if self.slows and rates.comm[i] >= 0 and self.computing[rates.comm[i]]:
             rate /= rates.comm_slowdown
         if rates.link[i]:

@@ -216,7 +216,7 @@ class Forecaster:
                 f"profile {self.profile.name!r} has no measured network, but the plan {plan} communicates; "
                 "calibrate with at least 2 ranks or take a profile with a network"
             )
-        group = self._groups.get(axis) or axis_groups(plan, self.profile.network.ranks_per_node)[axis]
+        group = self.group(plan, axis)
         key: CollectiveKey = (op, size_bytes, group)
         if key not in self._collectives:
             self._collectives[key] = fastest_collective(
@@ -228,6 +228,11 @@ class Forecaster:
                 impls=self.framework.all_reduce if op == "all_reduce" else (),
             ).shifted(self.profile.log_shifts.get(self.link_term(plan, op, axis), 0.0))
         return self._collectives[key]
+
+    def group(self, plan: Plan, axis: str) -> CollectiveGroup:
+        """The ranks that communicate over an axis of the plan; of a profile with a network."""
+        assert self.profile.network is not None
+        return self._groups.get(axis) or axis_groups(plan, self.profile.network.ranks_per_node)[axis]
 
     def collective_s(self, op: str, size_bytes: FloatArray, group: CollectiveGroup) -> FloatArray:
         """Seconds of one collective for every size, in the array's shape; 0 over a single rank."""

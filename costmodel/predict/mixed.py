@@ -244,6 +244,7 @@ def _with_reduction(unit: UnitCosts, reduce_s: float) -> UnitCosts:
         trained_fraction=unit.trained_fraction,
         accumulate_s=unit.accumulate_s,
         reduce_s=reduce_s,
+        reduce_takes=unit.reduce_takes,
         saved_bytes=unit.saved_bytes,
     )
 

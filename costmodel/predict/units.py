@@ -1,21 +1,18 @@
-"""From priced segments to the units of pipeline stages, with their data-parallel communication."""
+"""From priced segments to the units of pipeline stages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING
 
 from costmodel.plan import Plan
-from costmodel.predict.buckets import gradient_buckets
+from costmodel.predict.data_parallel import exchanges
 from costmodel.predict.optimizer_costs import optimizer_variant
-from costmodel.predict.placement import axis_groups
 from costmodel.predict.pricing import host_cost_s
 from costmodel.recompute import Recompute
-from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import CostParts, UnitCosts
-from costmodel.strategies.parameter_server import servers_of
 
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Unit",
     "accumulate_s",
-    "copy_s",
     "expand",
     "expert_elements",
     "frozen_elements",
@@ -141,18 +137,11 @@ def expand(forecaster: Forecaster, plan: Plan) -> list[Unit]:
     return units
 
 
-def copy_s(forecaster: Forecaster, size_bytes: float) -> float:
-    """Time to copy `size_bytes` of fp32 on the device (read once, written once)."""
-    if size_bytes <= 0:
-        return 0.0
-    return forecaster.streamed_s("copy", size_bytes / 4.0, 2.0 * size_bytes)
-
-
 def unit_costs(
     forecaster: Forecaster, plan: Plan, units: list[Unit], *, utilisation: float, waiting: float
 ) -> list[UnitCosts]:
     """Price the units of one stage under the plan's data-parallel strategy."""
-    reduce_s, gather_s, copies_s = _data_parallel(forecaster, plan, units)
+    exchanged = exchanges(forecaster, plan, units)
     sharded = plan.zero_stage == 3 and plan.dp > 1
     # measured over forward and backward together; each takes half
     fsdp_s = 0.5 * host_cost_s(forecaster.profile, "fsdp_unit_s") if sharded else 0.0
@@ -162,7 +151,8 @@ def unit_costs(
         added_s = accumulate_s(forecaster, sum(unit.elements))
         forward, backward = two_ways(unit.costs, utilisation, waiting)
         extra = CostParts(parts_s={"host": fsdp_s}) if fsdp_s else CostParts()
-        dp_work = CostParts(parts_s={"dp_comm": copies_s[i]}) if copies_s[i] else CostParts()
+        mine = exchanged[i]
+        dp_work = CostParts(parts_s={"dp_comm": mine.copies_s}) if mine.copies_s else CostParts()
         if not updates:  # nobody takes the gradients: each backward adds to those of the step before
             dp_work += CostParts(parts_s={"compute": added_s})
         result.append(
@@ -175,8 +165,10 @@ def unit_costs(
                 trained_fraction=_trained(unit),
                 split_s=_split_s(forecaster, unit),
                 accumulate_s=added_s if updates and plan.num_microbatches > 1 else 0.0,
-                gather_s=gather_s[i],
-                reduce_s=reduce_s[i],
+                gather_s=mine.gather_s,
+                gather_takes=mine.gather_takes,
+                reduce_s=mine.reduce_s,
+                reduce_takes=mine.reduce_takes,
                 saved_bytes=unit.costs.memory.saved_bytes,
             )
         )
@@ -215,90 +207,3 @@ def accumulate_s(forecaster: Forecaster, elements: int) -> float:
         return 0.0
     size = forecaster.framework.gradient_bytes * elements
     return forecaster.streamed_s("add", float(elements), 3.0 * size)
-
-
-def _narrowed(forecaster: Forecaster, plan: Plan, axis: str) -> Forecaster:
-    """The forecaster with the axis' group on as many of a node's interfaces as the framework keeps busy."""
-    network, interfaces = forecaster.profile.network, forecaster.framework.shard_interfaces
-    if network is None or not interfaces:
-        return forecaster
-    group = axis_groups(plan, network.ranks_per_node)[axis]
-    inter = network.links(forecaster.network_variant)[1]
-    if group.n_nodes == 1 or inter is None:
-        return forecaster
-    sharing = max(group.nic_sharing, inter.nics_per_node // interfaces)
-    return forecaster.placed({axis: replace(group, nic_sharing=sharing)})
-
-
-def _data_parallel(
-    forecaster: Forecaster, plan: Plan, units: list[Unit]
-) -> tuple[list[float], list[float], list[float]]:
-    """Per unit: seconds of gradient reduction, of parameter gathering, and of copies on the device."""
-    n = len(units)
-    reduce_s, gather_s, copies_s = [0.0] * n, [0.0] * n, [0.0] * n
-    pipelines = SCHEDULES[plan.schedule].copies
-    if plan.dp * plan.cp * pipelines == 1:
-        return reduce_s, gather_s, copies_s
-    framework = forecaster.framework
-    servers = servers_of(plan)
-
-    def collective(op: str, size: float, axis: str) -> float:
-        return float(forecaster.collective(plan, op, size, axis).median_s[0])
-
-    if servers is not None:
-        workers = plan.dp * plan.cp if servers.waits else 1
-        for i, unit in enumerate(units):
-            if parameters := sum(unit.elements):
-                pushed = servers.link_bytes(parameters * framework.gradient_comm_bytes, workers)
-                pulled = servers.link_bytes(parameters * framework.parameter_comm_bytes, workers)
-                reduce_s[i] = collective("p2p", pushed, "server")
-                gather_s[i] = collective("p2p", pulled, "server")
-        return reduce_s, gather_s, copies_s
-    if plan.zero_stage == 3:
-        axis = "dp_shard" if plan.dp_shard else "dp"
-        forecaster = _narrowed(forecaster, plan, axis)
-        # measured over the two gathers and the reduction of a step; each takes a third
-        per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
-        measured = "fsdp_copy_s_per_byte" in forecaster.profile.host
-        for i, unit in enumerate(units):
-            gathered = unit.stored_elements * framework.parameter_comm_bytes
-            if not gathered:
-                continue
-            copy_in_s = gathered * per_byte_s if measured else copy_s(forecaster, gathered)
-            gather_s[i] = collective("all_gather", gathered, axis) + copy_in_s
-            reduced = sum(unit.elements) * framework.gradient_comm_bytes
-            if not reduced:
-                continue
-            reduce_s[i] = collective("reduce_scatter", reduced, axis)
-            copies_s[i] = reduced * per_byte_s if measured else copy_s(forecaster, reduced)
-            if plan.dp_shard and plan.dp_shard < plan.dp:
-                reduce_s[i] += collective("all_reduce", reduced / plan.dp_shard, "dp_replicate")
-        return reduce_s, gather_s, copies_s
-    parameters_by_unit = [
-        (i, round(elements * framework.gradient_comm_bytes))
-        for i, unit in enumerate(units)
-        for elements in unit.elements
-    ]
-    op = "all_reduce" if plan.zero_stage == 0 else "reduce_scatter"
-    per_bucket_s = host_cost_s(forecaster.profile, "ddp_bucket_s")
-    synchronous = forecaster.profile.device.kind == "cpu"
-    smallest = framework.bucket_bytes_per_rank * plan.dp * plan.cp
-    for bucket in gradient_buckets(
-        parameters_by_unit,
-        bucket_bytes=max(framework.bucket_bytes, smallest),
-        first_bucket_bytes=max(framework.first_bucket_bytes, smallest),
-    ):
-        size = bucket.size_bytes
-        shard = "dp_shard" if plan.zero_stage and plan.dp_shard and pipelines == 1 else "dp"
-        if plan.zero_stage:
-            updated = size * framework.parameter_comm_bytes / framework.gradient_comm_bytes
-            gather_s[bucket.ready_unit] += collective("all_gather", updated, shard)
-        reduce_s[bucket.ready_unit] += collective(op, size, "copies" if pipelines > 1 else shard)
-        if shard == "dp_shard" and plan.dp_shard < plan.dp:
-            reduce_s[bucket.ready_unit] += collective("all_reduce", size / plan.dp_shard, "dp_replicate")
-        # launching takes the rank's own thread: on a CPU its computation waits for it
-        (copies_s if synchronous else reduce_s)[bucket.ready_unit] += per_bucket_s
-    if not framework.gradient_as_bucket_view:
-        for i, size in parameters_by_unit:
-            copies_s[i] += 2.0 * copy_s(forecaster, size)
-    return reduce_s, gather_s, copies_s

@@ -205,7 +205,8 @@ class _Issuer:
                 wait += ready
             if gathers and unit.gather_s:
                 name = f"nccl:all_gather {unit.name}"
-                wait.append(builder.data(rank, name, "gather", unit.gather_s, ready))
+                takes = unit.gather_takes
+                wait.append(builder.data(rank, name, "gather", unit.gather_s, ready, takes=takes))
             parts = with_host(_cost(unit, step, again), 0.0 if position else options.action_s)
             held = self._held(step, unit.saved_bytes)
             name = f"{step} {unit.name}"
@@ -228,7 +229,8 @@ class _Issuer:
         op = "send" if self.options.pulls else op
         after = list(self._copies.pop((stage, position)).values())
         name = f"nccl:{op} {unit.name}"
-        return [self.builder.data(r, name, "reduce", unit.reduce_s, after) for r in sorted(ready)][-1]
+        seconds, takes = unit.reduce_s, unit.reduce_takes
+        return [self.builder.data(r, name, "reduce", seconds, after, takes=takes) for r in sorted(ready)][-1]
 
     def _stream_in(self, rank: int, unit: UnitCosts, ready: Sequence[int]) -> int:
         offload = self.options.offload

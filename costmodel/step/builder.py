@@ -47,7 +47,16 @@ class ActionBuilder:
         self.last_compute[rank] = index
         return index
 
-    def data(self, rank: int, name: str, kind: str, duration_s: float, after: Iterable[int]) -> int:
+    def data(
+        self,
+        rank: int,
+        name: str,
+        kind: str,
+        duration_s: float,
+        after: Iterable[int],
+        *,
+        takes: float = 0.0,
+    ) -> int:
         """A data-parallel collective; gathers and reductions have a stream each, as FSDP2 gives them."""
         options = self.options
         overlaps = options.overlap_dp and (kind != "reduce" or options.overlap_reduce)
@@ -56,7 +65,7 @@ class ActionBuilder:
         if not overlaps:
             return self.compute(rank, name, kind, parts, after, link=link)
         stream = f"data {kind}"
-        index = self.add(Action(rank, stream, duration_s, name, tuple(after), kind, parts, link))
+        index = self.add(Action(rank, stream, duration_s, name, tuple(after), kind, parts, link, takes=takes))
         self.open_data[rank][stream] = index
         return index
 
