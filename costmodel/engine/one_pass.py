@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["communicates", "longest_paths", "slowed_paths"]
 
-Times = tuple[list[float], list[float]]
+_Times = tuple[list[float], list[float]]
 """Start and end of every action, seconds."""
 
 _COMMUNICATING = ("tensor", "data")
@@ -25,7 +25,7 @@ def communicates(stream: str) -> bool:
     return stream.startswith(_COMMUNICATING)
 
 
-def longest_paths(actions: Sequence[Action], durations: Sequence[float]) -> Times | None:
+def longest_paths(actions: Sequence[Action], durations: Sequence[float]) -> _Times | None:
     """Times where nothing slows anything; None where an action is listed before what it depends on."""
     start: list[float] = []
     end: list[float] = []
@@ -46,7 +46,7 @@ def longest_paths(actions: Sequence[Action], durations: Sequence[float]) -> Time
     return start, end
 
 
-def slowed_paths(actions: Sequence[Action], durations: Sequence[float]) -> Times | None:
+def slowed_paths(actions: Sequence[Action], durations: Sequence[float]) -> _Times | None:
     """Times where collectives take a share of their rank's device from computation; None where an action is
     listed before what it depends on, or a collective starts beside computation listed before it, whose end
     would have to be known again."""

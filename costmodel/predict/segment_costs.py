@@ -13,7 +13,9 @@ from costmodel.graph.fusion import FusedSegment, fuse
 from costmodel.graph.liveness import SegmentMemory, kept_segments, recomputed_operators, segment_memory
 from costmodel.graph.model_graph import Operator, Phase, TensorRole
 from costmodel.graph.softmax import written_out_softmax
+from costmodel.hardware.collectives import bus_factor
 from costmodel.hardware.host_machine import dispatch_factor
+from costmodel.hardware.overlap import share_taken
 from costmodel.predict.pricing import PricedOperators, host_cost_s, price_runs, streaming_s
 from costmodel.sharding.expert import biased_elements
 from costmodel.stage_costs import CostParts
@@ -206,11 +208,11 @@ def price_segment(
     for part in ("forward", "backward_input"):
         device[part] += 0.5 * _biases_s(segment, profile, framework)
     calls = [_once_per_node(call, n_nodes(call.axis), framework) for call in segment.collectives]
-    comm = _comm_times(calls, collective, link, recompute == "full" and bool(again), error)
+    comm, slowing = _comm_times(calls, collective, link, recompute == "full" and bool(again), error, profile)
     if framework.overlap_ep:
-        _hide_experts(comm, device)
+        _hide_experts(comm, slowing, device)
     if framework.overlap_tp:
-        _hide_slices(comm, device, max((c.n_ranks for c in calls if c.axis == "tp"), default=1))
+        _hide_slices(comm, slowing, device, max((c.n_ranks for c in calls if c.axis == "tp"), default=1))
     return SegmentCosts(
         device_s=device,
         contended_s=contended,
@@ -297,22 +299,28 @@ def _once_per_node(call: CollectiveCall, n_nodes: int, framework: FrameworkProfi
     return replace(call, size_bytes=round(call.size_bytes * met / call.copies / speed))
 
 
-def _hide_experts(comm: Mapping[str, dict[str, float]], device: Mapping[str, float]) -> None:
+_CommTimes = dict[str, dict[str, float]]
+"""Part -> breakdown name -> seconds."""
+
+
+def _hide_experts(comm: _CommTimes, slowing: _CommTimes, device: Mapping[str, float]) -> None:
     """What the exchanges of one micro-batch take longer than another one's computation, forward beside
-    backward (Megatron-Core, overlap_moe_expert_parallel_comm)."""
+    backward (Megatron-Core, overlap_moe_expert_parallel_comm), and what they slow it."""
     exchanged = sum(parts.get("ep_comm", 0.0) for parts in comm.values())
     if exchanged:
         left = max(0.0, exchanged - sum(device.values())) / exchanged
-        for parts in comm.values():
-            parts["ep_comm"] = parts.get("ep_comm", 0.0) * left
+        for part, parts in comm.items():
+            slowed = slowing[part].get("ep_comm", 0.0) * (1.0 - left)
+            parts["ep_comm"] = parts.get("ep_comm", 0.0) * left + slowed
 
 
-def _hide_slices(comm: Mapping[str, dict[str, float]], device: Mapping[str, float], n_ranks: int) -> None:
+def _hide_slices(comm: _CommTimes, slowing: _CommTimes, device: Mapping[str, float], n_ranks: int) -> None:
     """Take off the tensor-parallel collectives what runs beside the products: (n - 1) / n of each, at most as
-    long as the part computes."""
+    long as the part computes; what they slow the products stays."""
     for part, parts in comm.items():
         if seconds := parts.get("tp_comm", 0.0):
-            parts["tp_comm"] = seconds - min(seconds * (1.0 - 1.0 / n_ranks), device[part])
+            hidden = min(seconds * (1.0 - 1.0 / n_ranks), device[part])
+            parts["tp_comm"] = seconds - hidden + slowing[part]["tp_comm"] * hidden / seconds
 
 
 def _comm_times(
@@ -321,13 +329,18 @@ def _comm_times(
     link: Callable[[str], str],
     again: bool,
     error: dict[tuple[str, str], float],
-) -> dict[str, dict[str, float]]:
-    comm: dict[str, dict[str, float]] = {part: {} for part in PARTS}
+    profile: HardwareProfile,
+) -> tuple[_CommTimes, _CommTimes]:
+    """(seconds of the collectives, what they slow computation if all of them run beside it)."""
+    comm: _CommTimes = {part: {} for part in PARTS}
+    slowing: _CommTimes = {part: {} for part in PARTS}
     for call in calls:
         if call.overlapped:
             continue
         estimate = collective(call.op, float(call.size_bytes), call.axis)
         seconds = float(np.sum(estimate.median_s))
+        moved = bus_factor(call.op, call.n_ranks) * call.size_bytes
+        slowed = seconds * float(share_taken(profile, np.array(moved), np.array(seconds)))
         forward = call.phase is Phase.FORWARD
         parts = ["forward" if forward else "backward_input"]
         if forward and again:
@@ -335,6 +348,7 @@ def _comm_times(
         for part in parts:
             name = "tp_comm" if call.axis.startswith("mesh") else f"{call.axis}_comm"
             comm[part][name] = comm[part].get(name, 0.0) + seconds
+            slowing[part][name] = slowing[part].get(name, 0.0) + slowed
             key = (f"collective {call.op}/{link(call.axis)}", part)
             error[key] = error.get(key, 0.0) + seconds * float(np.max(estimate.log_sigma))
-    return comm
+    return comm, slowing
