@@ -13,6 +13,7 @@ from costmodel.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
     from calibrate.deciding import Outcome
+    from calibrate.decision import Restated
     from calibrate.hosts import Hosts
     from calibrate.wanted import Wanted
     from costmodel.hardware.schema import HardwareProfile
@@ -83,6 +84,7 @@ def calibrate_for(
     *,
     base: HardwareProfile,
     out: Path,
+    restated: Callable[[HardwareProfile], Restated],
     earlier: Path | None = None,
     world_size: int = 2,
     budget_s: float = 20.0,
@@ -92,31 +94,34 @@ def calibrate_for(
 ) -> tuple[HardwareProfile, Outcome] | None:
     """Measure what a decision hangs on and write `base` brought up to date to `out`.
 
-    Ends when the winner is sure (at once, where it was) or after about `budget_s` seconds. With `resume`
-    samples beside `out` are kept, and where there are none those of `earlier` (of this machine) are taken
-    over. None on a joined rank other than 0. Raises as `calibrate` does.
+    `restated`: forecast of the contenders on a profile; what it says of the one that is written ends
+    measuring. Ends when the winner is sure by it (at once, where it was on `base` and there are no samples
+    yet) or after about `budget_s` seconds. With `resume` samples beside `out` are kept, and where there are
+    none those of `earlier` (of this machine) are taken over. None on a joined rank other than 0. Raises as
+    `calibrate` does.
     """
-    from calibrate.deciding import Outcome, read_outcome
+    from calibrate.asking import Answers
+    from calibrate.deciding import SURE_BEFORE, Outcome, read_outcome
     from calibrate.decision import Decision
-    from calibrate.drift import fitted_samples
-    from calibrate.journal import read_journal, samples_path
+    from calibrate.journal import samples_path
     from calibrate.ranks import joined_by_launcher
-    from calibrate.refit import updated_profile
-    from calibrate.wanted import SURE, item_name
+    from calibrate.wanted import SURE
     from calibrate.worker import Settings, measure
     from costmodel.hardware.store import save_profile
 
     _require_bounds(world_size, budget_s)
     out = Path(out)
+    samples, listed = samples_path(out).absolute(), out.with_suffix(".wanted.json").absolute()
     first = int(os.environ.get("RANK", "0")) == 0
-    standing = Decision(wanted).standing()
-    if standing.probability >= SURE:
+    decision = Decision(wanted)
+    decision.restate(restated(base))
+    standing = decision.standing()
+    if standing.probability >= SURE and not (resume and samples.exists()):
         if not first:
             return None
-        save_profile(base.model_copy(update={"name": out.stem, "aliases": ()}), out)
-        reason = "the winner was sure before"
-        return base, Outcome(standing=standing, n_items=len(wanted.items), reason=reason)
-    samples, listed = samples_path(out).absolute(), out.with_suffix(".wanted.json").absolute()
+        unchanged = base.model_copy(update={"name": out.stem, "aliases": ()})
+        save_profile(unchanged, out)
+        return unchanged, Outcome(standing=standing, n_items=len(wanted.items), reason=SURE_BEFORE)
     if first:
         out.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text(wanted.to_json() + "\n")
@@ -130,19 +135,38 @@ def calibrate_for(
         backend=backend,
         wanted=listed,
     )
+
+    def again() -> Restated:
+        return restated(_updated(wanted, base, out))
+
     if joined_by_launcher():
-        if not measure(settings):
+        if not measure(settings, again):
             return None
     else:
-        _launch(settings, world_size, budget_s, progress, None)
+        answers = Answers(listed, again)
+        try:
+            _launch(settings, world_size, budget_s, progress, None, answers.look)
+        finally:
+            answers.close()
     outcome = read_outcome(listed)
-    machine, visits = read_journal(samples)
+    profile = _updated(wanted, base, out)
+    save_profile(profile, out)
+    decision.restate(restated(profile))
+    return profile, outcome.settled(decision.standing())
+
+
+def _updated(wanted: Wanted, base: HardwareProfile, out: Path) -> HardwareProfile:
+    """`base` brought up to date by the samples beside `out`."""
+    from calibrate.drift import fitted_samples
+    from calibrate.journal import read_journal, samples_path
+    from calibrate.refit import updated_profile
+    from calibrate.wanted import item_name
+
+    machine, visits = read_journal(samples_path(out))
     deciding = {item.name for item in wanted.items}
     taken = fitted_samples(machine, visits)
     keys = frozenset(s.key for s in taken if item_name(s) in deciding)
-    profile = updated_profile(base, out.stem, machine, taken, keys, shared=wanted.shared)
-    save_profile(profile, out)
-    return profile, outcome
+    return updated_profile(base, out.stem, machine, taken, keys, shared=wanted.shared)
 
 
 def _require_bounds(world_size: int, budget_s: float) -> None:
@@ -180,7 +204,9 @@ def _launch(
     budget_s: float,
     progress: Callable[[str], None] | None,
     hosts: Hosts | None,
+    look: Callable[[], None] | None = None,
 ) -> None:
+    """Run the ranks and wait; `look` is called meanwhile."""
     from calibrate.launch import run_ranks
     from calibrate.worker import Settings
 
@@ -189,6 +215,8 @@ def _launch(
     last = [0]
 
     def tick() -> None:
+        if look is not None:
+            look()
         seconds = int(time.monotonic() - start)
         if progress is not None and seconds >= last[0] + 5:
             last[0] = seconds

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from calibrate.asking import Again, ask
 from calibrate.benchmarks.base import Bench
 from calibrate.deciding import DecidingRunner, write_outcome
 from calibrate.environment import Machine
@@ -72,23 +73,27 @@ class _Known(NamedTuple):
     times: dict[str, list[float]]
 
 
-def measure(settings: Settings) -> bool:
+def measure(settings: Settings, again: Again | None = None) -> bool:
     """Take samples on this rank together with the others; returns whether it is rank 0.
 
-    Raises MeasurementError where the journal belongs to another machine.
+    `again`: with a list of what is wanted, what a fit of the samples taken so far says of the contenders; by
+    default the process that started the ranks is asked. Raises MeasurementError where the journal belongs to
+    another machine.
     """
     deadline = time.monotonic() + settings.seconds
     names = chosen_benchmarks(settings.only)
     _limit_threads()
     ranks = join(backend=settings.backend, timeout_s=max(30.0, 2 * settings.seconds))
     try:
-        _measure_as(ranks, settings, names, deadline)
+        _measure_as(ranks, settings, names, deadline, again)
     finally:
         leave()
     return ranks.rank == 0
 
 
-def _measure_as(ranks: Ranks, settings: Settings, names: Sequence[str], deadline: float) -> None:
+def _measure_as(
+    ranks: Ranks, settings: Settings, names: Sequence[str], deadline: float, again: Again | None
+) -> None:
     import torch
 
     journal = None
@@ -115,9 +120,10 @@ def _measure_as(ranks: Ranks, settings: Settings, names: Sequence[str], deadline
     )
     with torch.no_grad():
         if isinstance(runner, DecidingRunner) and settings.wanted is not None:
-            outcome = runner.decide(read_wanted(settings.wanted))
+            listed = settings.wanted
+            outcome = runner.decide(read_wanted(listed), again or (lambda: ask(listed)))
             if outcome is not None:
-                write_outcome(outcome, settings.wanted)
+                write_outcome(outcome, listed)
         else:
             runner.run(names)
     if journal is not None:

@@ -1,8 +1,12 @@
-"""`calibrate --for`: measure what a search's contenders differ in, and say again which of them wins."""
+"""`calibrate --for`: measure what a search's contenders differ in, and say again which of them wins.
+
+One figure ends measuring and is reported: P(the winner is the fastest of the contenders), as the profile that
+is written says it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +17,15 @@ from calibrate.journal import read_journal, samples_path
 from calibrate.refit import require_same_kind
 from costmodel.errors import InfeasibleError, InputFileError, PlanError
 from costmodel.hardware.store import load_profile
-from planner.certainty import probabilities_best
-from planner.problem import Problem, read_plan_file
+from planner.certainty import probabilities_best, restated
+from planner.problem import read_plan_file
 from planner.wanted import contenders_of, wanted_list
 
 if TYPE_CHECKING:
     from calibrate.deciding import Outcome
     from calibrate.wanted import Wanted
     from costmodel.hardware.schema import HardwareProfile
+    from costmodel.plan import Plan
     from costmodel.predict import Forecaster, Prediction
 
 __all__ = ["Contender", "DecidedPlan", "decide", "list_for"]
@@ -31,7 +36,8 @@ _PLANS_LOOKED_AT = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A plan before and after measuring; probabilities are of being the fastest of the contenders."""
+    """A plan before and after measuring; probabilities are of being the fastest of the contenders (those that
+    are forecast alike share theirs)."""
 
     plan: str
     before_s: float
@@ -67,12 +73,11 @@ class DecidedPlan:
         }
 
 
-def list_for(problem: Problem, plans: list[Any], base: HardwareProfile) -> tuple[Wanted, list[Prediction]]:
-    """What to measure for the plans of a problem on a base profile, and the contenders among them.
+def list_for(forecaster: Forecaster, plans: Sequence[Plan]) -> tuple[Wanted, list[Prediction]]:
+    """What to measure for some plans of a forecaster, and the contenders among them.
 
     Raises InfeasibleError where fewer than two of the plans can be predicted: there is nothing to decide.
     """
-    forecaster = problem.forecaster(base)
     predictions = []
     for plan in plans[:_PLANS_LOOKED_AT]:
         try:
@@ -82,8 +87,9 @@ def list_for(problem: Problem, plans: list[Any], base: HardwareProfile) -> tuple
     fitting = [p for p in predictions if p.fits]
     if len(fitting) < 2:
         raise InfeasibleError(
-            f"{len(fitting)} of {len(plans)} plans can be predicted on {base.name!r} and fit: nothing to "
-            "decide; give a list of at least two feasible plans or another --base"
+            f"{len(fitting)} of the list's {len(plans)} plans can be predicted on "
+            f"{forecaster.profile.name!r} and fit: nothing to decide; give a list of at least two feasible "
+            "plans or another --base"
         )
     contenders = contenders_of(fitting)
     return wanted_list(forecaster, contenders), contenders
@@ -111,13 +117,20 @@ def decide(
     profile = load_profile(name)
     here = Machine.here(world_size=world_size, backend=backend or "gloo")
     require_same_kind(profile, here)
-    wanted, before = list_for(asked.problem, list(asked.plans), profile)
+    forecaster = asked.problem.forecaster(profile)
+    wanted, before = list_for(forecaster, asked.plans)
+
+    def forecast(there: HardwareProfile) -> list[Prediction]:
+        again = forecaster.on(profile=there)
+        return [again.forecast(p.plan).prediction for p in before]
+
     if progress is not None:
         progress(f"{len(before)} contenders, {len(wanted.items)} things to measure")
     answer = calibrate_for(
         wanted,
         base=profile,
         out=out,
+        restated=lambda there: restated(forecast(there)),
         earlier=_earlier(name, here),
         world_size=world_size,
         budget_s=budget_s,
@@ -130,7 +143,7 @@ def decide(
     measured, outcome = answer
     return DecidedPlan(
         profile=measured,
-        contenders=_again(asked.problem.forecaster(measured), before),
+        contenders=_before_and_after(before, forecast(measured)),
         outcome=outcome,
     )
 
@@ -148,8 +161,7 @@ def _earlier(name: str, here: Machine) -> Path | None:
     return path if same else None
 
 
-def _again(forecaster: Forecaster, before: list[Prediction]) -> tuple[Contender, ...]:
-    after = [forecaster.forecast(p.plan).prediction for p in before]
+def _before_and_after(before: list[Prediction], after: list[Prediction]) -> tuple[Contender, ...]:
     chances = [probabilities_best(ps) for ps in (before, after)]
     found = [
         Contender(
