@@ -1,8 +1,8 @@
 """Measuring what decides: rank 0 picks the next item by what it is expected to tell, all ranks measure it.
 
 Ends when the winner is sure, when nothing left to measure would tell more, or with the time. Whether the
-winner is sure says a fit of all that was measured. It is asked for where the sums of items say so, and now and
-then: the figure that ends measuring is the one of the profile that comes of it.
+winner is sure says a fit of all that was measured. It is asked for where the sums of items say so, and now
+and then: the figure that ends measuring is the one of the profile that comes of it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ fits, correlated by `shared` among those that err together and by the machine's 
 one conditions all (Gaussian conditioning; Rasmussen and Williams 2006, eq. A.6). The item to measure next is
 the one that is expected to lower the variance of the least sure difference most per second it takes: with
 d = w_a - w_b that is (C d)_i^2 / (C_ii + noise) / seconds. A step time is not linear in its items' times:
-what a fit of the measurements says of the contenders (`Restated`) takes the place of what they add up to here,
-and later measurements move it from there.
+what a fit of the measurements says of the contenders (`Restated`) takes the place of what they add up to
+here, and later measurements move it from there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from costmodel.hardware.kinds import COLLECTIVE_KINDS
 if TYPE_CHECKING:
     from calibrate.journal import Sample
 
-__all__ = ["NOISE_LOG_SIGMA", "Decision", "Restated", "Standing", "chances_best", "noise_log_sigma"]
+__all__ = ["NOISE_LOG_SIGMA", "Decision", "Restated", "Standing", "alike", "chances_best", "noise_log_sigma"]
 
 NOISE_LOG_SIGMA = 0.05
 """Spread of ln(time) among visits of one case: by how much they differ on a shared machine."""
@@ -76,7 +76,7 @@ def chances_best(log_times: FloatArray, covariance: FloatArray) -> FloatArray:
     alike share what any of them has: with such the sum is above one.
     """
     n = len(log_times)
-    first = np.argmax(_alike(log_times, covariance), axis=1)
+    first = np.argmax(alike(log_times, covariance), axis=1)
     kept = np.unique(first)
     of_first = np.ones(n)
     if len(kept) == 2:
@@ -183,7 +183,7 @@ class Decision:
 
     def _challengers(self, times: FloatArray, covariance: FloatArray, winner: int) -> list[tuple[float, int]]:
         """(P(the winner is faster), contender) of all that are not alike with it, the least sure first."""
-        others = np.flatnonzero(~_alike(times, covariance)[winner]).tolist()
+        others = np.flatnonzero(~alike(times, covariance)[winner]).tolist()
         return sorted(
             (_probability(times[k] - times[winner], _of_difference(covariance, k, winner)), k) for k in others
         )
@@ -210,8 +210,8 @@ def _prior(wanted: Wanted) -> NDArray[np.float64]:
     return np.asarray(own + wanted.machine_log_sigma**2 * np.outer(follows, follows), dtype=np.float64)
 
 
-def _alike(log_times: FloatArray, covariance: FloatArray) -> NDArray[np.bool_]:
-    """Which contenders [n, n] are alike, each with itself among them."""
+def alike(log_times: FloatArray, covariance: FloatArray) -> NDArray[np.bool_]:
+    """Which contenders [n, n] are alike: the same time to a thousandth, and known to be; each with itself."""
     own = np.diag(covariance)
     variance = own[:, None] + own[None, :] - 2.0 * covariance
     gap = np.abs(log_times[:, None] - log_times[None, :])

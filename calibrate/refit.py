@@ -117,7 +117,8 @@ def require_same_kind(base: HardwareProfile, machine: Machine) -> None:
     if base.device.kind != machine.device_kind:
         raise UsageError(
             f"base profile {base.name!r} is of a {base.device.kind} device, this machine's is "
-            f"{machine.device_kind}; give --base a profile of such a device"
+            f"{machine.device_kind}; measure on a machine like that, or give --base a profile of a device "
+            "like this one"
         )
 
 

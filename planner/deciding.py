@@ -19,7 +19,7 @@ from costmodel.errors import InfeasibleError, InputFileError, PlanError
 from costmodel.hardware.store import load_profile
 from planner.certainty import probabilities_best, restated
 from planner.problem import read_plan_file
-from planner.wanted import contenders_of, wanted_list
+from planner.wanted import alike_with, contenders_of, wanted_list
 
 if TYPE_CHECKING:
     from calibrate.deciding import Outcome
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from costmodel.plan import Plan
     from costmodel.predict import Forecaster, Prediction
 
-__all__ = ["Contender", "DecidedPlan", "decide", "list_for"]
+__all__ = ["Contender", "DecidedPlan", "ToDecide", "decide", "list_for"]
 
 _PLANS_LOOKED_AT = 40
 """Of a long list, the first ones: a plan far down is no contender."""
@@ -37,9 +37,10 @@ _PLANS_LOOKED_AT = 40
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
     """A plan before and after measuring; probabilities are of being the fastest of the contenders (those that
-    are forecast alike share theirs)."""
+    are forecast alike share theirs). `alike`: other plans of the list that nothing can tell from it."""
 
     plan: str
+    alike: tuple[str, ...] = ()
     before_s: float
     after_s: float
     probability_before: float
@@ -73,7 +74,16 @@ class DecidedPlan:
         }
 
 
-def list_for(forecaster: Forecaster, plans: Sequence[Plan]) -> tuple[Wanted, list[Prediction]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToDecide:
+    """What to measure, the contenders, and the plans that are forecast alike with each."""
+
+    wanted: Wanted
+    contenders: tuple[Prediction, ...]
+    alike: tuple[tuple[str, ...], ...]
+
+
+def list_for(forecaster: Forecaster, plans: Sequence[Plan]) -> ToDecide:
     """What to measure for some plans of a forecaster, and the contenders among them.
 
     Raises InfeasibleError where fewer than two of the plans can be predicted: there is nothing to decide.
@@ -87,12 +97,16 @@ def list_for(forecaster: Forecaster, plans: Sequence[Plan]) -> tuple[Wanted, lis
     fitting = [p for p in predictions if p.fits]
     if len(fitting) < 2:
         raise InfeasibleError(
-            f"{len(fitting)} of the list's {len(plans)} plans can be predicted on "
-            f"{forecaster.profile.name!r} and fit: nothing to decide; give a list of at least two feasible "
-            "plans or another --base"
+            f"of {len(plans)} plan{'s' * (len(plans) != 1)} in the list {len(fitting)} can be predicted on "
+            f"{forecaster.profile.name!r} and fit: a decision needs at least two; give a longer list or "
+            "another --base"
         )
     contenders = contenders_of(fitting)
-    return wanted_list(forecaster, contenders), contenders
+    return ToDecide(
+        wanted=wanted_list(forecaster, contenders),
+        contenders=tuple(contenders),
+        alike=tuple(alike_with(c, fitting) for c in contenders),
+    )
 
 
 def decide(
@@ -118,16 +132,18 @@ def decide(
     here = Machine.here(world_size=world_size, backend=backend or "gloo")
     require_same_kind(profile, here)
     forecaster = asked.problem.forecaster(profile)
-    wanted, before = list_for(forecaster, asked.plans)
+    listed = list_for(forecaster, asked.plans)
 
     def forecast(there: HardwareProfile) -> list[Prediction]:
         again = forecaster.on(profile=there)
-        return [again.forecast(p.plan).prediction for p in before]
+        return [again.forecast(p.plan).prediction for p in listed.contenders]
 
     if progress is not None:
-        progress(f"{len(before)} contenders, {len(wanted.items)} things to measure")
+        progress(
+            f"{len(listed.contenders)} contenders differ in {len(listed.wanted.items)} things to measure"
+        )
     answer = calibrate_for(
-        wanted,
+        listed.wanted,
         base=profile,
         out=out,
         restated=lambda there: restated(forecast(there)),
@@ -143,7 +159,7 @@ def decide(
     measured, outcome = answer
     return DecidedPlan(
         profile=measured,
-        contenders=_before_and_after(before, forecast(measured)),
+        contenders=_before_and_after(listed, forecast(measured)),
         outcome=outcome,
     )
 
@@ -161,16 +177,17 @@ def _earlier(name: str, here: Machine) -> Path | None:
     return path if same else None
 
 
-def _before_and_after(before: list[Prediction], after: list[Prediction]) -> tuple[Contender, ...]:
-    chances = [probabilities_best(ps) for ps in (before, after)]
+def _before_and_after(listed: ToDecide, after: list[Prediction]) -> tuple[Contender, ...]:
+    chances = [probabilities_best(ps) for ps in (listed.contenders, after)]
     found = [
         Contender(
             plan=str(old.plan),
+            alike=listed.alike[i],
             before_s=old.step_time_s,
             after_s=new.step_time_s,
             probability_before=float(chances[0][i]),
             probability_after=float(chances[1][i]),
         )
-        for i, (old, new) in enumerate(zip(before, after, strict=True))
+        for i, (old, new) in enumerate(zip(listed.contenders, after, strict=True))
     ]
     return tuple(sorted(found, key=lambda c: (c.after_s, c.plan)))

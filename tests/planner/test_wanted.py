@@ -104,9 +104,9 @@ def test_contenders_are_those_that_may_win() -> None:
 
 
 def test_the_list_of_a_problem() -> None:
-    asked, contenders = list_for(forecaster(), [Plan.parse(p) for p in PLANS])
-    assert asked.contenders == tuple(str(p.plan) for p in contenders)
-    with pytest.raises(InfeasibleError, match="nothing to decide"):
+    found = list_for(forecaster(), [Plan.parse(p) for p in PLANS])
+    assert found.wanted.contenders == tuple(str(p.plan) for p in found.contenders)
+    with pytest.raises(InfeasibleError, match="at least two"):
         list_for(forecaster(), [Plan.parse(PLANS[0])])
 
 
