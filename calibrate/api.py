@@ -26,6 +26,8 @@ _FIT_FRACTION = 0.15
 """Share of the budget set aside for fitting."""
 _UPDATE_S = 1.0
 """The same for updating a profile."""
+_LEAVE_S = 1.0
+"""The same for ranks to end."""
 _LEAST_S = 1.0
 _GRACE_S = 90.0
 """Beyond the budget, before ranks count as hung."""
@@ -95,33 +97,40 @@ def calibrate_for(
     """Measure what a decision hangs on and write `base` brought up to date to `out`.
 
     `restated`: forecast of the contenders on a profile; what it says of the one that is written ends
-    measuring. Ends when the winner is sure by it (at once, where it was on `base` and there are no samples
-    yet) or after about `budget_s` seconds. With `resume` samples beside `out` are kept, and where there are
+    measuring. Ends when the winner is sure by it (at once, where it is by what is known already) or after
+    about `budget_s` seconds. With `resume` samples beside `out` are kept, and where there are
     none those of `earlier` (of this machine) are taken over. None on a joined rank other than 0. Raises as
     `calibrate` does.
     """
     from calibrate.asking import Answers
     from calibrate.deciding import SURE_BEFORE, Outcome, read_outcome
     from calibrate.decision import Decision
-    from calibrate.journal import samples_path
+    from calibrate.environment import Machine
+    from calibrate.journal import samples_path, taken_on
     from calibrate.ranks import joined_by_launcher
     from calibrate.wanted import SURE
     from calibrate.worker import Settings, measure
     from costmodel.hardware.store import save_profile
 
     _require_bounds(world_size, budget_s)
+    end = time.monotonic() + budget_s
     out = Path(out)
     samples, listed = samples_path(out).absolute(), out.with_suffix(".wanted.json").absolute()
     first = int(os.environ.get("RANK", "0")) == 0
+    n_ranks = int(os.environ["WORLD_SIZE"]) if joined_by_launcher() else world_size
+    resumed = resume and samples.exists()
+    known = resumed and taken_on(Machine.here(world_size=n_ranks, backend=backend or ""), samples)
+    start = (
+        _updated(wanted, base, out) if known else base.model_copy(update={"name": out.stem, "aliases": ()})
+    )
     decision = Decision(wanted)
-    decision.restate(restated(base))
+    decision.restate(restated(start))
     standing = decision.standing()
-    if standing.probability >= SURE and not (resume and samples.exists()):
+    if standing.probability >= SURE and known == resumed:  # ranks refuse samples of another machine
         if not first:
             return None
-        unchanged = base.model_copy(update={"name": out.stem, "aliases": ()})
-        save_profile(unchanged, out)
-        return unchanged, Outcome(standing=standing, n_items=len(wanted.items), reason=SURE_BEFORE)
+        save_profile(start, out)
+        return start, Outcome(standing=standing, n_items=len(wanted.items), reason=SURE_BEFORE)
     if first:
         out.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text(wanted.to_json() + "\n")
@@ -134,6 +143,7 @@ def calibrate_for(
         resume=resume,
         backend=backend,
         wanted=listed,
+        until=end - _LEAVE_S - _UPDATE_S,
     )
 
     def again() -> Restated:

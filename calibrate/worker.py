@@ -48,6 +48,8 @@ class Settings:
     only: tuple[str, ...] = ()
     wanted: Path | None = None
     """A list of what to measure instead of the benchmarks, see `wanted.py`; its outcome stands beside it."""
+    until: float = math.inf
+    """time.monotonic() of the machine at which measuring ends at the latest, however long ranks took to start."""
 
     def to_arguments(self) -> list[str]:
         """Command line of `main`."""
@@ -61,6 +63,8 @@ class Settings:
             arguments += ["--only", name]
         if self.wanted is not None:
             arguments += ["--wanted", str(self.wanted)]
+        if self.until < math.inf:
+            arguments += ["--until", str(self.until)]
         return arguments
 
 
@@ -80,7 +84,7 @@ def measure(settings: Settings, again: Again | None = None) -> bool:
     default the process that started the ranks is asked. Raises MeasurementError where the journal belongs to
     another machine.
     """
-    deadline = time.monotonic() + settings.seconds
+    deadline = min(time.monotonic() + settings.seconds, settings.until)
     names = chosen_benchmarks(settings.only)
     _limit_threads()
     ranks = join(backend=settings.backend, timeout_s=max(30.0, 2 * settings.seconds))
@@ -266,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--wanted", type=Path)
+    parser.add_argument("--until", type=float, default=math.inf)
     given = parser.parse_args(arguments)
     settings = Settings(
         samples=given.samples,
@@ -275,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backend=given.backend,
         only=tuple(given.only),
         wanted=given.wanted,
+        until=given.until,
     )
     try:
         measure(settings)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from calibrate.api import calibrate_for
 from calibrate.environment import Machine
-from calibrate.journal import read_journal, samples_path
+from calibrate.journal import samples_path, taken_on
 from calibrate.refit import require_same_kind
-from costmodel.errors import InfeasibleError, InputFileError, PlanError
+from costmodel.errors import InfeasibleError, PlanError
 from costmodel.hardware.store import load_profile
 from planner.certainty import probabilities_best, restated
 from planner.problem import read_plan_file
@@ -138,6 +138,7 @@ def decide(
         again = forecaster.on(profile=there)
         return [again.forecast(p.plan).prediction for p in listed.contenders]
 
+    earlier = samples_path(Path(name))
     if progress is not None:
         progress(
             f"{len(listed.contenders)} contenders differ in {len(listed.wanted.items)} things to measure"
@@ -147,7 +148,7 @@ def decide(
         base=profile,
         out=out,
         restated=lambda there: restated(forecast(there)),
-        earlier=_earlier(name, here),
+        earlier=earlier if taken_on(here, earlier) else None,
         world_size=world_size,
         budget_s=budget_s,
         resume=resume,
@@ -162,19 +163,6 @@ def decide(
         contenders=_before_and_after(listed, forecast(measured)),
         outcome=outcome,
     )
-
-
-def _earlier(name: str, here: Machine) -> Path | None:
-    """Samples of a base profile that is a file of this machine."""
-    path = samples_path(Path(name))
-    if not path.is_file():
-        return None
-    try:
-        there, _ = read_journal(path)
-    except InputFileError:
-        return None
-    same = (there.device, there.torch, there.world_size) == (here.device, here.torch, here.world_size)
-    return path if same else None
 
 
 def _before_and_after(listed: ToDecide, after: list[Prediction]) -> tuple[Contender, ...]:

@@ -107,7 +107,7 @@ def _show_decision(decided: DecidedPlan) -> None:
             ]
             for c in decided.contenders
         ],
-        title=f"{winner.plan}: the fastest of {len(decided.contenders)} contenders with "
+        title=f"{winner.plan} is the fastest of {len(decided.contenders)} contenders with a probability of "
         f"{percent(winner.probability_after)}; {outcome.reason}",
     )
     print("before, after: as forecast without and with what was measured here")
