@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,8 +100,8 @@ def calibrate_for(
     `restated`: forecast of the contenders on a profile; what it says of the one that is written ends
     measuring. Ends when the winner is sure by it (at once, where it is by what is known already) or after
     about `budget_s` seconds. With `resume` samples beside `out` are kept, and where there are
-    none those of `earlier` (of this machine) are taken over. None on a joined rank other than 0. Raises as
-    `calibrate` does.
+    none those of `earlier` (of this machine, which `base` was made from) are taken over. None on a joined
+    rank other than 0. Raises as `calibrate` does.
     """
     from calibrate.asking import Answers
     from calibrate.deciding import SURE_BEFORE, Outcome, read_outcome
@@ -119,9 +120,13 @@ def calibrate_for(
     first = int(os.environ.get("RANK", "0")) == 0
     n_ranks = int(os.environ["WORLD_SIZE"]) if joined_by_launcher() else world_size
     resumed = resume and samples.exists()
-    known = resumed and taken_on(Machine.here(world_size=n_ranks, backend=backend or ""), samples)
+    n_known = _known_visits(samples if resumed else earlier, earlier) if resume else 0
+    here = Machine.here(world_size=n_ranks, backend=backend or "")
+    known = resumed and taken_on(here, samples)
     start = (
-        _updated(wanted, base, out) if known else base.model_copy(update={"name": out.stem, "aliases": ()})
+        _updated(wanted, base, out, n_known)
+        if known
+        else base.model_copy(update={"name": out.stem, "aliases": ()})
     )
     decision = Decision(wanted)
     decision.restate(restated(start))
@@ -143,11 +148,12 @@ def calibrate_for(
         resume=resume,
         backend=backend,
         wanted=listed,
+        known=n_known,
         until=end - _LEAVE_S - _UPDATE_S,
     )
 
     def again() -> Restated:
-        return restated(_updated(wanted, base, out))
+        return restated(_updated(wanted, base, out, n_known))
 
     if joined_by_launcher():
         if not measure(settings, again):
@@ -159,14 +165,24 @@ def calibrate_for(
         finally:
             answers.close()
     outcome = read_outcome(listed)
-    profile = _updated(wanted, base, out)
+    profile = _updated(wanted, base, out, n_known)
     save_profile(profile, out)
     decision.restate(restated(profile))
     return profile, outcome.settled(decision.standing())
 
 
-def _updated(wanted: Wanted, base: HardwareProfile, out: Path) -> HardwareProfile:
-    """`base` brought up to date by the samples beside `out`."""
+def _known_visits(samples: Path | None, earlier: Path | None) -> int:
+    """How many of the first visits in `samples` are those in `earlier`, which the base holds."""
+    from calibrate.journal import read_journal
+
+    if samples is None or earlier is None:
+        return 0
+    both = zip(read_journal(samples)[1], read_journal(earlier)[1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].to_line() == pair[1].to_line(), both))
+
+
+def _updated(wanted: Wanted, base: HardwareProfile, out: Path, n_known: int) -> HardwareProfile:
+    """`base` brought up to date by the samples beside `out`, the first `n_known` of which it holds."""
     from calibrate.drift import fitted_samples
     from calibrate.journal import read_journal, samples_path
     from calibrate.refit import updated_profile
@@ -174,9 +190,9 @@ def _updated(wanted: Wanted, base: HardwareProfile, out: Path) -> HardwareProfil
 
     machine, visits = read_journal(samples_path(out))
     deciding = {item.name for item in wanted.items}
-    taken = fitted_samples(machine, visits)
+    taken, new = (fitted_samples(machine, visits, since=since) for since in (0, n_known))
     keys = frozenset(s.key for s in taken if item_name(s) in deciding)
-    return updated_profile(base, out.stem, machine, taken, keys, shared=wanted.shared)
+    return updated_profile(base, out.stem, machine, taken, keys, shared=wanted.shared, new=new)
 
 
 def _require_bounds(world_size: int, budget_s: float) -> None:

@@ -24,7 +24,7 @@ from calibrate.benchmarks.exact import exact_case
 from calibrate.decision import NOISE_LOG_SIGMA, Decision, Standing, noise_log_sigma
 from calibrate.drift import YARDSTICK
 from calibrate.host_costs import CONTENTION, OVERLAP, host_costs, overlap_of, raw_cases
-from calibrate.journal import merge_visits
+from calibrate.journal import Visit, merge_visits
 from calibrate.runner import ALONE, TOGETHER, CasePair, Runner
 from calibrate.wanted import CONSTANT, SURE, Item, Wanted
 from costmodel.errors import MeasurementError
@@ -91,11 +91,13 @@ class Outcome:
 class DecidingRunner(Runner):
     """A Runner that visits the items of a `Wanted` list instead of benchmarks."""
 
-    def decide(self, wanted: Wanted, again: Again | None = None) -> Outcome | None:
+    def decide(self, wanted: Wanted, again: Again | None = None, *, known: int = 0) -> Outcome | None:
         """Measure until the decision stands; the outcome on rank 0 (which holds the journal), else None.
 
-        `again`: asked on rank 0 what a fit of the journal says; without it the sums of items count.
+        `again`: asked on rank 0 what a fit of the journal says; without it the sums of items count. `known`:
+        so many of the journal's first visits are in the list's predictions already.
         """
+        self._known = known
         self._bundles = [self._bundle(item, wanted) for item in wanted.items]
         self._gauges = self._pairs([YARDSTICK])
         self._again, self._asked_at = again, 0
@@ -103,7 +105,7 @@ class DecidingRunner(Runner):
         if decision is not None:
             for number, bundle in enumerate(self._bundles):
                 bundle.visits = min((len(self.times.get(key, ())) for key in bundle.keys), default=0)
-                if bundle.visits:
+                if bundle.visits and self._visits(bundle):
                     self._observe(decision, number)
                     self._asked_at = -_ASK_EVERY  # what is known already may do
         reason, n_visits = "", 0
@@ -179,12 +181,16 @@ class DecidingRunner(Runner):
             decision.observe(number, value, noise_log_sigma=self._noise(bundle))
 
     def _noise(self, bundle: _Bundle) -> float:
+        return noise_log_sigma(merge_visits(self._visits(bundle)))
+
+    def _visits(self, bundle: _Bundle) -> list[Visit]:
+        """Those of a bundle that the list's predictions do not hold."""
         assert self.journal is not None
-        return noise_log_sigma(merge_visits(v for v in self.journal.visits if v.key in bundle.keys))
+        return [v for v in self.journal.visits[self._known :] if v.key in bundle.keys]
 
     def _value(self, item: Item, bundle: _Bundle) -> float | None:
         if item.kind != CONSTANT:
-            times = [t for t in self.times.get(bundle.keys[0], ()) if t > 0]
+            times = [v.time_s for v in self._visits(bundle) if v.time_s > 0]
             if not times:
                 return None
             return statistics.fmean(times) if item.kind in COLLECTIVE_KINDS else statistics.median(times)

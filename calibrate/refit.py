@@ -70,14 +70,16 @@ def updated_profile(
     wanted: frozenset[str],
     *,
     shared: float,
+    new: Sequence[Sample] | None = None,
 ) -> HardwareProfile:
     """`base` with what the samples say. `wanted`: keys of the operator and collective samples that count.
-    `shared`: share of a fit's variance that is common to all its sizes.
+    `shared`: share of a fit's variance that is common to all its sizes. `new`: of the operators and
+    collectives what `base` does not hold yet, where it was made from some of the samples.
 
     Raises UsageError where the base is of another kind of device.
     """
     require_same_kind(base, machine)
-    counted = [_as_of_mean(s) for s in samples if s.key in wanted]
+    counted = [_as_of_mean(s) for s in (samples if new is None else new) if s.key in wanted]
     operators, machine_shift = _operators(base, counted, shared)
     cores_shift = machine_shift if machine.device_kind == "cpu" else 0.0
     overlap = overlap_of(samples)

@@ -48,8 +48,10 @@ class Settings:
     only: tuple[str, ...] = ()
     wanted: Path | None = None
     """A list of what to measure instead of the benchmarks, see `wanted.py`; its outcome stands beside it."""
+    known: int = 0
+    """So many of the first visits in the journal are in the profile that the list's predictions are of."""
     until: float = math.inf
-    """time.monotonic() of the machine at which measuring ends at the latest, however long ranks took to start."""
+    """time.monotonic() at which measuring ends at the latest, however long ranks took to start."""
 
     def to_arguments(self) -> list[str]:
         """Command line of `main`."""
@@ -62,7 +64,7 @@ class Settings:
         for name in self.only:
             arguments += ["--only", name]
         if self.wanted is not None:
-            arguments += ["--wanted", str(self.wanted)]
+            arguments += ["--wanted", str(self.wanted), "--known", str(self.known)]
         if self.until < math.inf:
             arguments += ["--until", str(self.until)]
         return arguments
@@ -125,7 +127,7 @@ def _measure_as(
     with torch.no_grad():
         if isinstance(runner, DecidingRunner) and settings.wanted is not None:
             listed = settings.wanted
-            outcome = runner.decide(read_wanted(listed), again or (lambda: ask(listed)))
+            outcome = runner.decide(read_wanted(listed), again or (lambda: ask(listed)), known=settings.known)
             if outcome is not None:
                 write_outcome(outcome, listed)
         else:
@@ -270,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--wanted", type=Path)
+    parser.add_argument("--known", type=int, default=0)
     parser.add_argument("--until", type=float, default=math.inf)
     given = parser.parse_args(arguments)
     settings = Settings(
@@ -280,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backend=given.backend,
         only=tuple(given.only),
         wanted=given.wanted,
+        known=given.known,
         until=given.until,
     )
     try:

@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,22 @@ import pytest
 from calibrate import runner
 from calibrate.asking import ask
 from calibrate.benchmarks.base import Bench, Case
-from calibrate.deciding import NOTHING_LEFT, SURE_BEFORE, WINNER_SURE, DecidingRunner, write_outcome
-from calibrate.decision import Decision
+from calibrate.deciding import (
+    BUDGET_ENDED,
+    NOTHING_LEFT,
+    SURE_BEFORE,
+    WINNER_SURE,
+    DecidingRunner,
+    Outcome,
+    write_outcome,
+)
+from calibrate.decision import Decision, Standing
 from calibrate.environment import Machine
 from calibrate.journal import Journal, read_journal, samples_path
 from calibrate.timing import Timed
 from calibrate.wanted import SURE, item_name, read_wanted
 from calibrate.worker import Settings
-from costmodel.hardware.store import load_profile
+from costmodel.hardware.store import load_profile, save_profile
 from costmodel.plan import Plan
 from planner.certainty import probabilities_best
 from planner.deciding import decide, list_for
@@ -56,15 +65,17 @@ def test_it_measures_what_the_contenders_run_and_decides(tmp_path: Path) -> None
 
 
 def made_up_machine(monkeypatch: pytest.MonkeyPatch, factor: Callable[[str], float]) -> None:
-    """No ranks are started and nothing is timed: an operator takes `factor` of its name times what the base
-    says."""
+    """No ranks are started and nothing is timed: an operator takes `factor` of its name times what the first
+    list says."""
+    said_s: dict[str, float] = {}
 
     def measured_here(settings: Settings, *rest: object) -> None:
         look = rest[-1]
         assert settings.wanted is not None
         assert callable(look)
         wanted = read_wanted(settings.wanted)
-        said_s = {item.name: item.predicted_s for item in wanted.items}
+        for item in wanted.items:
+            said_s.setdefault(item.name, item.predicted_s)
 
         def timed(case: Case, bench: Bench, *, slice_s: float) -> Timed:
             time_s = said_s.get(item_name(case), 1e-5) * factor(item_name(case))
@@ -138,12 +149,39 @@ def test_what_was_measured_is_kept_and_gone_on_with(monkeypatch: pytest.MonkeyPa
     second = decide(plans, out=out, budget_s=60.0)
     assert first is not None
     assert second is not None
-    assert second.outcome.n_visits < 0.1 * first.outcome.n_visits
+    assert second.outcome.n_visits < 0.5 * first.outcome.n_visits
     assert read_journal(samples_path(out))[1][: len(visits)] == visits
     assert second.winner.plan == first.winner.plan
     fresh = decide(plans, out=out, budget_s=60.0, resume=False)
     assert fresh is not None
-    assert fresh.outcome.n_visits == first.outcome.n_visits
+    assert fresh.outcome.n_visits > 0.5 * first.outcome.n_visits
+    assert visits[0].key == read_journal(samples_path(out))[1][0].key
+
+
+def test_a_base_counts_its_own_samples_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The profile is written over its own base: where nothing new was measured it says the same again."""
+    made_up_machine(monkeypatch, lambda name: 1.5)
+    out = save_profile(load_profile("epyc-core"), tmp_path / "here.json")
+    problem = replace(PROBLEM, hardware=str(out))
+    plans = tmp_path / "plan.json"
+    listed = [p.to_dict() for p in predictions()]
+    plans.write_text(json.dumps({"problem": problem.to_dict(), "plans": listed}))
+    first = decide(plans, out=out, budget_s=60.0)
+
+    def nothing_measured(settings: Settings, *rest: object) -> None:
+        assert settings.wanted is not None
+        write_outcome(Outcome(standing=Standing(0, 1, 0.5), n_items=1, reason=BUDGET_ENDED), settings.wanted)
+
+    monkeypatch.setattr("calibrate.api._launch", nothing_measured)
+    second = decide(plans, out=out, budget_s=60.0)
+    assert first is not None
+    assert second is not None
+    assert first.outcome.n_visits > 0
+    was, now = (decided.profile.model_dump(mode="json") for decided in (first, second))
+    assert now["operators"] == was["operators"]
+    assert now["network"] == was["network"]
+    for contender in second.contenders:
+        assert contender.after_s == pytest.approx(contender.before_s, rel=1e-3)
 
 
 def test_plans_that_are_alike_are_one_contender() -> None:
