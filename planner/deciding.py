@@ -17,7 +17,7 @@ from calibrate.journal import samples_path, taken_on
 from calibrate.refit import require_same_kind
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.hardware.store import load_profile
-from planner.certainty import probabilities_best, restated
+from planner.certainty import TIE_BELOW, probabilities_best, probabilities_faster, restated
 from planner.problem import read_plan_file
 from planner.wanted import alike_with, contenders_of, wanted_list
 
@@ -49,11 +49,13 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecidedPlan:
-    """The contenders, fastest first after measuring, and how measuring went."""
+    """The contenders, fastest first after measuring, and how measuring went. `others`: plans of the list that
+    were no contenders and by the new profile may be faster than the winner."""
 
     profile: HardwareProfile
     contenders: tuple[Contender, ...]
     outcome: Outcome
+    others: tuple[str, ...] = ()
 
     @property
     def winner(self) -> Contender:
@@ -66,6 +68,7 @@ class DecidedPlan:
             "winner": self.winner.plan,
             "probability": self.winner.probability_after,
             "contenders": [{name: getattr(c, name) for name in Contender.__slots__} for c in self.contenders],
+            "others": list(self.others),
             "n_items": self.outcome.n_items,
             "n_unmeasurable": self.outcome.n_unmeasurable,
             "n_visits": self.outcome.n_visits,
@@ -76,11 +79,12 @@ class DecidedPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToDecide:
-    """What to measure, the contenders, and the plans that are forecast alike with each."""
+    """What to measure, the contenders, the plans that are forecast alike with each, and all the others."""
 
     wanted: Wanted
     contenders: tuple[Prediction, ...]
     alike: tuple[tuple[str, ...], ...]
+    others: tuple[Plan, ...] = ()
 
 
 def list_for(forecaster: Forecaster, plans: Sequence[Plan]) -> ToDecide:
@@ -102,10 +106,13 @@ def list_for(forecaster: Forecaster, plans: Sequence[Plan]) -> ToDecide:
             "another --base"
         )
     contenders = contenders_of(fitting)
+    alike = tuple(alike_with(c, fitting) for c in contenders)
+    named = {str(c.plan) for c in contenders}.union(*alike)
     return ToDecide(
         wanted=wanted_list(forecaster, contenders),
         contenders=tuple(contenders),
-        alike=tuple(alike_with(c, fitting) for c in contenders),
+        alike=alike,
+        others=tuple(p.plan for p in fitting if str(p.plan) not in named),
     )
 
 
@@ -134,9 +141,11 @@ def decide(
     forecaster = asked.problem.forecaster(profile)
     listed = list_for(forecaster, asked.plans)
 
-    def forecast(there: HardwareProfile) -> list[Prediction]:
+    def forecast(there: HardwareProfile, plans: Sequence[Plan]) -> list[Prediction]:
         again = forecaster.on(profile=there)
-        return [again.forecast(p.plan).prediction for p in listed.contenders]
+        return [again.forecast(plan).prediction for plan in plans]
+
+    plans = [p.plan for p in listed.contenders]
 
     earlier = samples_path(Path(name))
     if progress is not None:
@@ -147,7 +156,7 @@ def decide(
         listed.wanted,
         base=profile,
         out=out,
-        restated=lambda there: restated(forecast(there)),
+        restated=lambda there: restated(forecast(there, plans)),
         earlier=earlier if taken_on(here, earlier) else None,
         world_size=world_size,
         budget_s=budget_s,
@@ -158,10 +167,16 @@ def decide(
     if answer is None:
         return None
     measured, outcome = answer
+    after = forecast(measured, plans)
+    winner = min(after, key=lambda p: (p.step_time_s, str(p.plan)))
+    all_ = [winner, *forecast(measured, listed.others)]
+    chances = probabilities_faster(all_, of=0)
+    able = [(p.step_time_s, str(p.plan)) for p, c in zip(all_, chances, strict=True) if c > TIE_BELOW]
     return DecidedPlan(
         profile=measured,
-        contenders=_before_and_after(listed, forecast(measured)),
+        contenders=_before_and_after(listed, after),
         outcome=outcome,
+        others=tuple(plan for _, plan in sorted(able) if plan != str(winner.plan)),
     )
 
 

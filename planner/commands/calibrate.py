@@ -68,7 +68,7 @@ def command(
         if json:
             print_json(decided.to_dict())
         else:
-            _show_decision(decided)
+            _show_decision(decided, out)
         progress(f"wrote {out}")
         return
     if base is not None:
@@ -90,7 +90,7 @@ def command(
         show_profile(result, samples=out)
 
 
-def _show_decision(decided: DecidedPlan) -> None:
+def _show_decision(decided: DecidedPlan, out: Path) -> None:
     from calibrate.deciding import BUDGET_ENDED, NOTHING_LEFT
     from planner.render import duration, percent, print_table
 
@@ -116,7 +116,13 @@ def _show_decision(decided: DecidedPlan) -> None:
         if c.alike:
             print(f"forecast alike with {c.plan}: {', '.join(c.alike)}")
     unmeasurable = f" ({outcome.n_unmeasurable} cannot be measured here)" if outcome.n_unmeasurable else ""
-    print(f"{outcome.n_visits} measurements of {outcome.n_items} deciding sizes and costs{unmeasurable}")
+    measurements = "measurement" if outcome.n_visits == 1 else "measurements"
+    print(f"{outcome.n_visits} {measurements} of {outcome.n_items} deciding sizes and costs{unmeasurable}")
+    if decided.others:
+        print(
+            f"{len(decided.others)} more of the list may be faster by the new profile, the likeliest "
+            f"{decided.others[0]}: to decide among them too, run it again with --base {out}"
+        )
     if outcome.reason == BUDGET_ENDED:
         print("To be surer run it again, or with a larger --budget: it goes on from the samples taken.")
     elif outcome.reason == NOTHING_LEFT:

@@ -31,7 +31,7 @@ from calibrate.wanted import SURE, item_name, read_wanted
 from calibrate.worker import Settings
 from costmodel.hardware.store import load_profile, save_profile
 from costmodel.plan import Plan
-from planner.certainty import probabilities_best
+from planner.certainty import probabilities_best, probability_faster
 from planner.deciding import decide, list_for
 from tests.calibrate.machines import a_bench
 from tests.calibrate.test_asking import answering
@@ -182,6 +182,31 @@ def test_a_base_counts_its_own_samples_once(monkeypatch: pytest.MonkeyPatch, tmp
     assert now["network"] == was["network"]
     for contender in second.contenders:
         assert contender.after_s == pytest.approx(contender.before_s, rel=1e-3)
+
+
+def test_who_was_no_contender_and_may_be_faster_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("planner.wanted._MOST_CONTENDERS", 2)
+    made_up_machine(monkeypatch, lambda name: 2.0)
+    texts = ("dp2.mbs32", "pp2.mbs16.gbs64", "dp2.mbs32.zero1", "tp2.mbs64")
+    listed = [forecaster().forecast(Plan.parse(text)).prediction.to_dict() for text in texts]
+    plans, out = tmp_path / "plan.json", tmp_path / "here.json"
+    plans.write_text(json.dumps({"problem": PROBLEM.to_dict(), "plans": listed}))
+    decided = decide(plans, out=out, budget_s=60.0)
+    assert decided is not None
+    left = set(texts) - {c.plan for c in decided.contenders}
+    on_profile = PROBLEM.forecaster(load_profile(out))
+    winner, *others = (
+        on_profile.forecast(Plan.parse(plan)).prediction for plan in (decided.winner.plan, *sorted(left))
+    )
+    able = {str(p.plan) for p in others if probability_faster(p, winner) > 1.0 - SURE}
+    assert able
+    assert set(decided.others) == able
+    assert decided.to_dict()["others"] == list(decided.others)
+    code, text, _ = run(capsys, "calibrate", "--for", str(plans), "--out", str(out), "--budget", "60s")
+    assert code == 0
+    assert f"{len(able)} more of the list may be faster" in text
 
 
 def test_plans_that_are_alike_are_one_contender() -> None:
