@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from costmodel.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
     from calibrate.deciding import Outcome
+    from calibrate.decision import Restated
     from calibrate.hosts import Hosts
     from calibrate.wanted import Wanted
     from costmodel.hardware.schema import HardwareProfile
@@ -25,6 +27,8 @@ _FIT_FRACTION = 0.15
 """Share of the budget set aside for fitting."""
 _UPDATE_S = 1.0
 """The same for updating a profile."""
+_LEAVE_S = 1.0
+"""The same for ranks to end."""
 _LEAST_S = 1.0
 _GRACE_S = 90.0
 """Beyond the budget, before ranks count as hung."""
@@ -83,6 +87,7 @@ def calibrate_for(
     *,
     base: HardwareProfile,
     out: Path,
+    restated: Callable[[HardwareProfile], Restated],
     earlier: Path | None = None,
     world_size: int = 2,
     budget_s: float = 20.0,
@@ -92,31 +97,45 @@ def calibrate_for(
 ) -> tuple[HardwareProfile, Outcome] | None:
     """Measure what a decision hangs on and write `base` brought up to date to `out`.
 
-    Ends when the winner is sure (at once, where it was) or after about `budget_s` seconds. With `resume`
-    samples beside `out` are kept, and where there are none those of `earlier` (of this machine) are taken
-    over. None on a joined rank other than 0. Raises as `calibrate` does.
+    `restated`: forecast of the contenders on a profile; what it says of the one that is written ends
+    measuring. Ends when the winner is sure by it (at once, where it is by what is known already) or after
+    about `budget_s` seconds. With `resume` samples beside `out` are kept, and where there are
+    none those of `earlier` (of this machine, which `base` was made from) are taken over. None on a joined
+    rank other than 0. Raises as `calibrate` does.
     """
-    from calibrate.deciding import Outcome, read_outcome
+    from calibrate.asking import Answers
+    from calibrate.deciding import SURE_BEFORE, Outcome, read_outcome
     from calibrate.decision import Decision
-    from calibrate.drift import fitted_samples
-    from calibrate.journal import read_journal, samples_path
+    from calibrate.environment import Machine
+    from calibrate.journal import samples_path, taken_on
     from calibrate.ranks import joined_by_launcher
-    from calibrate.refit import updated_profile
-    from calibrate.wanted import SURE, item_name
+    from calibrate.wanted import SURE
     from calibrate.worker import Settings, measure
     from costmodel.hardware.store import save_profile
 
     _require_bounds(world_size, budget_s)
+    end = time.monotonic() + budget_s
     out = Path(out)
+    samples, listed = samples_path(out).absolute(), out.with_suffix(".wanted.json").absolute()
     first = int(os.environ.get("RANK", "0")) == 0
-    standing = Decision(wanted).standing()
-    if standing.probability >= SURE:
+    n_ranks = int(os.environ["WORLD_SIZE"]) if joined_by_launcher() else world_size
+    resumed = resume and samples.exists()
+    n_known = _known_visits(samples if resumed else earlier, earlier) if resume else 0
+    here = Machine.here(world_size=n_ranks, backend=backend or "")
+    known = resumed and taken_on(here, samples)
+    start = (
+        _updated(wanted, base, out, n_known)
+        if known
+        else base.model_copy(update={"name": out.stem, "aliases": ()})
+    )
+    decision = Decision(wanted)
+    decision.restate(restated(start))
+    standing = decision.standing()
+    if standing.probability >= SURE and known == resumed:  # ranks refuse samples of another machine
         if not first:
             return None
-        save_profile(base.model_copy(update={"name": out.stem, "aliases": ()}), out)
-        reason = "the winner was sure before"
-        return base, Outcome(standing=standing, n_items=len(wanted.items), reason=reason)
-    samples, listed = samples_path(out).absolute(), out.with_suffix(".wanted.json").absolute()
+        save_profile(start, out)
+        return start, Outcome(standing=standing, n_items=len(wanted.items), reason=SURE_BEFORE)
     if first:
         out.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text(wanted.to_json() + "\n")
@@ -129,20 +148,51 @@ def calibrate_for(
         resume=resume,
         backend=backend,
         wanted=listed,
+        known=n_known,
+        until=end - _LEAVE_S - _UPDATE_S,
     )
+
+    def again() -> Restated:
+        return restated(_updated(wanted, base, out, n_known))
+
     if joined_by_launcher():
-        if not measure(settings):
+        if not measure(settings, again):
             return None
     else:
-        _launch(settings, world_size, budget_s, progress, None)
+        answers = Answers(listed, again)
+        try:
+            _launch(settings, world_size, budget_s, progress, None, answers.look)
+        finally:
+            answers.close()
     outcome = read_outcome(listed)
-    machine, visits = read_journal(samples)
-    deciding = {item.name for item in wanted.items}
-    taken = fitted_samples(machine, visits)
-    keys = frozenset(s.key for s in taken if item_name(s) in deciding)
-    profile = updated_profile(base, out.stem, machine, taken, keys, shared=wanted.shared)
+    profile = _updated(wanted, base, out, n_known)
     save_profile(profile, out)
-    return profile, outcome
+    decision.restate(restated(profile))
+    return profile, outcome.settled(decision.standing())
+
+
+def _known_visits(samples: Path | None, earlier: Path | None) -> int:
+    """How many of the first visits in `samples` are those in `earlier`, which the base holds."""
+    from calibrate.journal import read_journal
+
+    if samples is None or earlier is None:
+        return 0
+    both = zip(read_journal(samples)[1], read_journal(earlier)[1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].to_line() == pair[1].to_line(), both))
+
+
+def _updated(wanted: Wanted, base: HardwareProfile, out: Path, n_known: int) -> HardwareProfile:
+    """`base` brought up to date by the samples beside `out`, the first `n_known` of which it holds."""
+    from calibrate.drift import fitted_samples
+    from calibrate.journal import read_journal, samples_path
+    from calibrate.refit import updated_profile
+    from calibrate.wanted import item_name
+
+    machine, visits = read_journal(samples_path(out))
+    deciding = {item.name for item in wanted.items}
+    taken, new = (fitted_samples(machine, visits, since=since) for since in (0, n_known))
+    keys = frozenset(s.key for s in taken if item_name(s) in deciding)
+    return updated_profile(base, out.stem, machine, taken, keys, shared=wanted.shared, new=new)
 
 
 def _require_bounds(world_size: int, budget_s: float) -> None:
@@ -180,7 +230,9 @@ def _launch(
     budget_s: float,
     progress: Callable[[str], None] | None,
     hosts: Hosts | None,
+    look: Callable[[], None] | None = None,
 ) -> None:
+    """Run the ranks and wait; `look` is called meanwhile."""
     from calibrate.launch import run_ranks
     from calibrate.worker import Settings
 
@@ -189,6 +241,8 @@ def _launch(
     last = [0]
 
     def tick() -> None:
+        if look is not None:
+            look()
         seconds = int(time.monotonic() - start)
         if progress is not None and seconds >= last[0] + 5:
             last[0] = seconds

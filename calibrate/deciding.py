@@ -1,6 +1,8 @@
 """Measuring what decides: rank 0 picks the next item by what it is expected to tell, all ranks measure it.
 
-Ends when the winner is sure, when nothing left to measure would tell more, or with the time.
+Ends when the winner is sure, when nothing left to measure would tell more, or with the time. Whether the
+winner is sure says a fit of all that was measured. It is asked for where the sums of items say so, and now
+and then: the figure that ends measuring is the one of the profile that comes of it.
 """
 
 from __future__ import annotations
@@ -10,31 +12,47 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from calibrate.asking import Again
 from calibrate.assemble import contention_of
 from calibrate.benchmarks.base import Case, load_benchmarks
 from calibrate.benchmarks.exact import exact_case
-from calibrate.decision import NOISE_LOG_SIGMA, Decision, Standing
+from calibrate.decision import NOISE_LOG_SIGMA, Decision, Standing, noise_log_sigma
 from calibrate.drift import YARDSTICK
 from calibrate.host_costs import CONTENTION, OVERLAP, host_costs, overlap_of, raw_cases
-from calibrate.journal import merge_visits
+from calibrate.journal import Visit, merge_visits
 from calibrate.runner import ALONE, TOGETHER, CasePair, Runner
-from calibrate.timing import IQR_OF_NORMAL
 from calibrate.wanted import CONSTANT, SURE, Item, Wanted
 from costmodel.errors import MeasurementError
 from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.kinds import COLLECTIVE_KINDS
 
-__all__ = ["DecidingRunner", "Outcome", "read_outcome", "write_outcome"]
+__all__ = [
+    "BUDGET_ENDED",
+    "NOTHING_LEFT",
+    "SURE_BEFORE",
+    "WINNER_SURE",
+    "DecidingRunner",
+    "Outcome",
+    "read_outcome",
+    "write_outcome",
+]
+
+WINNER_SURE = f"the winner is sure to {100 * SURE:g} %"
+SURE_BEFORE = f"the winner was sure to {100 * SURE:g} % before, nothing had to be measured"
+NOTHING_LEFT = "nothing left to measure tells more"
+BUDGET_ENDED = "the budget ended"
 
 _MOST_CONTENTION_CASES = 4
 _TOGETHER_S = 0.1
 """First guess of one visit of a case that ranks run together: a few steps or transfers after computation."""
 _FINISHED = -1
+_ASK_EVERY = 32
+"""Visits after which a fit is asked for again: a few seconds."""
 
 
 @dataclass(slots=True)
@@ -62,41 +80,48 @@ class Outcome:
     n_unmeasurable: int = 0
     reason: str
 
+    def settled(self, standing: Standing) -> Outcome:
+        """With the standing by the profile that was written: a winner that is sure by it is the reason."""
+        reason = self.reason
+        if standing.probability >= SURE:
+            reason = WINNER_SURE if self.n_visits else SURE_BEFORE
+        return replace(self, standing=standing, reason=reason)
+
 
 class DecidingRunner(Runner):
     """A Runner that visits the items of a `Wanted` list instead of benchmarks."""
 
-    def decide(self, wanted: Wanted) -> Outcome | None:
-        """Measure until the decision stands; the outcome on rank 0 (which holds the journal), else None."""
+    def decide(self, wanted: Wanted, again: Again | None = None, *, known: int = 0) -> Outcome | None:
+        """Measure until the decision stands; the outcome on rank 0 (which holds the journal), else None.
+
+        `again`: asked on rank 0 what a fit of the journal says; without it the sums of items count. `known`:
+        so many of the journal's first visits are in the list's predictions already.
+        """
+        self._known = known
         self._bundles = [self._bundle(item, wanted) for item in wanted.items]
         self._gauges = self._pairs([YARDSTICK])
+        self._again, self._asked_at = again, 0
         decision = Decision(wanted) if self.journal is not None else None
         if decision is not None:
             for number, bundle in enumerate(self._bundles):
                 bundle.visits = min((len(self.times.get(key, ())) for key in bundle.keys), default=0)
-                if bundle.visits:
+                if bundle.visits and self._visits(bundle):
                     self._observe(decision, number)
+                    self._asked_at = -_ASK_EVERY  # what is known already may do
         reason, n_visits = "", 0
         while True:
             number = _FINISHED
             if decision is not None:
-                number, reason = self._next(decision)
+                number, reason = self._next(decision, n_visits)
             chosen = int(self.agree([float(number)])[0][0])
             if chosen == _FINISHED:
                 break
-            bundle = self._bundles[chosen]
-            start = time.monotonic()
-            late = [self._visit(pair, key, short=False) for pair, key in self._of(bundle)]
-            late.append(self._gauge())
-            took = time.monotonic() - start
-            bundle.seconds = took if not bundle.visits else 0.5 * (bundle.seconds + took)
-            bundle.visits += 1
+            late = self._visit_bundle(chosen)
             n_visits += 1
-            bundle.failed = any(_skipped(self.times.get(key, ())) for key in bundle.keys)
-            if decision is not None and not bundle.failed:
+            if decision is not None and not self._bundles[chosen].failed:
                 self._observe(decision, chosen)
-            if any(late):
-                reason = "the budget ended"
+            if late:
+                reason = BUDGET_ENDED
                 break
         if decision is None:
             return None
@@ -108,17 +133,40 @@ class DecidingRunner(Runner):
             reason=reason,
         )
 
-    def _next(self, decision: Decision) -> tuple[int, str]:
+    def _visit_bundle(self, number: int) -> bool:
+        """Visit all cases of an item; returns whether the deadline has passed."""
+        bundle = self._bundles[number]
+        start = time.monotonic()
+        late = [self._visit(pair, key, short=False) for pair, key in self._of(bundle)]
+        late.append(self._gauge())
+        took = time.monotonic() - start
+        bundle.seconds = took if not bundle.visits else 0.5 * (bundle.seconds + took)
+        bundle.visits += 1
+        bundle.failed = any(_skipped(self.times.get(key, ())) for key in bundle.keys)
+        return any(late)
+
+    def _next(self, decision: Decision, n_visits: int) -> tuple[int, str]:
         """The item to measure, or `_FINISHED` and why."""
-        if decision.standing().probability >= SURE:
-            return _FINISHED, f"the winner is sure to {SURE:.0%}"
+        if self._again is not None and n_visits >= self._asked_at + _ASK_EVERY:
+            decision.restate(self._again())
+            self._asked_at = n_visits
+        if decision.standing().probability >= SURE and self._is_so(decision, n_visits):
+            return _FINISHED, WINNER_SURE
         seconds = np.array([bundle.seconds for bundle in self._bundles])
         noise = np.array([NOISE_LOG_SIGMA / math.sqrt(bundle.visits + 1) for bundle in self._bundles])
         gains = decision.gains(seconds, noise) if len(self._bundles) else np.zeros(0)
         gains[[i for i, bundle in enumerate(self._bundles) if self._exhausted(bundle)]] = 0.0
         if not gains.size or gains.max() <= 0.0:
-            return _FINISHED, "nothing left to measure tells more"
+            return _FINISHED, NOTHING_LEFT
         return int(np.argmax(gains)), ""
+
+    def _is_so(self, decision: Decision, n_visits: int) -> bool:
+        """Whether a fit of all that was measured says, too, that the winner is sure."""
+        if self._again is None:
+            return True
+        decision.restate(self._again())
+        self._asked_at = n_visits
+        return decision.standing().probability >= SURE
 
     def _exhausted(self, bundle: _Bundle) -> bool:
         return bundle.failed or all(self._done(key) for key in bundle.keys)
@@ -133,15 +181,16 @@ class DecidingRunner(Runner):
             decision.observe(number, value, noise_log_sigma=self._noise(bundle))
 
     def _noise(self, bundle: _Bundle) -> float:
-        """Spread of the mean of a bundle's visits: of what they were told apart by, and within each."""
+        return noise_log_sigma(merge_visits(self._visits(bundle)))
+
+    def _visits(self, bundle: _Bundle) -> list[Visit]:
+        """Those of a bundle that the list's predictions do not hold."""
         assert self.journal is not None
-        spreads = [v.spread for v in self.journal.visits if v.key in bundle.keys]
-        within = statistics.median(spreads) / IQR_OF_NORMAL if spreads else 0.0
-        return math.hypot(NOISE_LOG_SIGMA, within) / math.sqrt(max(1, bundle.visits))
+        return [v for v in self.journal.visits[self._known :] if v.key in bundle.keys]
 
     def _value(self, item: Item, bundle: _Bundle) -> float | None:
         if item.kind != CONSTANT:
-            times = [t for t in self.times.get(bundle.keys[0], ()) if t > 0]
+            times = [v.time_s for v in self._visits(bundle) if v.time_s > 0]
             if not times:
                 return None
             return statistics.fmean(times) if item.kind in COLLECTIVE_KINDS else statistics.median(times)

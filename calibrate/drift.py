@@ -40,10 +40,11 @@ def at_one_speed(visits: Sequence[Visit]) -> list[Visit]:
     ]
 
 
-def fitted_samples(machine: Machine, visits: Sequence[Visit]) -> list[Sample]:
+def fitted_samples(machine: Machine, visits: Sequence[Visit], *, since: int = 0) -> list[Sample]:
     """The samples that a profile is fitted to: on a CPU those at one speed (a GPU's kernels do not follow the
-    speed of its host)."""
-    return merge_visits(at_one_speed(visits) if machine.device_kind == "cpu" else visits)
+    speed of its host). `since`: of visits from this number on."""
+    at_speed = at_one_speed(visits) if machine.device_kind == "cpu" else visits
+    return merge_visits(at_speed[since:])
 
 
 def _slowness(yardsticks: Sequence[tuple[int, float]], position: int) -> float:

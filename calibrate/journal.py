@@ -20,7 +20,7 @@ from calibrate.environment import Machine, require_same_machine
 from costmodel.errors import InputFileError
 from costmodel.hardware.kinds import COLLECTIVE_KINDS
 
-__all__ = ["Journal", "Sample", "Visit", "merge_visits", "read_journal", "samples_path"]
+__all__ = ["Journal", "Sample", "Visit", "merge_visits", "read_journal", "samples_path", "taken_on"]
 
 # Format history:
 #   1  first format
@@ -144,6 +144,20 @@ def read_journal(path: Path) -> tuple[Machine, list[Visit]]:
         raise InputFileError(f"{path}: no samples there; run `foreshard calibrate` to take them")
     machine, visits, _ = _parse(path)
     return machine, visits
+
+
+def taken_on(machine: Machine, path: Path) -> bool:
+    """Whether a journal is there whose samples are of such a device, torch and number of ranks (the other
+    fields are a rank's own)."""
+    try:
+        there, _ = read_journal(path)
+    except InputFileError:
+        return False
+    return (there.device, there.torch, there.world_size) == (
+        machine.device,
+        machine.torch,
+        machine.world_size,
+    )
 
 
 def merge_visits(visits: Iterable[Visit]) -> list[Sample]:

@@ -5,11 +5,16 @@ that all sizes of a fit share and a part that decays with distance (Matern-3/2 i
 its correction is), which is what the profile evaluates (Rasmussen and Williams 2006, eq. 2.25).
 
     ln t = ln base + offset + sum_j w_j K(|x - x_j| / length)
+
+Operators that were not measured move by how much slower this machine is than the base's; on a CPU, whose
+cores also dispatch and copy, host costs and transfers do too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -23,7 +28,7 @@ from calibrate.assemble import (
     operator_tables,
     rank_log_sigma_of,
 )
-from calibrate.decision import NOISE_LOG_SIGMA
+from calibrate.decision import noise_log_sigma
 from calibrate.drift import YARDSTICK
 from calibrate.host_costs import host_costs, overlap_of
 from calibrate.runner import ALONE
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
     from calibrate.environment import Machine
     from calibrate.journal import Sample
     from calibrate.samples import SampleTable
-    from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit
+    from costmodel.hardware.schema import DeviceSpec, HardwareProfile, HostValue, OperatorFit
 
 __all__ = ["require_same_kind", "updated_collective", "updated_fit", "updated_profile"]
 
@@ -65,15 +70,18 @@ def updated_profile(
     wanted: frozenset[str],
     *,
     shared: float,
+    new: Sequence[Sample] | None = None,
 ) -> HardwareProfile:
     """`base` with what the samples say. `wanted`: keys of the operator and collective samples that count.
-    `shared`: share of a fit's variance that is common to all its sizes.
+    `shared`: share of a fit's variance that is common to all its sizes. `new`: of the operators and
+    collectives what `base` does not hold yet, where it was made from some of the samples.
 
     Raises UsageError where the base is of another kind of device.
     """
     require_same_kind(base, machine)
-    counted = [s for s in samples if s.key in wanted]
-    operators = _operators(base, counted, shared)
+    counted = [_as_of_mean(s) for s in (samples if new is None else new) if s.key in wanted]
+    operators, machine_shift = _operators(base, counted, shared)
+    cores_shift = machine_shift if machine.device_kind == "cpu" else 0.0
     overlap = overlap_of(samples)
     waits = [s for s in samples if s.waiting > 0]
     alone = any(s.setting == ALONE and s.kind != YARDSTICK for s in samples)
@@ -85,10 +93,12 @@ def updated_profile(
             "source": f"{base.source}; own measurement of {len(counted)} deciding sizes",
             "operators": operators,
             "borrowed": (),
-            "host": {**base.host, **host_costs(samples)},
-            "network": _network(base.network, machine, counted, shared),
+            "host": {**_slower_host(base.host, cores_shift), **host_costs(samples)},
+            "network": _network(base.network, machine, counted, shared, cores_shift),
             "overlap": base.overlap if overlap == Overlap() else overlap,
-            "contention_s_per_byte": contention_of(samples) if alone else base.contention_s_per_byte,
+            "contention_s_per_byte": contention_of(samples)
+            if alone
+            else base.contention_s_per_byte * math.exp(cores_shift),
             "rank_log_sigma": rank_log_sigma_of(samples, machine.world_size)
             if len(waits) >= _FEWEST_WAITS
             else base.rank_log_sigma,
@@ -109,12 +119,43 @@ def require_same_kind(base: HardwareProfile, machine: Machine) -> None:
     if base.device.kind != machine.device_kind:
         raise UsageError(
             f"base profile {base.name!r} is of a {base.device.kind} device, this machine's is "
-            f"{machine.device_kind}; give --base a profile of such a device"
+            f"{machine.device_kind}; measure on a machine like that, or give --base a profile of a device "
+            "like this one"
         )
 
 
-def _operators(base: HardwareProfile, samples: Sequence[Sample], shared: float) -> tuple[OperatorFit, ...]:
-    """Fits of the measured groups updated, the others moved by how much slower this machine is."""
+def _as_of_mean(sample: Sample) -> Sample:
+    """With the spread of what all its visits together say, not of one of them."""
+    return replace(sample, spread=IQR_OF_NORMAL * noise_log_sigma([sample]))
+
+
+def _slower_host(host: Mapping[str, HostValue], shift: float) -> dict[str, HostValue]:
+    return {
+        name: cost.model_copy(update={"value_s": cost.value_s * math.exp(shift)})
+        for name, cost in host.items()
+    }
+
+
+def _slower_transfers(fit: CollectiveFit, shift: float) -> CollectiveFit:
+    """The fit with every transfer longer by the factor exp(shift)."""
+    factor = math.exp(shift)
+    paths = tuple(
+        path.model_copy(
+            update={
+                name: value / factor if name.endswith("bytes_per_s") else value * factor
+                for name, value in path
+                if name.endswith("_s") and value is not None
+            }
+        )
+        for path in fit.paths
+    )
+    return fit.model_copy(update={"paths": paths})
+
+
+def _operators(
+    base: HardwareProfile, samples: Sequence[Sample], shared: float
+) -> tuple[tuple[OperatorFit, ...], float]:
+    """Fits of the measured groups updated, the others moved by how much slower this machine is; and that."""
     groups: list[tuple[OperatorFit, SampleTable]] = []
     for kind, table in operator_tables(samples, base.device.name).items():
         for group, rows in table.groups():
@@ -132,7 +173,7 @@ def _operators(base: HardwareProfile, samples: Sequence[Sample], shared: float) 
         for fit in base.operators
         if (fit.kind, fit.variant, fit.dtype) not in updated
     ]
-    return (*kept, *updated.values())
+    return (*kept, *updated.values()), machine_shift
 
 
 def _machine_shift(
@@ -156,15 +197,15 @@ def _log_ratio(fit: OperatorFit, device: DeviceSpec, rows: SampleTable) -> Float
 def updated_fit(
     fit: OperatorFit, device: DeviceSpec, rows: SampleTable, *, shared: float, shift: float = 0.0
 ) -> OperatorFit:
-    """The fit conditioned on rows of its kind, variant and dtype. `shared`: as in
-    `updated_profile`; `shift`: expected ln(measured / base)."""
+    """The fit conditioned on rows of its kind, variant and dtype, whose spread is that of their times' mean.
+    `shared`: as in `updated_profile`; `shift`: expected ln(measured / base)."""
     features = form_of(fit.kind).features(device, rows.dims, fit.dtype, fit.variant)
     ratio = _log_ratio(fit, device, rows) - shift
     sigma = evaluate_fit(fit, device, rows.dims).log_sigma
     length = np.full(features.shape[1], _LENGTH)
     x = features / length
     correlation = shared + (1.0 - shared) * kernel(x, x)
-    noise = NOISE_LOG_SIGMA**2 + (rows.spread / IQR_OF_NORMAL) ** 2
+    noise = (rows.spread / IQR_OF_NORMAL) ** 2
     variance = float(np.mean(sigma**2))
     solved = np.linalg.inv(variance * correlation + np.diag(noise))
     alpha = solved @ ratio
@@ -207,10 +248,15 @@ def _joined(old: Correction, new: Correction) -> Correction:
 
 
 def _network(
-    base: NetworkModel | None, machine: Machine, samples: Sequence[Sample], shared: float
+    base: NetworkModel | None, machine: Machine, samples: Sequence[Sample], shared: float, shift: float
 ) -> NetworkModel | None:
-    """The base's network with curves through what was measured; else one of the samples alone."""
+    """The base's network with curves through what was measured, other transfers inside a node longer by
+    exp(shift); else one of the samples alone."""
     measured = collective_samples(samples, machine)
+    if base is not None:
+        link = base.intra[0].name
+        moved = tuple(_slower_transfers(f, shift) if f.link == link and shift else f for f in base.fits)
+        base = base.model_copy(update={"fits": moved})
     if not measured:
         return base
     if base is None or base.ranks_per_node < machine.world_size:
@@ -242,7 +288,8 @@ def updated_collective(
 ) -> CollectiveFit:
     """A collective's fit with its size curve drawn towards samples of one group inside a node.
 
-    The ratio of measured to predicted time is a Gaussian process over log2(size), as in `updated_fit`.
+    The ratio of measured to predicted time is a Gaussian process over log2(size), as in `updated_fit`; the
+    samples' spread is that of their means.
     """
     n_ranks = samples[0].n_ranks
     sizes = np.array([s.size_bytes for s in samples])
@@ -255,7 +302,7 @@ def updated_collective(
     prior = collective_times(network, samples[0].op, np.exp2(at), group).log_sigma
     variance = float(np.mean(before.log_sigma**2))
     covariance = variance * (shared + (1.0 - shared) * kernel(x, x))
-    noise = NOISE_LOG_SIGMA**2 + np.array([s.rel_spread / IQR_OF_NORMAL for s in samples]) ** 2
+    noise = np.array([s.rel_spread / IQR_OF_NORMAL for s in samples]) ** 2
     cross = variance * (shared + (1.0 - shared) * kernel(grid, x))
     gain = np.linalg.solve(covariance + np.diag(noise), cross.T).T
     explained = np.einsum("ij,ij->i", gain, cross) / variance

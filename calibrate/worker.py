@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from calibrate.asking import Again, ask
 from calibrate.benchmarks.base import Bench
 from calibrate.deciding import DecidingRunner, write_outcome
 from calibrate.environment import Machine
@@ -47,6 +48,10 @@ class Settings:
     only: tuple[str, ...] = ()
     wanted: Path | None = None
     """A list of what to measure instead of the benchmarks, see `wanted.py`; its outcome stands beside it."""
+    known: int = 0
+    """So many of the first visits in the journal are in the profile that the list's predictions are of."""
+    until: float = math.inf
+    """time.monotonic() at which measuring ends at the latest, however long ranks took to start."""
 
     def to_arguments(self) -> list[str]:
         """Command line of `main`."""
@@ -59,7 +64,9 @@ class Settings:
         for name in self.only:
             arguments += ["--only", name]
         if self.wanted is not None:
-            arguments += ["--wanted", str(self.wanted)]
+            arguments += ["--wanted", str(self.wanted), "--known", str(self.known)]
+        if self.until < math.inf:
+            arguments += ["--until", str(self.until)]
         return arguments
 
 
@@ -72,23 +79,27 @@ class _Known(NamedTuple):
     times: dict[str, list[float]]
 
 
-def measure(settings: Settings) -> bool:
+def measure(settings: Settings, again: Again | None = None) -> bool:
     """Take samples on this rank together with the others; returns whether it is rank 0.
 
-    Raises MeasurementError where the journal belongs to another machine.
+    `again`: with a list of what is wanted, what a fit of the samples taken so far says of the contenders; by
+    default the process that started the ranks is asked. Raises MeasurementError where the journal belongs to
+    another machine.
     """
-    deadline = time.monotonic() + settings.seconds
+    deadline = min(time.monotonic() + settings.seconds, settings.until)
     names = chosen_benchmarks(settings.only)
     _limit_threads()
     ranks = join(backend=settings.backend, timeout_s=max(30.0, 2 * settings.seconds))
     try:
-        _measure_as(ranks, settings, names, deadline)
+        _measure_as(ranks, settings, names, deadline, again)
     finally:
         leave()
     return ranks.rank == 0
 
 
-def _measure_as(ranks: Ranks, settings: Settings, names: Sequence[str], deadline: float) -> None:
+def _measure_as(
+    ranks: Ranks, settings: Settings, names: Sequence[str], deadline: float, again: Again | None
+) -> None:
     import torch
 
     journal = None
@@ -115,9 +126,10 @@ def _measure_as(ranks: Ranks, settings: Settings, names: Sequence[str], deadline
     )
     with torch.no_grad():
         if isinstance(runner, DecidingRunner) and settings.wanted is not None:
-            outcome = runner.decide(read_wanted(settings.wanted))
+            listed = settings.wanted
+            outcome = runner.decide(read_wanted(listed), again or (lambda: ask(listed)), known=settings.known)
             if outcome is not None:
-                write_outcome(outcome, settings.wanted)
+                write_outcome(outcome, listed)
         else:
             runner.run(names)
     if journal is not None:
@@ -260,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--wanted", type=Path)
+    parser.add_argument("--known", type=int, default=0)
+    parser.add_argument("--until", type=float, default=math.inf)
     given = parser.parse_args(arguments)
     settings = Settings(
         samples=given.samples,
@@ -269,6 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backend=given.backend,
         only=tuple(given.only),
         wanted=given.wanted,
+        known=given.known,
+        until=given.until,
     )
     try:
         measure(settings)

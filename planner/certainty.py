@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibrate.decision import Restated
 from calibrate.wanted import SURE
 from costmodel.estimate import FloatArray
 from costmodel.predict.uncertainty import (
@@ -32,13 +33,12 @@ __all__ = [
     "probabilities_best",
     "probabilities_faster",
     "probability_faster",
+    "restated",
     "tie",
 ]
 
 TIE_BELOW = 1.0 - SURE
 """P below which a plan is not taken to be the faster one."""
-_DRAWS = 4096
-_SEED = 7
 _WORTH_NAMING = 0.1
 """Share of the variance of a difference below which a component decides nothing."""
 
@@ -57,12 +57,18 @@ def probability_faster(a: Prediction, b: Prediction) -> float:
 
 
 def probabilities_best(predictions: Sequence[Prediction]) -> FloatArray:
-    """P [n] that each is the fastest of all, by seeded draws of the factors (standard error 0.8 points)."""
-    times_s = np.array([p.step_time_s for p in predictions])
-    _, loadings = relative_loadings([p.errors for p in predictions], list(times_s))
-    z = np.random.default_rng(_SEED).standard_normal((loadings.shape[1], _DRAWS))
-    fastest = np.argmin(np.log(times_s)[:, None] + loadings @ z, axis=0)
-    return np.bincount(fastest, minlength=len(predictions)) / _DRAWS
+    """P [n] that each is the fastest of all, or alike the fastest (see `calibrate.decision.chances_best`)."""
+    return restated(predictions).chances()
+
+
+def restated(predictions: Sequence[Prediction]) -> Restated:
+    """The predictions' step times, and the covariance of their ln."""
+    times_s = [p.step_time_s for p in predictions]
+    _, loadings = relative_loadings([p.errors for p in predictions], times_s)
+    covariance = loadings @ loadings.T
+    return Restated(
+        step_times_s=tuple(times_s), covariance=tuple(tuple(map(float, row)) for row in covariance)
+    )
 
 
 def tie(a: Prediction, b: Prediction) -> bool:

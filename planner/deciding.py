@@ -1,29 +1,34 @@
-"""`calibrate --for`: measure what a search's contenders differ in, and say again which of them wins."""
+"""`calibrate --for`: measure what a search's contenders differ in, and say again which of them wins.
+
+One figure ends measuring and is reported: P(the winner is the fastest of the contenders), as the profile that
+is written says it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibrate.api import calibrate_for
 from calibrate.environment import Machine
-from calibrate.journal import read_journal, samples_path
+from calibrate.journal import samples_path, taken_on
 from calibrate.refit import require_same_kind
-from costmodel.errors import InfeasibleError, InputFileError, PlanError
+from costmodel.errors import InfeasibleError, PlanError
 from costmodel.hardware.store import load_profile
-from planner.certainty import probabilities_best
-from planner.problem import Problem, read_plan_file
-from planner.wanted import contenders_of, wanted_list
+from planner.certainty import TIE_BELOW, probabilities_best, probabilities_faster, restated
+from planner.problem import read_plan_file
+from planner.wanted import alike_with, contenders_of, wanted_list
 
 if TYPE_CHECKING:
     from calibrate.deciding import Outcome
     from calibrate.wanted import Wanted
     from costmodel.hardware.schema import HardwareProfile
+    from costmodel.plan import Plan
     from costmodel.predict import Forecaster, Prediction
 
-__all__ = ["Contender", "DecidedPlan", "decide", "list_for"]
+__all__ = ["Contender", "DecidedPlan", "ToDecide", "decide", "list_for"]
 
 _PLANS_LOOKED_AT = 40
 """Of a long list, the first ones: a plan far down is no contender."""
@@ -31,9 +36,11 @@ _PLANS_LOOKED_AT = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A plan before and after measuring; probabilities are of being the fastest of the contenders."""
+    """A plan before and after measuring; probabilities are of being the fastest of the contenders (those that
+    are forecast alike share theirs). `alike`: other plans of the list that nothing can tell from it."""
 
     plan: str
+    alike: tuple[str, ...] = ()
     before_s: float
     after_s: float
     probability_before: float
@@ -42,11 +49,13 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecidedPlan:
-    """The contenders, fastest first after measuring, and how measuring went."""
+    """The contenders, fastest first after measuring, and how measuring went. `others`: plans of the list that
+    were no contenders and by the new profile may be faster than the winner."""
 
     profile: HardwareProfile
     contenders: tuple[Contender, ...]
     outcome: Outcome
+    others: tuple[str, ...] = ()
 
     @property
     def winner(self) -> Contender:
@@ -59,6 +68,7 @@ class DecidedPlan:
             "winner": self.winner.plan,
             "probability": self.winner.probability_after,
             "contenders": [{name: getattr(c, name) for name in Contender.__slots__} for c in self.contenders],
+            "others": list(self.others),
             "n_items": self.outcome.n_items,
             "n_unmeasurable": self.outcome.n_unmeasurable,
             "n_visits": self.outcome.n_visits,
@@ -67,12 +77,21 @@ class DecidedPlan:
         }
 
 
-def list_for(problem: Problem, plans: list[Any], base: HardwareProfile) -> tuple[Wanted, list[Prediction]]:
-    """What to measure for the plans of a problem on a base profile, and the contenders among them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToDecide:
+    """What to measure, the contenders, the plans that are forecast alike with each, and all the others."""
+
+    wanted: Wanted
+    contenders: tuple[Prediction, ...]
+    alike: tuple[tuple[str, ...], ...]
+    others: tuple[Plan, ...] = ()
+
+
+def list_for(forecaster: Forecaster, plans: Sequence[Plan]) -> ToDecide:
+    """What to measure for some plans of a forecaster, and the contenders among them.
 
     Raises InfeasibleError where fewer than two of the plans can be predicted: there is nothing to decide.
     """
-    forecaster = problem.forecaster(base)
     predictions = []
     for plan in plans[:_PLANS_LOOKED_AT]:
         try:
@@ -82,11 +101,19 @@ def list_for(problem: Problem, plans: list[Any], base: HardwareProfile) -> tuple
     fitting = [p for p in predictions if p.fits]
     if len(fitting) < 2:
         raise InfeasibleError(
-            f"{len(fitting)} of {len(plans)} plans can be predicted on {base.name!r} and fit: nothing to "
-            "decide; give a list of at least two feasible plans or another --base"
+            f"of {len(plans)} plan{'s' * (len(plans) != 1)} in the list {len(fitting)} can be predicted on "
+            f"{forecaster.profile.name!r} and fit: a decision needs at least two; give a longer list or "
+            "another --base"
         )
     contenders = contenders_of(fitting)
-    return wanted_list(forecaster, contenders), contenders
+    alike = tuple(alike_with(c, fitting) for c in contenders)
+    named = {str(c.plan) for c in contenders}.union(*alike)
+    return ToDecide(
+        wanted=wanted_list(forecaster, contenders),
+        contenders=tuple(contenders),
+        alike=alike,
+        others=tuple(p.plan for p in fitting if str(p.plan) not in named),
+    )
 
 
 def decide(
@@ -111,14 +138,26 @@ def decide(
     profile = load_profile(name)
     here = Machine.here(world_size=world_size, backend=backend or "gloo")
     require_same_kind(profile, here)
-    wanted, before = list_for(asked.problem, list(asked.plans), profile)
+    forecaster = asked.problem.forecaster(profile)
+    listed = list_for(forecaster, asked.plans)
+
+    def forecast(there: HardwareProfile, plans: Sequence[Plan]) -> list[Prediction]:
+        again = forecaster.on(profile=there)
+        return [again.forecast(plan).prediction for plan in plans]
+
+    plans = [p.plan for p in listed.contenders]
+
+    earlier = samples_path(Path(name))
     if progress is not None:
-        progress(f"{len(before)} contenders, {len(wanted.items)} things to measure")
+        progress(
+            f"{len(listed.contenders)} contenders differ in {len(listed.wanted.items)} things to measure"
+        )
     answer = calibrate_for(
-        wanted,
+        listed.wanted,
         base=profile,
         out=out,
-        earlier=_earlier(name, here),
+        restated=lambda there: restated(forecast(there, plans)),
+        earlier=earlier if taken_on(here, earlier) else None,
         world_size=world_size,
         budget_s=budget_s,
         resume=resume,
@@ -128,37 +167,30 @@ def decide(
     if answer is None:
         return None
     measured, outcome = answer
+    after = forecast(measured, plans)
+    winner = min(after, key=lambda p: (p.step_time_s, str(p.plan)))
+    all_ = [winner, *forecast(measured, listed.others)]
+    chances = probabilities_faster(all_, of=0)
+    able = [(p.step_time_s, str(p.plan)) for p, c in zip(all_, chances, strict=True) if c > TIE_BELOW]
     return DecidedPlan(
         profile=measured,
-        contenders=_again(asked.problem.forecaster(measured), before),
+        contenders=_before_and_after(listed, after),
         outcome=outcome,
+        others=tuple(plan for _, plan in sorted(able) if plan != str(winner.plan)),
     )
 
 
-def _earlier(name: str, here: Machine) -> Path | None:
-    """Samples of a base profile that is a file of this machine."""
-    path = samples_path(Path(name))
-    if not path.is_file():
-        return None
-    try:
-        there, _ = read_journal(path)
-    except InputFileError:
-        return None
-    same = (there.device, there.torch, there.world_size) == (here.device, here.torch, here.world_size)
-    return path if same else None
-
-
-def _again(forecaster: Forecaster, before: list[Prediction]) -> tuple[Contender, ...]:
-    after = [forecaster.forecast(p.plan).prediction for p in before]
-    chances = [probabilities_best(ps) for ps in (before, after)]
+def _before_and_after(listed: ToDecide, after: list[Prediction]) -> tuple[Contender, ...]:
+    chances = [probabilities_best(ps) for ps in (listed.contenders, after)]
     found = [
         Contender(
             plan=str(old.plan),
+            alike=listed.alike[i],
             before_s=old.step_time_s,
             after_s=new.step_time_s,
             probability_before=float(chances[0][i]),
             probability_after=float(chances[1][i]),
         )
-        for i, (old, new) in enumerate(zip(before, after, strict=True))
+        for i, (old, new) in enumerate(zip(listed.contenders, after, strict=True))
     ]
     return tuple(sorted(found, key=lambda c: (c.after_s, c.plan)))

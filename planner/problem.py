@@ -91,11 +91,21 @@ def read_plan_file(path: Path) -> PlanFile:
                 global_batch_size=plans[0].global_batch_size,
             )
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError, ForeshardError) as error:
-        raise InputFileError(f"{path}: not a list of plans ({error!r}); {_REMEDY}") from error
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, ForeshardError) as error:
+        raise InputFileError(f"{path}: not a list of plans ({_why_not(error)}); {_REMEDY}") from error
     if "problem" not in data:
         _require_same(path, problem, plans[0], times[0])
     return PlanFile(problem=problem, plans=plans, step_times_s=times)
+
+
+def _why_not(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error}"
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return "it holds no plan" if isinstance(error, IndexError) else str(error)
 
 
 def _require_same(path: Path, problem: Problem, plan: Plan, step_time_s: float) -> None:

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from calibrate.decision import alike
 from calibrate.host_costs import CONTENTION, OVERLAP
 from calibrate.wanted import CONSTANT, Item, Wanted
 from costmodel.graph.fusion import fuse
@@ -22,14 +25,14 @@ from costmodel.predict.optimizer_costs import optimizer_variant, update_sizes
 from costmodel.predict.pricing import price_operators
 from costmodel.predict.uncertainty import component_of, error_model, relative_loadings
 from costmodel.predict.units import expand, held_elements
-from planner.certainty import TIE_BELOW, probabilities_faster
+from planner.certainty import TIE_BELOW, probabilities_faster, restated
 
 if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.predict import Forecaster, Prediction
     from costmodel.predict.units import Unit
 
-__all__ = ["contenders_of", "operator_shares", "sizes_text", "wanted_list"]
+__all__ = ["alike_with", "contenders_of", "operator_shares", "sizes_text", "wanted_list"]
 
 _MOST_CONTENDERS = 6
 _STEP = 0.1
@@ -43,11 +46,27 @@ _Key = tuple[str, str, str, tuple[tuple[str, int], ...], bool]
 
 def contenders_of(predictions: Sequence[Prediction]) -> list[Prediction]:
     """The fastest and those that may be faster, fastest first: at least two (fewer only where there are
-    fewer), at most six."""
+    fewer), at most six. Of plans that are forecast alike the first stands for all, where others are left."""
     ordered = sorted(predictions, key=lambda p: (p.step_time_s, str(p.plan)))
-    chances = probabilities_faster(ordered, of=0)
-    able = [p for p, chance in zip(ordered, chances, strict=True) if chance > TIE_BELOW]
-    return (able if len(able) > 1 else ordered[:2])[:_MOST_CONTENDERS]
+    firsts = [ordered[i] for i in sorted({group[0] for group in _groups_alike(ordered)})]
+    if len(firsts) < 2:
+        return ordered[:2]
+    chances = probabilities_faster(firsts, of=0)
+    able = [p for p, chance in zip(firsts, chances, strict=True) if chance > TIE_BELOW]
+    return (able if len(able) > 1 else firsts[:2])[:_MOST_CONTENDERS]
+
+
+def alike_with(prediction: Prediction, predictions: Sequence[Prediction]) -> tuple[str, ...]:
+    """The other plans that are forecast alike, as nothing can tell them from it."""
+    listed = [prediction, *(p for p in predictions if p.plan != prediction.plan)]
+    return tuple(str(listed[i].plan) for i in _groups_alike(listed)[0][1:])
+
+
+def _groups_alike(predictions: Sequence[Prediction]) -> list[list[int]]:
+    """For each prediction the numbers of all that are alike with it, rising."""
+    said = restated(predictions)
+    same = alike(np.log(said.step_times_s), np.array(said.covariance))
+    return [np.flatnonzero(row).tolist() for row in same]
 
 
 def wanted_list(forecaster: Forecaster, contenders: Sequence[Prediction]) -> Wanted:

@@ -49,6 +49,8 @@ def command(
     if for_ is not None:
         if only:
             raise UsageError("--only and --for exclude each other: --for measures what the plans differ in")
+        if hosts is not None:
+            raise UsageError("--hosts and --for exclude each other: --for measures this machine alone")
         from planner.deciding import decide
 
         decided = decide(
@@ -66,7 +68,7 @@ def command(
         if json:
             print_json(decided.to_dict())
         else:
-            _show_decision(decided)
+            _show_decision(decided, out)
         progress(f"wrote {out}")
         return
     if base is not None:
@@ -88,14 +90,16 @@ def command(
         show_profile(result, samples=out)
 
 
-def _show_decision(decided: DecidedPlan) -> None:
+def _show_decision(decided: DecidedPlan, out: Path) -> None:
+    from calibrate.deciding import BUDGET_ENDED, NOTHING_LEFT
     from planner.render import duration, percent, print_table
 
+    winner, outcome = decided.winner, decided.outcome
     print_table(
-        ["plan", "before", "after", "P(best) before", "P(best) after"],
+        ["plan", "step before", "step after", "P(fastest) before", "P(fastest) after"],
         [
             [
-                c.plan,
+                c.plan + (f" and {len(c.alike)} alike" if c.alike else ""),
                 duration(c.before_s),
                 duration(c.after_s),
                 percent(c.probability_before),
@@ -103,9 +107,26 @@ def _show_decision(decided: DecidedPlan) -> None:
             ]
             for c in decided.contenders
         ],
-        title=f"{decided.outcome.n_visits} visits of {decided.outcome.n_items} deciding sizes; ended: "
-        f"{decided.outcome.reason}",
+        title=f"{winner.plan} is the fastest of {len(decided.contenders)} contenders with a probability of "
+        f"{percent(winner.probability_after)}; {outcome.reason}",
     )
+    print("before, after: as forecast without and with what was measured here")
+    print("P(fastest): probability that no other contender is faster")
+    for c in decided.contenders:
+        if c.alike:
+            print(f"forecast alike with {c.plan}: {', '.join(c.alike)}")
+    unmeasurable = f" ({outcome.n_unmeasurable} cannot be measured here)" if outcome.n_unmeasurable else ""
+    measurements = "measurement" if outcome.n_visits == 1 else "measurements"
+    print(f"{outcome.n_visits} {measurements} of {outcome.n_items} deciding sizes and costs{unmeasurable}")
+    if decided.others:
+        print(
+            f"{len(decided.others)} more of the list may be faster by the new profile, the likeliest "
+            f"{decided.others[0]}: to decide among them too, run it again with --base {out}"
+        )
+    if outcome.reason == BUDGET_ENDED:
+        print("To be surer run it again, or with a larger --budget: it goes on from the samples taken.")
+    elif outcome.reason == NOTHING_LEFT:
+        print("To be surer run the contenders for a few steps: what is unknown still is in no single part.")
 
 
 def _seconds(text: str) -> float:

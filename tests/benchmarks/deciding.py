@@ -91,7 +91,7 @@ def main() -> None:
                 way: chosen_of(predicted)
                 for way, predicted in (
                     ("full", predicted_by(problem, plans, given.full)),
-                    ("deciding", {c.plan: c.after_s for c in decided.contenders}),
+                    ("deciding", {p: c.after_s for c in decided.contenders for p in (c.plan, *c.alike)}),
                     ("base", predicted_by(problem, plans, given.base)),
                 )
             }

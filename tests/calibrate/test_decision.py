@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.decision import Decision
+from calibrate.decision import Decision, Restated, chances_best
 from calibrate.wanted import Item, Wanted, item_name, read_wanted
 from costmodel.errors import InputFileError
 
@@ -159,3 +159,70 @@ def test_a_winner_called_sure_is_one_as_often_as_said() -> None:
         right += int(decision.standing().winner == np.argmin(steps))
     assert right / n_machines > 0.93
     assert measured < 0.6 * n_machines * n_items
+
+
+def test_a_winner_of_several_is_less_sure_than_each_of_its_pairs() -> None:
+    items = tuple(
+        replace(an_item(8 * (k + 1)), weights=tuple(0.3 * (j == k) for j in range(4))) for k in range(4)
+    )
+    wanted = Wanted(
+        contenders=("a", "b", "c", "d"),
+        step_times_s=(1.0, 1.14, 1.14, 1.14),
+        rest=((0.0,) * 4,) * 4,
+        shared=0.0,
+        machine_log_sigma=0.0,
+        items=items,
+    )
+    decision = Decision(wanted)
+    pair = 0.5 * math.erfc(-math.log(1.14) / math.sqrt(2.0 * decision.variance(0, 1)))
+    assert pair > 0.93
+    assert 3.0 * pair - 2.0 < decision.standing().probability < pair - 0.03
+
+
+@given(st.lists(st.floats(-0.2, 0.2), min_size=2, max_size=5), st.integers(0, 10**6))
+def test_chances_are_those_of_being_the_least(log_times: list[float], seed: int) -> None:
+    n = len(log_times)
+    loadings = 0.1 * np.random.default_rng(seed).standard_normal((n, 4))
+    found = chances_best(np.array(log_times), loadings @ loadings.T)
+    assert found.sum() == pytest.approx(1.0)
+    assert np.all(found >= 0.0)
+
+
+def test_contenders_that_are_alike_share_one_chance() -> None:
+    """However rounding has it: neither which of them is a little faster nor how many there are matters."""
+    sigma = 0.1 * np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    times = np.array([0.1, 0.0, 1e-13, -1e-13])
+    alone = chances_best(times[:2], (sigma @ sigma.T)[:2, :2])
+    together = chances_best(times, sigma @ sigma.T)
+    assert together == pytest.approx([alone[0], alone[1], alone[1], alone[1]])
+    assert chances_best(times[1:], (sigma @ sigma.T)[1:, 1:]) == pytest.approx(1.0)
+
+
+def test_what_no_measurement_tells_apart_leaves_the_others_to_measure() -> None:
+    """The nearest challenger runs the very same items; a third one's would still tell."""
+    wanted = Wanted(
+        contenders=("a", "b", "c"),
+        step_times_s=(1.0, 1.001, 1.05),
+        rest=((1e-3, 0.0, 0.0), (0.0, 1e-3, 0.0), (0.0, 0.0, 1e-3)),
+        shared=0.5,
+        machine_log_sigma=0.0,
+        items=(replace(an_item(8), weights=(0.5, 0.5, 0.0)), replace(an_item(16), weights=(0.0, 0.0, 0.5))),
+    )
+    decision = Decision(wanted)
+    assert decision.standing().challenger == 1
+    assert np.all(decision.gains(np.ones(2), np.full(2, 0.05)) > 0.0)
+
+
+def test_what_a_fit_says_takes_the_place_of_sums_and_moves_on() -> None:
+    decision = Decision(a_choice(an_item(8, 0.5, 0.0), an_item(16, 0.0, 0.4), gap=0.1))
+    decision.observe(0, 1e-3, noise_log_sigma=0.05)
+    said = Restated(step_times_s=(2.0, 2.02), covariance=((0.02, 0.005), (0.005, 0.02)))
+    decision.restate(said)
+    assert decision.log_times() == pytest.approx(np.log(said.step_times_s))
+    assert decision.covariance() == pytest.approx(np.array(said.covariance))
+    assert decision.standing().probability == pytest.approx(said.chances()[0])
+    decision.observe(1, 1e-3 * math.exp(0.5), noise_log_sigma=1e-6)
+    assert decision.log_times() == pytest.approx([math.log(2.0), math.log(2.02) + 0.4 * 0.5], abs=1e-6)
+    assert decision.variance(0, 1) < 0.03
+    decision.restate(said)  # not on top of what was said before
+    assert decision.log_times() == pytest.approx(np.log(said.step_times_s))

@@ -32,7 +32,12 @@ def predicted(profile: HardwareProfile, shape: tuple[int, int, int]) -> tuple[fl
     return float(estimate.median_s[0]), float(estimate.log_sigma[0])
 
 
-def a_sample(shape: tuple[int, int, int], time_s: float) -> Sample:
+def softmax_s(profile: HardwareProfile) -> float:
+    dims = {"rows": np.array([512.0]), "cols": np.array([64.0]), "bytes": np.array([262144.0])}
+    return float(operator_times(profile, "softmax", "fwd", "fp32", dims).median_s[0])
+
+
+def a_sample(shape: tuple[int, int, int], time_s: float, *, spread: float = 0.0, n_visits: int = 2) -> Sample:
     return Sample(
         kind="gemm",
         variant="nt",
@@ -41,15 +46,18 @@ def a_sample(shape: tuple[int, int, int], time_s: float) -> Sample:
         timing="eager_loop",
         setting="together",
         time_s=time_s,
-        spread=0.0,
+        spread=spread,
         n=10,
-        n_visits=2,
+        n_visits=n_visits,
     )
 
 
-def updated(ratio: float) -> HardwareProfile:
+def updated(ratio: float, *, spread: float = 0.0, n_visits: int = 2) -> HardwareProfile:
     """The base after its products were found `ratio` times as long as it says."""
-    samples = [a_sample(shape, ratio * predicted(base(), shape)[0]) for shape in SHAPES]
+    samples = [
+        a_sample(shape, ratio * predicted(base(), shape)[0], spread=spread, n_visits=n_visits)
+        for shape in SHAPES
+    ]
     return updated_profile(
         base(), "here", a_machine(), samples, frozenset(s.key for s in samples), shared=0.5
     )
@@ -102,10 +110,6 @@ def test_what_is_far_moves_by_what_all_sizes_share() -> None:
 
 
 def test_kinds_that_were_not_measured_follow_the_machine() -> None:
-    def softmax_s(profile: HardwareProfile) -> float:
-        dims = {"rows": np.array([512.0]), "cols": np.array([64.0]), "bytes": np.array([262144.0])}
-        return float(operator_times(profile, "softmax", "fwd", "fp32", dims).median_s[0])
-
     slower = softmax_s(updated(1.7)) / softmax_s(base())
     assert 1.1 < slower < 1.7
     assert softmax_s(updated(1.0)) == pytest.approx(softmax_s(base()))
@@ -116,8 +120,31 @@ def test_the_profile_is_one_like_any_other(tmp_path: Path) -> None:
     path = save_profile(profile, tmp_path / "here.json")
     assert predicted(load_profile(path), SHAPES[1]) == predicted(profile, SHAPES[1])
     assert profile.provenance["base"] == base().name
-    assert profile.host == base().host
-    assert profile.network == base().network
+
+
+def test_on_a_cpu_what_was_not_measured_is_as_much_slower_as_its_operators() -> None:
+    """One set of cores computes, dispatches and copies."""
+    profile, slower = updated(1.7), softmax_s(updated(1.7)) / softmax_s(base())
+    for name, cost in base().host.items():
+        assert profile.host[name].value_s == pytest.approx(slower * cost.value_s)
+    assert profile.contention_s_per_byte == pytest.approx(slower * base().contention_s_per_byte)
+    assert profile.network is not None
+    assert base().network is not None
+    for op in ("all_reduce", "p2p"):
+        sizes, group = np.array([1e4, 3e6, 1e8]), CollectiveGroup(n_ranks=2)
+        before, after = (collective_times(n, op, sizes, group) for n in (base().network, profile.network))
+        assert after.median_s == pytest.approx(slower * before.median_s)
+        assert after.log_sigma == pytest.approx(before.log_sigma)
+
+
+def test_many_visits_that_lie_apart_count_as_their_mean() -> None:
+    """The calls of a visit lie as far apart as the fit may err: one visit is half believed, forty are."""
+    once, often = (updated(1.7, spread=0.25, n_visits=n) for n in (1, 40))
+    before_s, before_sigma = predicted(base(), SHAPES[0])
+    (once_s, once_sigma), (often_s, often_sigma) = (predicted(p, SHAPES[0]) for p in (once, often))
+    assert often_s == pytest.approx(1.7 * before_s, rel=0.08)
+    assert before_s < once_s < often_s
+    assert often_sigma < once_sigma < before_sigma
 
 
 def test_a_base_of_another_kind_of_device_is_refused() -> None:

@@ -14,7 +14,6 @@ from calibrate.benchmarks.exact import exact_case
 from calibrate.wanted import CONSTANT, Wanted
 from costmodel.errors import InfeasibleError, InputFileError
 from costmodel.hardware.kinds import COLLECTIVE_KINDS
-from costmodel.hardware.store import load_profile
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from planner.deciding import list_for
@@ -105,10 +104,10 @@ def test_contenders_are_those_that_may_win() -> None:
 
 
 def test_the_list_of_a_problem() -> None:
-    asked, contenders = list_for(PROBLEM, [Plan.parse(p) for p in PLANS], load_profile("epyc-core"))
-    assert asked.contenders == tuple(str(p.plan) for p in contenders)
-    with pytest.raises(InfeasibleError, match="nothing to decide"):
-        list_for(PROBLEM, [Plan.parse(PLANS[0])], load_profile("epyc-core"))
+    found = list_for(forecaster(), [Plan.parse(p) for p in PLANS])
+    assert found.wanted.contenders == tuple(str(p.plan) for p in found.contenders)
+    with pytest.raises(InfeasibleError, match="at least two"):
+        list_for(forecaster(), [Plan.parse(PLANS[0])])
 
 
 def test_a_plan_file_says_what_was_asked(tmp_path: Path) -> None:
