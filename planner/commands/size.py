@@ -117,7 +117,7 @@ def command(
 
 
 def _show_training(model: str, sized: Sizing) -> None:
-    from planner.render import duration, money, percent, print_table
+    from planner.render import duration, energy_text, money, percent, print_table
 
     def span(ends: tuple[float, float] | None) -> str:
         return "-" if ends is None else f"{duration(ends[0])} .. {duration(ends[1])}"
@@ -142,7 +142,7 @@ def _show_training(model: str, sized: Sizing) -> None:
                 duration(c.time_s),
                 span(c.interval(c.time_s)),
                 money(c.cost_usd),
-                "-" if c.energy_j is None else f"{c.energy_j / 3.6e9:.4g} MWh",
+                energy_text(c.energy_j),
                 percent(c.p_deadline),
                 percent(c.p_budget),
             ]

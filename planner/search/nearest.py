@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodel.closed_form import Evaluated, evaluate
 from costmodel.errors import ForeshardError
+from planner.render import bytes_text
 from planner.search.space import SearchOptions, choices_of
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def nearest_change(
         advice = f"try more than {math.ceil(n * need / have)} devices, or a device with more memory"
     return (
         f"nothing fits: the leanest of {int(priced.sum())} plans, {space.plan(least)}, needs "
-        f"{need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB per device; {advice}"
+        f"{bytes_text(need)} of {bytes_text(have)} per device; {advice}"
     )
 
 
