@@ -10,6 +10,7 @@ import numpy as np
 
 from costmodel.closed_form import Evaluated, evaluate
 from costmodel.errors import ForeshardError
+from costmodel.recompute import POLICIES
 from planner.render import bytes_text
 from planner.search.space import SearchOptions, choices_of
 
@@ -20,7 +21,6 @@ __all__ = ["nearest_change"]
 
 _MOST_TRIES = 4
 """Doublings of the device count that are tried."""
-_POLICIES = ("none", "selective", "full")
 _OFFLOAD = ("zero-offload", "zero-infinity")
 
 
@@ -67,7 +67,7 @@ def _fitting(forecaster: Forecaster, n: int, batch: int, options: SearchOptions)
 
 
 def _other_recompute(forecaster: Forecaster, n: int, batch: int, options: SearchOptions) -> str | None:
-    for policy in _POLICIES:
+    for policy in POLICIES:
         if policy in options.recompute:
             continue
         if plan := _fitting(forecaster, n, batch, replace(options, recompute=(policy,))):
