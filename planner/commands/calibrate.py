@@ -49,6 +49,8 @@ def command(
     if for_ is not None:
         if only:
             raise UsageError("--only and --for exclude each other: --for measures what the plans differ in")
+        if hosts is not None:
+            raise UsageError(f"--hosts {hosts} and --for exclude each other: --for measures on this machine")
         from planner.deciding import decide
 
         decided = decide(

@@ -67,6 +67,8 @@ def command(
     if any(value is not None for value in serving):
         if rate is None or prompt is None or output is None or tokens or samples:
             raise UsageError("serving takes --rate, --prompt and --output together, and no --tokens")
+        if deadline is not None or budget is not None or global_batch is not None:
+            raise UsageError("--deadline, --budget and --global-batch are of training: leave them out")
         served = sizes.size_for_serving(
             model,
             hardware=hardware,
@@ -91,6 +93,8 @@ def command(
             "training takes --global-batch and one of --tokens and --samples; "
             "serving takes --rate, --prompt and --output"
         )
+    if ttft is not None or tpot is not None:
+        raise UsageError("--ttft and --tpot are of serving: they need --rate, --prompt and --output")
     sized = sizes.size_for_training(
         model,
         hardware=hardware,
