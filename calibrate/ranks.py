@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from calibrate.timing import Agree
+from calibrate.torch_names import current_name
 from costmodel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -160,8 +161,6 @@ def leave() -> None:
 def agree_over(group: ProcessGroup | None, n_ranks: int, *, device: torch.device) -> Agree:
     """An all-gather of a few numbers over the group; with one rank, its own numbers."""
     import torch
-
-    from calibrate.benchmarks.collectives import current_name
 
     gather = current_name("all_gather_single", "all_gather_into_tensor")
 

@@ -48,9 +48,9 @@ class FrameworkProfile(BaseModel):
     )
     """The same for routed experts."""
     cache_dtype: Literal["same", "fp8"] = "same"
+    """Type of keys and values kept in inference; same: the activations'."""
     cache_concatenated: bool = False
     """Each new token's keys and values are joined to the kept ones in new memory; else written in place."""
-    """Type of keys and values kept in inference; same: the activations'."""
     memory_bound_efficiency: float = Field(1.0, gt=0)
     """Bandwidth of the framework's element-wise, softmax and normalisation kernels over that of torch's."""
     memory_bound_elements_per_cycle: float = Field(0.0, ge=0)
@@ -175,6 +175,7 @@ class FrameworkProfile(BaseModel):
     host_late_s: float = Field(0.0, ge=0)
     """Mean lateness of a host where a collective inside a layer waits for the last one of its ranks."""
     step_overhead_s: float = Field(0.0, ge=0)
+    """Host time of a training step beside its operators, on top of the hardware profile's `step_s`."""
     input_samples_per_s: float = Field(0.0, ge=0)
     """Samples that one rank's input pipeline delivers (decoded images, say); 0: as many as it takes."""
     forward_overhead_s: float = Field(0.0, ge=0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,21 +228,11 @@ def operator_histogram(graph: ModelGraph) -> list[dict[str, Any]]:
     ]
 
 
-@lru_cache(maxsize=32)
-def _profile(name: str, changed_s: float) -> HardwareProfile:
-    from costmodel.hardware.store import load_profile
-
-    return load_profile(name)
-
-
-def _load(name: str) -> HardwareProfile:
-    path = Path(name)
-    return _profile(name, path.stat().st_mtime if path.is_file() else 0.0)
-
-
 def ridges(hardware: str) -> dict[str, float]:
     """FLOP per byte where the datasheet roofline bends, per dtype."""
-    device = _load(hardware).device
+    from costmodel.hardware.store import load_profile
+
+    device = load_profile(hardware).device
     return {dtype: peak / device.memory_bytes_per_s for dtype, peak in sorted(device.peak_flop_per_s.items())}
 
 
@@ -270,6 +259,7 @@ def forecaster(
     """
     from costmodel.framework import load_framework
     from costmodel.hardware.host_machine import load_host
+    from costmodel.hardware.store import load_profile
     from costmodel.predict import Forecaster
 
     name, _, variant = hardware.partition(":")
@@ -279,7 +269,7 @@ def forecaster(
     if compression > 1.0:
         chosen = chosen.model_copy(update={"gradient_comm_bytes": chosen.gradient_comm_bytes / compression})
     return Forecaster(
-        profile=_load(name),  # first: the library of a model takes seconds
+        profile=load_profile(name),  # first: the library of a model takes seconds
         source=model_source(
             model, seq_len=seq_len, overrides=overrides, trust_remote_code=trust_remote_code, tracer=tracer
         ),
@@ -353,6 +343,7 @@ def infer(
     """
     from costmodel.framework import load_framework
     from costmodel.hardware.host_machine import load_host
+    from costmodel.hardware.store import load_profile
     from costmodel.predict.inference import InferenceForecaster
     from costmodel.predict.serving import serve
 
@@ -360,7 +351,11 @@ def infer(
         raise UsageError("--prompt and --output go together; without both, one forward pass is predicted")
     name, _, variant = hardware.partition(":")
     source = model_source(
-        model, seq_len=prompt_len or seq_len, overrides=overrides, trust_remote_code=trust_remote_code
+        model,
+        seq_len=prompt_len or seq_len,
+        overrides=overrides,
+        training=False,
+        trust_remote_code=trust_remote_code,
     )
     chosen = load_framework(framework)
     if cache_dtype is not None:
@@ -369,7 +364,7 @@ def infer(
         chosen = chosen.model_copy(update={"cache_dtype": cache_dtype})
     inference = InferenceForecaster(
         source=source,
-        profile=_load(name),
+        profile=load_profile(name),
         framework=chosen,
         network_variant=variant or None,
         host=load_host(host) if host else None,

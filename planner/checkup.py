@@ -11,6 +11,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from planner.render import bytes_text
+
 __all__ = ["Finding", "examine"]
 
 _NOISE_WARN_FRACTION = 0.05
@@ -144,6 +146,6 @@ def _disk() -> Finding:
     return Finding(
         check="disk",
         verdict="WARN" if low else "OK",
-        found=f"{free / 2**30:.1f} GiB free here",
+        found=f"{bytes_text(free)} free here",
         remedy="free some space: profiles and results are written here" if low else "",
     )

@@ -27,7 +27,7 @@ class Partition:
     sends: tuple[Mapping[str, Any], ...]
     """Per pair of stages: bytes of one micro-batch (all replicas) sent straight from maker to user."""
     skips: int
-    """Tensors that pass a stage which does not use them."""
+    """Pairs of stages of which one sends past others to the other."""
     even: Prediction | None
     """The fastest fitting forecast of a plan dp x pp of the same devices and micro-batch."""
 
@@ -125,7 +125,7 @@ def partition(
 
 
 def _crossing(found: Forecaster, forecast: StagedForecast) -> tuple[tuple[Mapping[str, Any], ...], int]:
-    """What each stage sends straight to each later one, and how many tensors pass a stage unused."""
+    """What each stage sends straight to each later one, and how many of these pairs are no neighbours."""
     from costmodel.partition import crossings, direct_bytes
 
     tensors = crossings(found.graph(forecast.micro_batch_size))

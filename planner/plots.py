@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from costmodel.files import write_figure
+
 if TYPE_CHECKING:
     from costmodel.hardware.schema import HardwareProfile
     from planner.validation.scoring import Report
@@ -21,12 +23,6 @@ def _figure(width: float = 6.4, height: float = 4.8) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
-
-
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
 
 
 def scatter(report: Report, path: Path) -> Path:
@@ -49,7 +45,7 @@ def scatter(report: Report, path: Path) -> Path:
     axes.set_ylabel("predicted (dotted: +-20 %)")
     if len({r.source for r in rows}) <= 12:
         axes.legend(fontsize=6)
-    return _save(figure, path)
+    return write_figure(path, figure)
 
 
 def scaling_curves(points: Sequence[ScalingPoint], path: Path) -> Path:
@@ -67,7 +63,7 @@ def scaling_curves(points: Sequence[ScalingPoint], path: Path) -> Path:
     axes.set_xlabel("devices")
     axes.set_ylabel("samples/s of the best plan (bars: 90 %)")
     axes.legend()
-    return _save(figure, path)
+    return write_figure(path, figure)
 
 
 _TERM_COLOURS = {
@@ -116,7 +112,7 @@ def study_curves(points: Sequence[ScalingPoint], curves: Sequence[Curve], path: 
             axes.set_xscale("log", base=2)
             axes.set_xlabel(curve.axis)
         rate.set_title(", ".join(f"{name} {value}" for name, value in curve.held), fontsize=8, loc="left")
-    return _save(figure, path)
+    return write_figure(path, figure)
 
 
 def write_profile_plots(profile: HardwareProfile, folder: Path) -> list[Path]:
@@ -149,7 +145,7 @@ def _roofline(profile: HardwareProfile, path: Path) -> Path:
     axes.set_ylabel("FLOP/s")
     axes.set_title(profile.name)
     axes.legend(fontsize=7)
-    return _save(figure, path)
+    return write_figure(path, figure)
 
 
 def _busbw(profile: HardwareProfile, path: Path) -> Path:
@@ -168,4 +164,4 @@ def _busbw(profile: HardwareProfile, path: Path) -> Path:
     axes.set_ylabel("bus bandwidth, GB/s per rank")
     axes.set_title(profile.name)
     axes.legend(fontsize=7)
-    return _save(figure, path)
+    return write_figure(path, figure)

@@ -12,6 +12,7 @@ __all__ = [
     "bytes_text",
     "count_text",
     "duration",
+    "energy_text",
     "legend",
     "money",
     "percent",
@@ -87,6 +88,11 @@ def money(usd: float | None) -> str:
     return f"{usd:.4g} USD"
 
 
+def energy_text(joules: float | None) -> str:
+    """Energy in megawatt-hours."""
+    return "-" if joules is None else f"{joules / 3.6e9:.4g} MWh"
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout; NaN and infinities become null."""
     print(json.dumps(_clean(value), indent=2))
@@ -112,7 +118,7 @@ def progress(message: str) -> None:
 def print_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", caption: str = ""
 ) -> None:
-    """A table on stdout; the first column is left-aligned, the others right-aligned."""
+    """A table on stdout, texts as they are; the first column is left-aligned, the others right-aligned."""
     from rich.console import Console
     from rich.table import Table
 
@@ -121,7 +127,7 @@ def print_table(
         table.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
     console.print(table)
 
 

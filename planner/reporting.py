@@ -50,7 +50,7 @@ def write_page(page: Page, path: Path) -> Path:
     """Render the page into one HTML file (atomically) and return its path."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
-    from planner.validation.files import write_text_atomic
+    from costmodel.files import write_whole
 
     environment = Environment(
         loader=PackageLoader("planner", "templates"), autoescape=select_autoescape(default=True)
@@ -65,9 +65,7 @@ def write_page(page: Page, path: Path) -> Path:
         legend=legend(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, html)
-    return path
+    return write_whole(path, html)
 
 
 def prediction_tables(p: Prediction) -> list[PageTable]:

@@ -24,6 +24,7 @@ from costmodel.errors import InfeasibleError, PlanError, UsageError
 from costmodel.estimate import Z90
 from costmodel.hardware.device import peak_flop_per_s
 from planner.objectives import OBJECTIVES, Terms, log_sigma, probability_within, training_time_s
+from planner.render import duration
 from planner.whatif.sweep import best_plan
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ class _Sizer:
         least_s = 0.5 * samples * self.forecaster.model_flop() / peak
         if least_s <= self.goal.deadline_s:
             return ""
-        return f"takes {least_s / 86400:.3g} d even at half of its FLOP and the datasheet's peak rate"
+        return f"takes {duration(least_s)} even at half of its FLOP and the datasheet's peak rate"
 
 
 def _fastest(forecaster: Forecaster) -> str:

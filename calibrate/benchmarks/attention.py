@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
+from calibrate.benchmarks.base import ITEM_BYTES, Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
 __all__ = ["attention_case", "attention_cases", "decode_case"]
 
-_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SIZES = {"batch": (1, 32), "length": (16, 4096), "heads": (1, 32)}
 _HEAD_WIDTHS = (64, 32, 64, 128, 64, 80)
 _DECODE_SIZES = {"batch": (1, 64), "length": (32, 8192), "kv_heads": (1, 32)}
@@ -26,7 +25,7 @@ def attention_cases(bench: Bench) -> list[Case]:
         for size in log_points(20 * wanted, _SIZES, picks={"width": len(_HEAD_WIDTHS), "causal": 2}):
             width, length = _HEAD_WIDTHS[size["width"]], size["length"]
             rows = size["batch"] * size["heads"] * length
-            tensor_bytes = rows * width * _ITEM_BYTES[dtype]
+            tensor_bytes = rows * width * ITEM_BYTES[dtype]
             flop = 10.0 * rows * length * width  # backward: five products
             if tensor_bytes > bench.largest_tensor_bytes // 4:
                 continue
@@ -59,7 +58,7 @@ def _decode_cases(bench: Bench, dtype: str) -> list[Case]:
     for size in log_points(20 * wanted, _DECODE_SIZES, picks=picks):
         width, kv_heads = _HEAD_WIDTHS[size["width"]], size["kv_heads"]
         kept = size["batch"] * size["length"] * kv_heads * width
-        kept_bytes = kept * _ITEM_BYTES[dtype]
+        kept_bytes = kept * ITEM_BYTES[dtype]
         heads = kv_heads * _SHARING[size["sharing"]]
         if kept_bytes > bench.largest_tensor_bytes // 4:
             continue
@@ -101,7 +100,7 @@ def decode_case(dtype: str, dims: dict[str, int]) -> Case:
         dtype=dtype,
         dims=dims,
         prepare=prepare,
-        output_bytes=math.prod(queries) * _ITEM_BYTES[dtype],
+        output_bytes=math.prod(queries) * ITEM_BYTES[dtype],
     )
 
 
@@ -109,7 +108,7 @@ def attention_case(variant: str, dtype: str, dims: dict[str, int]) -> Case:
     """Attention of equal lengths, head counts and widths of keys and values."""
     shape = (dims["batch"], dims["q_len"], dims["heads"], dims["qk_dim"])
     causal = bool(dims["causal"])
-    tensor_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    tensor_bytes = math.prod(shape) * ITEM_BYTES[dtype]
 
     def prepare(bench: Bench) -> Call:
         import torch

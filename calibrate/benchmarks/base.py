@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BENCHMARKS",
+    "ITEM_BYTES",
     "Bench",
     "Benchmark",
     "Call",
@@ -37,6 +38,8 @@ __all__ = [
 
 Call = Callable[[], object]
 
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Of the types that are measured."""
 _GEMM_SIDE = 384
 
 

@@ -1,4 +1,4 @@
-"""Collectives and point-to-point transfers over 1 kB to 64 MB.
+"""Collectives and point-to-point transfers over 1 KiB to 64 MiB.
 
 Sizes as nccl-tests counts them: the full (gathered) buffer for all-gather and reduce-scatter, all that
 one rank sends for all-to-all, the message for point-to-point. On a device calls follow each other back to
@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
+from calibrate.torch_names import current_name
 
-__all__ = ["SIZES_BYTES", "collective_case", "collective_cases", "current_name"]
+__all__ = ["SIZES_BYTES", "collective_case", "collective_cases"]
 
 SIZES_BYTES = tuple(1 << power for power in range(10, 27, 2))
-"""1 kiB to 64 MiB."""
+"""1 KiB to 64 MiB."""
 _ALWAYS_BYTES = 1 << 20
 _LONGEST_TRANSFER_S = 0.2
 """Over a slow link (Ethernet) larger messages only repeat what those below say of its bandwidth."""
@@ -54,14 +55,6 @@ def collective_case(kind: str, n_ranks: int, size_bytes: int) -> Case:
         calls=2 if kind == "p2p" else 1,
         between_computation=True,
     )
-
-
-def current_name(new: str, old: str) -> Callable[..., object]:
-    """A function of torch.distributed by its new name where torch has it: the old one warns at each call."""
-    import torch.distributed as dist
-
-    found: Callable[..., object] = getattr(dist, new, None) or getattr(dist, old)
-    return found
 
 
 def _preparation(make: _Maker, n_ranks: int, size_bytes: int) -> Callable[[Bench], Call]:

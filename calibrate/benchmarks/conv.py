@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
+from calibrate.benchmarks.base import ITEM_BYTES, Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
 __all__ = ["conv_case", "conv_cases"]
 
-_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SIZES = {"batch": (1, 64), "c_in": (16, 1024), "c_out": (16, 1024), "h": (4, 128)}
 _SHAPES = (
     # kernel, stride, grouped; 3x3 and 1x1 make up nearly all layers, 7x7 stride 2 is the usual stem
@@ -47,7 +46,7 @@ def conv_cases(bench: Bench) -> list[Case]:
                 "groups": size["c_in"] if depthwise else 1,
                 "transposed": 0,
             }
-            if not _fits(bench, dims, _ITEM_BYTES[dtype]):
+            if not _fits(bench, dims, ITEM_BYTES[dtype]):
                 continue
             cases += [conv_case(variant, dtype, dims) for variant in ("fwd", "dgrad", "wgrad")]
             found += 1
@@ -104,6 +103,6 @@ def conv_case(variant: str, dtype: str, dims: dict[str, int]) -> Case:
         dtype=dtype,
         dims=dims,
         prepare=prepare,
-        output_bytes=elements[variant] * _ITEM_BYTES[dtype],
+        output_bytes=elements[variant] * ITEM_BYTES[dtype],
         saved_output=variant == "fwd",
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
-from calibrate.benchmarks.memory_bound import ITEM_BYTES
+from calibrate.benchmarks.base import ITEM_BYTES, Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
 __all__ = ["INDEX_BYTES", "embedding_case", "embedding_cases"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from calibrate.benchmarks.attention import attention_case, decode_case
-from calibrate.benchmarks.base import Bench, Case
+from calibrate.benchmarks.base import ITEM_BYTES, Bench, Case
 from calibrate.benchmarks.collectives import collective_case
 from calibrate.benchmarks.conv import conv_case
 from calibrate.benchmarks.elementwise import elementwise_functions
 from calibrate.benchmarks.embedding import INDEX_BYTES, embedding_case
 from calibrate.benchmarks.gemm import bmm_case, gemm_case
-from calibrate.benchmarks.memory_bound import ITEM_BYTES, Function, case_of
+from calibrate.benchmarks.memory_bound import Function, case_of
 from calibrate.benchmarks.norm import IMAGE_NORMS, TOKEN_NORMS
 from calibrate.benchmarks.optimizer import optimizer_case
 from calibrate.benchmarks.reduction import BIAS_GRADIENT, LARGEST

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
+from calibrate.benchmarks.base import ITEM_BYTES, Bench, Call, Case, register_benchmark
 from calibrate.benchmarks.points import log_points
 
 __all__ = ["bmm_case", "bmm_cases", "gemm_case", "gemm_cases"]
 
-_ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _WHOLE = {"m": (1, 8192), "n": (16, 8192), "k": (16, 8192)}
 _LAYERS = {"m": (64, 4096), "n": (64, 8192), "k": (64, 4096)}
 _BATCHED = {"batch": (2, 256), "m": (16, 1024), "n": (16, 1024), "k": (16, 512)}
@@ -52,7 +51,7 @@ def bmm_cases(bench: Bench) -> list[Case]:
 def _sizes(
     bench: Bench, dtype: str, wanted: int, ranges: Mapping[str, tuple[int, int]], *, start: int
 ) -> list[dict[str, int]]:
-    item = _ITEM_BYTES[dtype]
+    item = ITEM_BYTES[dtype]
     found: list[dict[str, int]] = []
     for size in log_points(40 * wanted, ranges, start=start):
         batch, m, n, k = size.get("batch", 1), size["m"], size["n"], size["k"]
@@ -87,7 +86,7 @@ def gemm_case(layout: str, dtype: str, *, m: int, n: int, k: int) -> Case:
         dtype=dtype,
         dims={"m": m, "n": n, "k": k},
         prepare=prepare,
-        output_bytes=m * n * _ITEM_BYTES[dtype],
+        output_bytes=m * n * ITEM_BYTES[dtype],
         saved_output=layout == "nt",
     )
 
@@ -112,6 +111,6 @@ def bmm_case(layout: str, dtype: str, *, batch: int, m: int, n: int, k: int) -> 
         dtype=dtype,
         dims={"batch": batch, "m": m, "n": n, "k": k},
         prepare=prepare,
-        output_bytes=batch * m * n * _ITEM_BYTES[dtype],
+        output_bytes=batch * m * n * ITEM_BYTES[dtype],
         saved_output=layout != "tn",
     )

@@ -28,6 +28,7 @@ from calibrate.benchmarks.chains import (
     trained,
     trained_apart,
 )
+from calibrate.torch_names import unsynced_buffers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -337,7 +338,7 @@ def _ddp_step(bench: Bench, n: int) -> Call:
         chain(bench, n, colder=True),
         process_group=group,
         bucket_cap_mb=4 * WIDTH / 2**20,
-        broadcast_buffers=False,
+        **unsynced_buffers(),
     )
     call = trained(model, chain_input(bench))
     call()  # the first step rebuilds the buckets in the order gradients came

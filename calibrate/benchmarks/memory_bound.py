@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from calibrate.benchmarks.base import Bench, Call, Case
+from calibrate.benchmarks.base import ITEM_BYTES, Bench, Call, Case
 from calibrate.benchmarks.points import log_points
 
-__all__ = ["ANY_SIZES", "ITEM_BYTES", "Function", "Maker", "case_of", "cases_of"]
+__all__ = ["ANY_SIZES", "Function", "Maker", "case_of", "cases_of"]
 
-ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SIZES = {"rows": (1, 16384), "cols": (16, 8192)}
 """Tokens by features."""
 ANY_SIZES = {"rows": (1, 1 << 18), "cols": (2, 8192)}

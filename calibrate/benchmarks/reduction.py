@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from calibrate.benchmarks.base import Bench, Call, Case, register_benchmark
-from calibrate.benchmarks.memory_bound import ITEM_BYTES, Function, cases_of
+from calibrate.benchmarks.base import ITEM_BYTES, Bench, Call, Case, register_benchmark
+from calibrate.benchmarks.memory_bound import Function, cases_of
 from calibrate.benchmarks.points import log_points
 
 __all__ = ["BIAS_GRADIENT", "LARGEST", "reduction_cases"]

@@ -27,7 +27,7 @@ from calibrate.samples import SampleTable
 from costmodel.errors import InputFileError
 from costmodel.hardware.kinds import OPERATOR_KINDS
 
-__all__ = ["OperatorTables", "is_operator_table", "read_operator_tables", "read_rows"]
+__all__ = ["OperatorTables", "read_operator_tables", "read_rows"]
 
 _REQUIRED = ("gpu", "dtype", "latency_us")
 _LAYOUT_OF_PART = {"fwd": "nt", "dgrad": "nn", "wgrad": "tn"}
@@ -60,11 +60,6 @@ class OperatorTables:
     """'file:line: reason', in file order."""
     skipped: tuple[tuple[str, str, str], ...]
     """(row id, source, reason) of the same lines."""
-
-
-def is_operator_table(columns: Sequence[str]) -> bool:
-    """Whether a table with these columns holds operators of a known kind."""
-    return _reader(columns) is not None
 
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

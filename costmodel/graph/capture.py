@@ -29,7 +29,7 @@ from costmodel.graph.fake_calls import FakeCalls
 from costmodel.graph.known_values import KnownValues
 from costmodel.graph.workspaces import with_workspace
 
-__all__ = ["Capture", "capture_step", "leaves", "packet_name", "storage_key"]
+__all__ = ["CPU_ATTENTION", "Capture", "capture_step", "leaves", "packet_name", "storage_key"]
 
 _INVISIBLE = ("prim.device", "prim.layout", "aten.detach", "aten.alias", "aten.is_pinned", "aten.lift_fresh")
 _DEVICE = torch.ops.prim.device.default
@@ -46,7 +46,7 @@ _INDEXED = frozenset(
 )
 _MASKS = (torch.bool, torch.uint8)
 
-_CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
+CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
 _HALF_ONLY = (torch.ops.aten._grouped_mm.default,)
 
 
@@ -230,7 +230,7 @@ class Capture(TorchDispatchMode):
         if formula is not None:
             return int(formula(*args, **kwargs, out_val=out))
         name = packet_name(func)
-        if self.fused_attention and name.startswith(_CPU_ATTENTION):
+        if self.fused_attention and name.startswith(CPU_ATTENTION):
             tensors = [a for a in args if isinstance(a, torch.Tensor)]
             if name.endswith("backward"):
                 return int(sdpa_backward_flop_count(*(t.shape for t in tensors[:4])))

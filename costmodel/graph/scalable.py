@@ -55,6 +55,11 @@ class ScalableGraph:
         return tuple(size for size in _POINTS if size not in self._traces)[: max(2 - known, 0)]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the traces made so far took for granted or could not do, each once."""
+        return tuple(dict.fromkeys(note for graph in self._traces.values() for note in graph.notes))
+
+    @property
     def expected(self) -> tuple[int, ...]:
         """Sizes that are traced elsewhere and were not asked for yet."""
         return tuple(self._expected)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from costmodel.errors import InputFileError
+from costmodel.files import write_whole
 from costmodel.graph.model_graph import ModelGraph, Operator, Phase, Segment, TensorInfo, TensorRole
 
 __all__ = ["graph_from_json", "graph_to_json", "load_graph", "save_graph"]
@@ -72,10 +72,8 @@ def _operator(raw: dict[str, Any]) -> Operator:
 
 
 def save_graph(graph: ModelGraph, path: Path) -> None:
-    """Write the graph atomically."""
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(graph_to_json(graph))
-    os.replace(partial, path)
+    """Write the graph, whole or not at all. Raises ForeshardError where it cannot be."""
+    write_whole(path, graph_to_json(graph))
 
 
 def load_graph(path: Path) -> ModelGraph:

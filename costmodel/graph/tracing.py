@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from costmodel.errors import ForeshardError, TraceError
 from costmodel.graph.blocks import Unit, find_units, reduced
-from costmodel.graph.capture import Capture, capture_step, packet_name, storage_key
+from costmodel.graph.capture import CPU_ATTENTION, Capture, capture_step, packet_name, storage_key
 from costmodel.graph.fake_calls import FakeCalls
 from costmodel.graph.libraries import (
     as_on_real_tensors,
@@ -41,10 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["ATTENTION", "default_loss", "fake_mode", "trace", "trace_module"]
 
 _OWN_FOLDER = str(Path(__file__).parent)
-_CPU_ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu"
-_REMEDY = {
-    f"{_CPU_ATTENTION}{back}.default": " (--attention flash counts them)" for back in ("", "_backward")
-}
+_REMEDY = {f"{CPU_ATTENTION}{back}.default": " (--attention flash counts them)" for back in ("", "_backward")}
 _ADVICE = (
     (
         "dynamic|data-dependent",

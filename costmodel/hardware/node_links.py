@@ -54,8 +54,10 @@ def inter_link(name: str) -> Link:
             f"unknown link between nodes {name!r}; say kind-<interfaces>x<Gbit/s>g with a kind of "
             f"{', '.join(k for k in kinds if k != 'unspecified')}, such as infiniband-8x400g"
         )
-    nics, gbit = (int(found.group(2)), float(found.group(3))) if found else (8, 200.0)
     fields = kinds[kind]
+    nics, gbit = fields.get("nics_per_node"), fields.get("gbit_per_s")
+    if found is not None:
+        nics, gbit = int(found.group(2)), float(found.group(3))
     return Link(
         name=name,
         kind=fields["kind"],

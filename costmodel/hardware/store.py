@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from costmodel.errors import ProfileError, UsageError
+from costmodel.files import write_whole
 from costmodel.hardware.schema import FORMAT_VERSION, HardwareProfile
 from costmodel.hardware.transfer import as_fast_as_its_own_streams, transfer_fit
 
@@ -18,7 +18,6 @@ __all__ = ["SHIPPED", "list_profiles", "load_profile", "profile_file_name", "sav
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "hardware"
 """Folder of the profiles that come with the project."""
-_FILE_MODE = 0o644
 _REMEDY = "write it anew with `foreshard calibrate` or `foreshard hardware import`"
 
 
@@ -57,20 +56,9 @@ def save_profile(profile: HardwareProfile, path: Path, *, force: bool = True) ->
     """Write the profile whole or not at all. ProfileError where the file is there and `force` is not set."""
     if path.exists() and not force:
         raise ProfileError(f"{path} is there already; pass --force to overwrite it or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(profile.model_dump(mode="json", exclude_defaults=True) | _always(profile), indent=None)
     text = text.replace('}, {"kind"', '},\n{"kind"') + "\n"
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, _FILE_MODE)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text)
     if path.parent == SHIPPED:
         _shipped.cache_clear()
         _aliases.cache_clear()

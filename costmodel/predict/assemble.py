@@ -140,6 +140,7 @@ def _cut(
         ),
         warnings=(
             *graph.notes,
+            *forecaster.sharded(plan).notes,
             *_unmodelled(graph.unmodelled_fraction),
             *machine_notes(profile, forecaster.framework.compute_dtype),
             *model_notes(forecaster.source, graph.seq_len),

@@ -52,12 +52,16 @@ if TYPE_CHECKING:
 __all__ = ["ClientsPrediction", "Load", "serve_clients"]
 
 _LEAST_CHUNK = 256
+"""Tokens of prompts that a pass takes however many requests run beside them."""
 _LEAST_WAVES = 4
+"""Requests of each client that are played through, at least: the first wave is unlike later ones."""
 _ENOUGH_REQUESTS = 1500
 """Requests after which further waves are taken to be like the last ones."""
 _EXACT = 64
+"""Running requests up to which each number is priced as it is; beyond, `_STEPS_OF_OCTAVE` to the octave."""
 _STEPS_OF_OCTAVE = 16
 _ROUNDING = 1e-9
+"""Seconds and steps that two moments may differ by and be the same one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

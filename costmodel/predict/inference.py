@@ -212,14 +212,15 @@ class InferenceForecaster:
             / latency_s,
             breakdown_s={
                 part: first.breakdown_s.get(part, 0.0) + steps * following.breakdown_s.get(part, 0.0)
-                for part in {*first.breakdown_s, *following.breakdown_s}
+                for part in dict.fromkeys((*first.breakdown_s, *following.breakdown_s))
             },
         )
 
     def warnings(self, seq_len: int) -> tuple[str, ...]:
-        """What to know beside the figures of passes over `seq_len` tokens."""
+        """What to know beside the figures of the passes forecast so far, of up to `seq_len` tokens."""
+        traced = dict.fromkeys(note for made in self._forecasters.values() for note in made.graphs.notes)
         machine = machine_notes(self.profile, self.framework.compute_dtype)
-        return (*machine, *model_notes(self.source, seq_len))
+        return (*traced, *machine, *model_notes(self.source, seq_len))
 
     def forward_flop(self, *, batch_size: int) -> float:
         """FLOP of one sample's forward pass at the source's own sequence length, by the graph of a batch."""

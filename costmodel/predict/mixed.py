@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +223,7 @@ def _joined(pricer: StagePricer, working: Mapping[int, _Replica], lead: _Replica
     units: list[UnitCosts] = []
     for u, unit in enumerate(lead.stage.units):
         inside = max(r.stage.units[u].reduce_s for r in working.values())
-        units.append(_with_reduction(unit, inside + between[u]))
+        units.append(replace(unit, reduce_s=inside + between[u]))
     return StageCosts(
         index=0,
         units=tuple(units),
@@ -231,21 +231,6 @@ def _joined(pricer: StagePricer, working: Mapping[int, _Replica], lead: _Replica
         send_s=0.0,
         optimizer_s=lead.stage.optimizer_s,
         state_bytes=lead.stage.state_bytes,
-    )
-
-
-def _with_reduction(unit: UnitCosts, reduce_s: float) -> UnitCosts:
-    return UnitCosts(
-        name=unit.name,
-        forward=unit.forward,
-        backward_input=unit.backward_input,
-        backward_weight=unit.backward_weight,
-        parameter_bytes=unit.parameter_bytes,
-        trained_fraction=unit.trained_fraction,
-        accumulate_s=unit.accumulate_s,
-        reduce_s=reduce_s,
-        reduce_takes=unit.reduce_takes,
-        saved_bytes=unit.saved_bytes,
     )
 
 

@@ -38,7 +38,7 @@ def mesh_split(graph: ModelGraph, scheme: str, p: int, *, depth: int = 1) -> Sha
     if q == 1:
         raise PlanError(f"tp({p}) over depth({depth}): a mesh of side 1 divides nothing; take tp alone")
     segments = tuple(_segment(segment, scheme, q, p, depth) for segment in graph.segments)
-    return ShardedGraph(graph=graph, segments=segments, tp=p, notes=(f"{scheme} mesh of side {q}",))
+    return ShardedGraph(graph=graph, segments=segments, tp=p)
 
 
 def _segment(segment: Segment, scheme: str, q: int, p: int, depth: int) -> ShardedSegment:

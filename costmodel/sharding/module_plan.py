@@ -17,13 +17,12 @@ from costmodel.sharding.candidates import Axis, Rules
 from costmodel.sharding.cost import ShardingCost, reference_cost
 from costmodel.sharding.executable import module_of, style_of
 from costmodel.sharding.placements import REPLICATED, Shard
-from costmodel.sharding.sharded import ShardedGraph
 from costmodel.sharding.solver import Assignment, solve_segment
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LOCAL_RULES", "executable_styles", "instances_of", "module_styles", "segment_styles"]
+__all__ = ["LOCAL_RULES", "executable_styles", "instances_of", "segment_styles"]
 
 LOCAL_RULES = Rules(insist=True, merge_gradients=False, local_modules=True)
 
@@ -153,13 +152,3 @@ def instances_of(segment: Segment, styles: Mapping[str, str]) -> dict[str, str]:
 def _parts(modules: Sequence[str]) -> list[tuple[str, int]]:
     """Module paths of instances that may be several modules in a row ('2+3'), with their place in it."""
     return [(path, place) for unit in modules for place, path in enumerate(unit.split("+"))]
-
-
-def module_styles(sharded: ShardedGraph) -> dict[str, str]:
-    """Styles of all modules as a sharded graph has them, for every instance."""
-    found: dict[str, str] = {}
-    for number, (whole, part) in enumerate(zip(sharded.graph.segments, sharded.segments, strict=True)):
-        if part.assignment is not None:
-            block = read_block(whole, is_first=number == 0)
-            found.update(instances_of(whole, segment_styles(block, part.assignment)))
-    return found

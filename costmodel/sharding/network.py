@@ -11,8 +11,6 @@ solved by HiGHS (scipy.optimize.milp).
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 
 from costmodel.errors import InfeasibleError
@@ -55,12 +53,6 @@ class CostNetwork:
         """Cost of a choice of one state per node."""
         cost = sum(float(c[s]) for c, s in zip(self._costs, states, strict=True))
         return cost + sum(float(m[states[u], states[v]]) for (u, v), m in self._pairs.items())
-
-    def brute_force(self) -> tuple[float, tuple[int, ...]]:
-        """Least total over all choices: the oracle for small networks."""
-        choices = product(*(range(len(c)) for c in self._costs))
-        best = min(choices, key=self.total)
-        return self.total(best), best
 
     def solve(self, *, contract: bool = True, time_limit_s: float = 60.0) -> tuple[float, tuple[int, ...]]:
         """Least total and its states. Raises InfeasibleError where every choice is forbidden."""

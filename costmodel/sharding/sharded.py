@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from costmodel.graph.model_graph import ModelGraph, Phase, Segment, TensorRole
 from costmodel.sharding.placements import Placement, Replicate
@@ -119,16 +119,10 @@ class ShardedGraph:
     @property
     def local(self) -> ModelGraph:
         """The rank's part as a ModelGraph, for what reads one (memory, operator tables)."""
-        g = self.graph
-        return ModelGraph(
-            name=g.name,
-            micro_batch_size=g.micro_batch_size,
-            seq_len=g.seq_len,
+        return replace(
+            self.graph,
             segments=tuple(s.local for s in self.segments),
-            traced_by=g.traced_by,
-            trace_time_s=g.trace_time_s,
-            tp_plan=g.tp_plan,
-            notes=(*g.notes, *self.notes),
+            notes=(*self.graph.notes, *self.notes),
         )
 
     @property

@@ -24,7 +24,7 @@ from math import isqrt
 
 from costmodel.errors import PlanError
 
-__all__ = ["SCHEMES", "LinearShape", "crossover_tokens", "layer_volume_bytes", "mesh_side", "weight_fraction"]
+__all__ = ["SCHEMES", "LinearShape", "crossover_tokens", "layer_volume_bytes", "mesh_side"]
 
 SCHEMES = ("1d", "2d", "2.5d", "3d")
 
@@ -86,12 +86,6 @@ def layer_volume_bytes(scheme: str, shape: LinearShape, p: int, *, depth: int = 
         forward = (x / layers + w) / q
         backward = 2 * forward
     return forward, backward + 2 * (layers - 1) / layers * w / q**2
-
-
-def weight_fraction(scheme: str, p: int, *, depth: int = 1) -> float:
-    """Share of a weight that each rank holds: 1/p, but 1/q^2 where 2.5d repeats it over its layers."""
-    q = mesh_side(scheme, p, depth=depth)
-    return 1 / q**2 if scheme == "2.5d" else 1 / p
 
 
 def crossover_tokens(scheme: str, inputs: int, outputs: int, p: int, *, depth: int = 1) -> float:

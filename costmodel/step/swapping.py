@@ -17,7 +17,7 @@ from costmodel.schedules import Step
 from costmodel.stage_costs import StageCosts
 from costmodel.step.builder import ActionBuilder
 
-__all__ = ["Swaps", "resident_bytes", "swap_bytes"]
+__all__ = ["Swaps", "resident_bytes"]
 
 
 def _parameters(stage: StageCosts) -> int:
@@ -27,11 +27,6 @@ def _parameters(stage: StageCosts) -> int:
 def _optimizer_state(stage: StageCosts) -> int:
     """State beyond parameters and gradients (gradients as large as the parameters)."""
     return max(0, stage.state_bytes - 2 * _parameters(stage))
-
-
-def swap_bytes(stage: StageCosts) -> int:
-    """Weights and optimizer state that a stage moves in a step: 3 W + 2 K."""
-    return 3 * _parameters(stage) + 2 * _optimizer_state(stage)
 
 
 def resident_bytes(stages: list[StageCosts]) -> int:

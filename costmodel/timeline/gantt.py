@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from costmodel.engine import Run
+from costmodel.files import write_figure
 
 __all__ = ["COLOURS", "write_gantt"]
 
@@ -52,6 +53,4 @@ def write_gantt(timeline: Run, path: Path) -> Path:
         loc="upper center",
         bbox_to_anchor=(0.5, -0.25),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    return write_figure(path, figure)

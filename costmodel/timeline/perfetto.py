@@ -11,11 +11,11 @@ A timeline holds one rank of each pipeline stage; the ranks of a stage do the sa
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from costmodel.engine import Action, Run
+from costmodel.files import write_whole
 from costmodel.step.breakdown import activation_curve
 
 __all__ = ["trace_events", "write_perfetto"]
@@ -130,15 +130,11 @@ def write_perfetto(timeline: Run, folder: Path, *, ranks_per_stage: int = 1) -> 
 
     Ranks of one stage are numbered in a row, as pipelines lie outermost (`predict.placement`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     stages = _n_ranks(timeline)
     copies = ranks_per_stage if stages * ranks_per_stage <= _MOST_RANKS else 1
     paths = []
     for rank in range(stages * copies):
         path = folder / f"rank-{rank}.json"
-        partial = path.with_suffix(".json.part")
         events = trace_events(timeline, rank // copies, copies=copies, world_rank=rank)
-        partial.write_text(json.dumps(events))
-        os.replace(partial, path)
-        paths.append(path)
+        paths.append(write_whole(path, json.dumps(events)))
     return paths

@@ -17,7 +17,6 @@ __all__ = [
     "Json",
     "Model",
     "Optimizer",
-    "Out",
     "Overrides",
     "PlanText",
     "Seq",
@@ -82,4 +81,3 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let a Hugging Face folder run its own Python code.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for what is written.")]

@@ -67,6 +67,8 @@ def command(
     if any(value is not None for value in serving):
         if rate is None or prompt is None or output is None or tokens or samples:
             raise UsageError("serving takes --rate, --prompt and --output together, and no --tokens")
+        if deadline is not None or budget is not None or global_batch is not None:
+            raise UsageError("--deadline, --budget and --global-batch are of training: leave them out")
         served = sizes.size_for_serving(
             model,
             hardware=hardware,
@@ -91,6 +93,8 @@ def command(
             "training takes --global-batch and one of --tokens and --samples; "
             "serving takes --rate, --prompt and --output"
         )
+    if ttft is not None or tpot is not None:
+        raise UsageError("--ttft and --tpot are of serving: they need --rate, --prompt and --output")
     sized = sizes.size_for_training(
         model,
         hardware=hardware,
@@ -117,7 +121,7 @@ def command(
 
 
 def _show_training(model: str, sized: Sizing) -> None:
-    from planner.render import duration, money, percent, print_table
+    from planner.render import duration, energy_text, money, percent, print_table
 
     def span(ends: tuple[float, float] | None) -> str:
         return "-" if ends is None else f"{duration(ends[0])} .. {duration(ends[1])}"
@@ -142,7 +146,7 @@ def _show_training(model: str, sized: Sizing) -> None:
                 duration(c.time_s),
                 span(c.interval(c.time_s)),
                 money(c.cost_usd),
-                "-" if c.energy_j is None else f"{c.energy_j / 3.6e9:.4g} MWh",
+                energy_text(c.energy_j),
                 percent(c.p_deadline),
                 percent(c.p_budget),
             ]

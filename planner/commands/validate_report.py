@@ -32,16 +32,16 @@ def command(
 ) -> None:
     """Error and ranking figures by source, GPU, family, kind of parallelism and GPU count, each beside a
     forecast without skill; the worst rows with their reasons. Results of several machines are merged."""
+    from costmodel.files import write_whole
     from planner.render import progress
     from planner.validation.accuracy.report import accuracy_report
     from planner.validation.accuracy.writing import to_markdown, update_readme, write_html
-    from planner.validation.files import write_text_atomic
 
     report = accuracy_report(results)
     if html is not None:
         progress(f"wrote {write_html(report, html)}")
     if markdown is not None:
-        write_text_atomic(markdown, to_markdown(report))
+        write_whole(markdown, to_markdown(report))
         progress(f"wrote {markdown}")
     if readme is not None:
         update_readme(report, readme)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from calibrate.runner import ALONE, TOGETHER
 from costmodel.errors import PlanError, UsageError
+from costmodel.files import write_whole
 from costmodel.plan import Plan
 from costmodel.registry import Registry
 from costmodel.strategies.offload import FAMILY as OFFLOAD
@@ -99,10 +100,4 @@ def write_export(target: str, job: ExportJob, folder: Path) -> list[Path]:
     if target not in EXPORTERS:
         known = ", ".join(sorted(str(name) for name in EXPORTERS))
         raise UsageError(f"export target {target!r}: there are {known}")
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, text in EXPORTERS[target](job).items():
-        path = folder / name
-        path.write_text(text, encoding="utf-8")
-        paths.append(path)
-    return paths
+    return [write_whole(folder / name, text) for name, text in EXPORTERS[target](job).items()]

@@ -83,7 +83,7 @@ class Spread:
         weight = learning_constants().prior_runs + len(before.runs)
         residual, model = dict(start.residual), dict(start.model)
         blocks = _blocks(runs)
-        for name in {run.framework for run in runs}:
+        for name in dict.fromkeys(run.framework for run in runs):
             parts = [places for (framework, _), places in blocks.items() if framework == name]
             within = sum(float(((off[p] - off[p].mean()) ** 2).sum()) for p in parts)
             own = sum(runs[i].log_sigma ** 2 for p in parts for i in p if len(p) > 1)

@@ -10,6 +10,8 @@ import numpy as np
 
 from costmodel.closed_form import Evaluated, evaluate
 from costmodel.errors import ForeshardError
+from costmodel.recompute import POLICIES
+from planner.render import bytes_text
 from planner.search.space import SearchOptions, choices_of
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ __all__ = ["nearest_change"]
 
 _MOST_TRIES = 4
 """Doublings of the device count that are tried."""
-_POLICIES = ("none", "selective", "full")
 _OFFLOAD = ("zero-offload", "zero-infinity")
 
 
@@ -49,7 +50,7 @@ def nearest_change(
         advice = f"try more than {math.ceil(n * need / have)} devices, or a device with more memory"
     return (
         f"nothing fits: the leanest of {int(priced.sum())} plans, {space.plan(least)}, needs "
-        f"{need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB per device; {advice}"
+        f"{bytes_text(need)} of {bytes_text(have)} per device; {advice}"
     )
 
 
@@ -66,7 +67,7 @@ def _fitting(forecaster: Forecaster, n: int, batch: int, options: SearchOptions)
 
 
 def _other_recompute(forecaster: Forecaster, n: int, batch: int, options: SearchOptions) -> str | None:
-    for policy in _POLICIES:
+    for policy in POLICIES:
         if policy in options.recompute:
             continue
         if plan := _fitting(forecaster, n, batch, replace(options, recompute=(policy,))):

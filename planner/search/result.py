@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planner.certainty import probability_faster, tie
+from planner.render import bytes_text
 from planner.search.compare import why_slower
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Standing:
 
     def text(self, best: Prediction) -> str:
         """Where it stands, and by how much and why the best one is faster."""
-        fits = "" if self.prediction.fits else f" (needs {self.prediction.peak_memory_bytes / 2**30:.1f} GiB)"
+        fits = "" if self.prediction.fits else f" (needs {bytes_text(self.prediction.peak_memory_bytes)})"
         gap = self.prediction.step_time_s / best.step_time_s - 1.0
         return (
             f"{self.prediction.plan}{fits}: {self.n_faster} of {self.n_feasible} feasible plans are faster "

@@ -35,6 +35,7 @@ _FRONT = 4
 _MOST_ACTIONS = 30_000
 """A step of more actions takes the engine long; the front leaves it out."""
 _ROUNDING = 1e-9
+_TOO_LARGE = "does not fit the device's memory"
 
 
 def search(
@@ -112,7 +113,7 @@ def _search(
     fits = space.memory_bytes <= capacity
     excluded = dict(space.n_excluded)
     if too_large := space.n_runnable - int(fits.sum()):
-        excluded["does not fit the device's memory"] = too_large
+        excluded[_TOO_LARGE] = too_large
     if not fits.any():
         raise InfeasibleError(nearest_change(forecaster, space, options, excluded))
     rows = np.flatnonzero(fits)
@@ -131,13 +132,17 @@ def _search(
         (p for p in checked.values() if p is not None and p.fits),
         key=lambda p: (p.step_time_s, p.peak_memory_bytes, str(p.plan)),
     )
+    for row, prediction in checked.items():  # what the closed forms let pass and the engine did not
+        if prediction is None or not prediction.fits:
+            reason = _TOO_LARGE if prediction is not None else str(known[row]).split(":")[0]
+            excluded[reason] = excluded.get(reason, 0) + 1
     if not found:
         raise InfeasibleError(nearest_change(forecaster, space, options, excluded))
     best = found[0]
     return SearchResult(
         n_considered=space.n_considered,
         n_excluded=excluded,
-        n_feasible=len(rows),
+        n_feasible=len(rows) - len(checked) + len(found),
         n_skipped=len(rows) - len(checked),
         proven=proven,
         search_time_s=time.perf_counter() - start,
@@ -194,9 +199,9 @@ def _check(
     checked: dict[int, Prediction | None],
     known: dict[int, Prediction | PlanError],
 ) -> Prediction | None:
-    found = known[row] if row in known else answers_to(forecaster, _predicted, [space.plan(row)])[0]
-    if isinstance(found, PlanError):
-        space.n_excluded[str(found).split(":")[0]] += 1
+    if row not in known:
+        known[row] = answers_to(forecaster, _predicted, [space.plan(row)])[0]
+    found = known[row]
     checked[row] = None if isinstance(found, PlanError) else found
     return checked[row]
 

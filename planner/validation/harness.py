@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from calibrate.hosts import Hosts
 from calibrate.runner import ALONE, TOGETHER
 from costmodel.errors import ForeshardError, InputFileError, UsageError
-from planner.validation.files import write_text_atomic
+from costmodel.files import write_whole
 from planner.validation.launch import run_job
 from planner.validation.reliability import PLAN
 from planner.validation.run_spec import Job, RunResult, RunSettings, RunSpec
@@ -116,7 +116,7 @@ def _read(path: Path) -> RunResult:
 def save_results(results: Sequence[RunResult], path: Path) -> None:
     """Keep measured runs, with their environment, as JSON."""
     data = {"format": _FORMAT, "runs": [result.to_dict() for result in results]}
-    write_text_atomic(path, json.dumps(data, indent=1) + "\n")
+    write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
 def load_results(*paths: Path) -> list[RunResult]:

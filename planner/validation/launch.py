@@ -14,7 +14,7 @@ from pathlib import Path
 from calibrate.hosts import Hosts, RankProcesses
 from calibrate.launch import MALLOC_SETTINGS
 from costmodel.errors import WorkerError
-from planner.validation.files import write_text_atomic
+from costmodel.files import write_whole
 from planner.validation.run_spec import Job
 
 __all__ = ["FAILED", "run_job"]
@@ -41,8 +41,8 @@ def run_job(job: Job, *, hosts: Hosts | None = None, progress: Callable[[str], N
     """
     folder = Path(job.directory)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(folder / "job.json", job.to_json())
-    write_text_atomic(folder / "launcher", f"{os.getpid()}\n")
+    write_whole(folder / "job.json", job.to_json())
+    write_whole(folder / "launcher", f"{os.getpid()}\n")
     logs = folder / "logs"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.world_size}", "--redirects=3", f"--log-dir={logs}"]

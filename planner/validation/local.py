@@ -207,6 +207,8 @@ def validate_local(
     from costmodel.hardware.store import load_profile
 
     _check_executor(executor, plans=bool(plans), traced=trace_dir is not None)
+    if executor == "onnxruntime" and (hosts or out):
+        raise UsageError("--hosts and --out are of runs under torch: leave them out for onnxruntime")
     if (prompt_len is None) != (output_len is None) or (prompt_len and (executor != "torch" or trace_dir)):
         raise UsageError("--prompt and --output go together, under torch and without --trace")
     _check_bucket(bucket_cap_mb, trains=executor == "torch" and not prompt_len)

@@ -47,7 +47,8 @@ def export_model(built: BuiltModel) -> bytes:
         assert program is not None
         return bytes(program.model_proto.SerializeToString())
     except Exception as error:  # the exporter raises many kinds
-        raise MeasurementError(f"torch.onnx cannot export the model: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MeasurementError(f"torch.onnx cannot export the model: {reason}") from error
     finally:
         quiet.setLevel(before)
 

@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 from costmodel.errors import InputFileError
-from planner.validation.files import write_text_atomic
+from costmodel.files import write_whole
 
 __all__ = [
     "HIGHER_IS_BETTER",
@@ -299,7 +299,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the JSON; the file is either the old or the new one, never half of it."""
-        write_text_atomic(path, self.to_json(indent=1) + "\n")
+        write_whole(path, self.to_json(indent=1) + "\n")
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -361,8 +361,8 @@ class _Worker:
         return self.references[key]
 
     def _write(self, slot: _Slot, result: RunResult) -> None:
+        from costmodel.files import write_whole
         from planner.validation.environment import environment
-        from planner.validation.files import write_text_atomic
 
         if self.rank:
             return
@@ -370,7 +370,7 @@ class _Worker:
 
         found = environment(self.job.device, threads=self.job.threads, pinned=self.job.pin)
         text = json.dumps(replace(result, environment=found).to_dict(), indent=1)
-        write_text_atomic(self.folder / f"result.{slot.number}.json", text + "\n")
+        write_whole(self.folder / f"result.{slot.number}.json", text + "\n")
 
     def close(self) -> None:
         """Leave together."""

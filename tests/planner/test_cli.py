@@ -12,6 +12,7 @@ import pytest
 from planner.cli import main
 
 PROFILE = "a100-sxm4-80gb"
+SERVED = ("--rate", "1", "--prompt", "8", "--output", "8")
 TINY = (
     "--set",
     "n_layer=2",
@@ -91,6 +92,14 @@ def test_plan_ranks_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
         (("trace", "nowhere/config.json"), 2, "does not exist"),
         (("trace", "no_such_module:thing"), 2, "no_such_module"),
         (("calibrate", "--budget", "-3s"), 2, "must be a time above zero"),
+        (("calibrate", "--for", "plan.json", "--hosts", "hosts.json"), 2, "exclude each other"),
+        (("size", "gpt2", "-H", PROFILE, *SERVED, "--deadline", "3d"), 2, "are of training"),
+        (("size", "gpt2", "-H", PROFILE, "-B", "8", "--tokens", "1e9", "--ttft", "1"), 2, "are of serving"),
+        (
+            ("validate", "run", "--executor", "onnxruntime", "--out", "runs.json"),
+            2,
+            "are of runs under torch",
+        ),
         (("whatif", "gpt2", "-H", PROFILE, "-n", "8,zero", "-B", "8"), 2, "not a positive whole number"),
         (("hardware", "import", "--operators", "nothing.csv"), 1, "no such file"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from costmodel.errors import InputFileError
+from costmodel.files import write_whole
 from planner.render import legend, percent
 from planner.reporting import PageTable
 from planner.validation.accuracy.document import (
@@ -22,7 +23,6 @@ from planner.validation.accuracy.document import (
 from planner.validation.accuracy.figures import MIN_PLANS, Figures, scale_order
 from planner.validation.accuracy.report import NO_SKILL, AccuracyReport
 from planner.validation.accuracy.sources import named_sources
-from planner.validation.files import write_text_atomic
 
 __all__ = ["BEGIN", "END", "headline", "readme_part", "to_html", "to_markdown", "update_readme", "write_html"]
 
@@ -122,7 +122,7 @@ def _drawn(section: Section) -> dict[str, object]:
 
 def write_html(report: AccuracyReport, path: Path) -> Path:
     """Write the HTML file atomically."""
-    write_text_atomic(path, to_html(report))
+    write_whole(path, to_html(report))
     return path
 
 
@@ -197,4 +197,4 @@ def update_readme(report: AccuracyReport, path: Path) -> None:
             f"{path}: holds the markers {text.count(BEGIN)} and {text.count(END)} times, or in the wrong "
             f"order; it needs one line {BEGIN!r} and below it one line {END!r}"
         )
-    write_text_atomic(path, f"{before}{BEGIN}\n\n{readme_part(report)}\n\n{END}{after}")
+    write_whole(path, f"{before}{BEGIN}\n\n{readme_part(report)}\n\n{END}{after}")

@@ -128,7 +128,9 @@ def row_model(row: PublishedRow, *, vocab_multiple: int = 1) -> RowModel | str:
         known = {k: v for k, v in known.items() if k != "seq_len"}  # a prompt's length, not training's
     entry = _variant(row, entry, known)
     values: dict[str, int] = {}
-    for column in {*entry["columns"], *entry["needs"]}:
+    columns = dict.fromkeys((*entry["columns"], *entry["needs"]))
+    # a default may be a multiple of another column: those come last
+    for column in sorted(columns, key=lambda name: isinstance(entry["defaults"].get(name), str)):
         number = row.number(column)
         if number is None:
             number = known.get(column)

@@ -155,8 +155,8 @@ def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[],
     variant = row_variant(row)
     shape = [dict(model.config), model.seq_len, model.target_len, model.head, model.predicted_share]
     shape += [model.adapted, model.adapter_rank]
-    key = json.dumps([*shape, profile.name, framework.model_dump(), variant])
     task = "infer" if row.text("task") == "forward" else "train"  # a forward pass alone has no loss
+    key = json.dumps([*shape, profile.name, framework.model_dump(), variant, task])
     arguments = partial(_arguments, row.text("model_name"), model, profile, framework, variant, task)
     said = (
         e["optimizer"] for e in _settings()["optimizer"] if re.search(e["match"], row.text("notes"), re.I)

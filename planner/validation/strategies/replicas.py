@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from calibrate.torch_names import unsynced_buffers
 from costmodel.plan import Plan
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def replicate(
 
         _pre_dp_module_transform(module)  # DTensor parameters become local ones for DDP's buckets
     return DistributedDataParallel(
-        module, process_group=mesh.get_group("dp"), bucket_cap_mb=bucket_cap_mb, broadcast_buffers=False
+        module, process_group=mesh.get_group("dp"), bucket_cap_mb=bucket_cap_mb, **unsynced_buffers()
     )
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from costmodel.models.images import UNSEEN
 from planner import api
+from tests.costmodel.models.test_images import LLAVA
 
 
 def test_a_dtype_without_units_is_named_with_the_rate_it_gets() -> None:
@@ -42,3 +47,18 @@ def test_recomputation_of_nothing_is_noted(model: str, recompute: str, said: str
     found = [note for note in step.warnings if note.startswith("recomputation")]
     assert len(found) == bool(said)
     assert all(said in note for note in found)
+
+
+@pytest.mark.parametrize(("plan", "noted"), [("tp4.mbs2", True), ("dp4.mbs2", False), ("tp4.tp2d", False)])
+def test_what_tensor_parallelism_leaves_whole_is_noted(plan: str, noted: bool) -> None:
+    step = api.predict("gpt2", hardware="a100-sxm4-80gb", plan=plan).prediction
+    assert any("kept whole on every rank: transformer.wpe.weight" in note for note in step.warnings) == noted
+
+
+def test_inference_says_what_its_trace_took_for_granted(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAVA))
+    answer = api.infer(str(path), hardware="a100-sxm4-80gb", prompt_len=64, output_len=8)
+    assert [note for note in answer.warnings if note.startswith(UNSEEN)] == [
+        f"{UNSEEN}: prompts are taken to be text"
+    ]

@@ -9,10 +9,22 @@ import pytest
 
 from costmodel.graph import trace_module
 from costmodel.sharding import shard
-from costmodel.sharding.module_plan import executable_styles, instances_of, module_styles
+from costmodel.sharding.block import read_block
+from costmodel.sharding.module_plan import executable_styles, instances_of, segment_styles
+from costmodel.sharding.sharded import ShardedGraph
 from tests.costmodel.sharding.gloo_worker import build, run
 
 MODELS = ("gpt2", "bert", "resnet", "odd")
+
+
+def _styles_of(sharded: ShardedGraph) -> dict[str, str]:
+    """Styles of all modules as a sharded graph has them, for every instance."""
+    found: dict[str, str] = {}
+    for number, (whole, part) in enumerate(zip(sharded.graph.segments, sharded.segments, strict=True)):
+        if part.assignment is not None:
+            block = read_block(whole, is_first=number == 0)
+            found.update(instances_of(whole, segment_styles(block, part.assignment)))
+    return found
 
 
 @pytest.mark.distributed
@@ -27,7 +39,7 @@ def test_a_found_split_runs_with_the_predicted_collectives(tmp_path: Path) -> No
         graph = trace_module(module, args, kwargs, micro_batch_size=2, seq_len=16)
         styles[name] = executable_styles(module, args, kwargs, graph, tp=2)
         sharded = shard(graph, tp=2, styles=styles[name])
-        assert module_styles(sharded) == styles[name]
+        assert _styles_of(sharded) == styles[name]
         predicted[name] = sorted(
             (call.op, call.size_bytes)
             for s in sharded.segments

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,8 +14,8 @@ from costmodel.sharding.network import CostNetwork
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> CostNetwork:
-    """Up to 7 nodes of up to 4 states, some pairs forbidden (never a node's first state)."""
+def networks(draw: st.DrawFn) -> tuple[CostNetwork, list[int]]:
+    """Up to 7 nodes, some pairs forbidden (never a node's first state), and each one's 1 to 4 states."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n = draw(st.integers(1, 7))
     density = draw(st.sampled_from([0.3, 0.6, 1.0]))
@@ -29,13 +31,14 @@ def networks(draw: st.DrawFn) -> CostNetwork:
                 costs[0, :] = np.where(np.isfinite(costs[0, :]), costs[0, :], 500.0)
                 costs[:, 0] = np.where(np.isfinite(costs[:, 0]), costs[:, 0], 500.0)
                 network.add_pair(u, v, costs)
-    return network
+    return network, sizes
 
 
 @settings(max_examples=50, deadline=None)
 @given(networks(), st.booleans())
-def test_equals_brute_force(network: CostNetwork, contract: bool) -> None:
-    best, _ = network.brute_force()
+def test_equals_brute_force(made: tuple[CostNetwork, list[int]], contract: bool) -> None:
+    network, sizes = made
+    best = min(network.total(states) for states in product(*map(range, sizes)))
     total, states = network.solve(contract=contract)
     assert total == pytest.approx(best)
     assert network.total(states) == pytest.approx(total)

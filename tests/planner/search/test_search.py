@@ -180,3 +180,20 @@ def test_the_host_takes_over_what_does_not_fit() -> None:
 def test_impossible_degrees_are_named() -> None:
     with pytest.raises(InfeasibleError, match="dp does not divide the global batch"):
         search(forecaster(), n_devices=16, global_batch_size=1, options=SearchOptions(tp=(1,), vpp=(1,)))
+
+
+def test_what_the_engine_refuses_is_counted_with_its_reason() -> None:
+    class Refusing(Remembering):
+        def forecast(self, plan: Plan) -> Forecast:
+            if plan.zero_stage == 0:
+                raise PlanError("whole states: refused")
+            return super().forecast(plan)
+
+    made = forecaster().on()
+    made.__class__ = Refusing
+    made.__dict__.pop("known", None)
+    found = search(made, n_devices=8, global_batch_size=16)
+    assert found.n_excluded["whole states"] > 0
+    assert found.n_considered == found.n_feasible + sum(found.n_excluded.values())
+    assert found.n_feasible == found.n_skipped + len(found.ranked)
+    assert all(r.prediction.plan.zero_stage for r in found.ranked)

@@ -173,6 +173,13 @@ def test_sizes_follow_from_a_name_or_from_the_parameters() -> None:
     assert unnamed.config["num_hidden_layers"] == 40
 
 
+def test_a_default_that_follows_from_a_named_size_is_taken_whatever_the_order() -> None:
+    """Columns had been taken in the order of a set, which another process has otherwise."""
+    for name, width in (("BERT-base", 768), ("BERT-large", 1024)):
+        config = model_of(model_family="bert", model_name=name, seq_len="128").config
+        assert config["intermediate_size"] == 4 * width
+
+
 def test_what_a_row_says_is_kept_beside_what_its_name_means() -> None:
     cut = model_of(
         model_family="llama", model_name="llama3-70b-l12", layers="12", hidden="8192", seq_len="4096"
