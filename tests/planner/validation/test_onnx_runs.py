@@ -13,6 +13,7 @@ from planner.validation.onnx_runs import export_model, validate_onnx
 pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.alone
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_real_run_beside_its_forecast() -> None:
