@@ -155,7 +155,7 @@ def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[],
     variant = row_variant(row)
     shape = [dict(model.config), model.seq_len, model.target_len, model.head, model.predicted_share]
     shape += [model.adapted, model.adapter_rank]
-    task = "infer" if row.text("task") == "forward" else "train"  # a forward pass alone has no loss
+    task = "train" if row.text("task") == "train" else "infer"  # only training has a loss
     key = json.dumps([*shape, profile.name, framework.model_dump(), variant, task])
     arguments = partial(_arguments, row.text("model_name"), model, profile, framework, variant, task)
     said = (
