@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from costmodel.errors import PlanError
 from costmodel.graph import ModelGraph, Operator, Phase, Segment, trace_module
+from costmodel.hardware.forms.attention import AttentionForm
 from costmodel.sharding import Routing, Shard, shard
 from costmodel.sharding.expert import dispatch_bytes, expert_tensors, split_experts
 from costmodel.sharding.sharded import unsharded_segment
@@ -113,6 +116,23 @@ def test_context_parallel_splits_all_products_and_passes_keys_and_values(gpt2: M
     both = next(s for s in shard(gpt2, tp=2, cp=2).segments if s.count == 2)
     assert {c.size_bytes for c in both.phase(Phase.FORWARD) if c.axis == "cp"} == {one // 2}
     assert {c.size_bytes for c in both.phase(Phase.FORWARD) if c.axis == "tp"} == {one}
+
+
+@pytest.mark.parametrize("exchange", ["ring", "all_gather", "all_to_all"])
+@pytest.mark.parametrize("cp", [2, 4])
+def test_causal_attention_is_shared_evenly_by_context_parallel_ranks(
+    gpt2: ModelGraph, cp: int, exchange: str
+) -> None:
+    # otherwise the rank with the last tokens would set the pace, with nearly twice the work of the mean
+    def pairs(segments: Sequence[Segment]) -> float:
+        ops = [op for s in segments for op in s.operators if op.kind == "attention"]
+        assert ops
+        assert all(op.dims["causal"] for op in ops)
+        dims = {k: np.array([float(op.dims[k]) for op in ops]) for k in ops[0].dims}
+        return float(AttentionForm().flop(dims, "fwd").sum())
+
+    local = [s.local for s in shard(gpt2, tp=1, cp=cp, cp_exchange=exchange).segments]
+    assert cp * pairs(local) == pytest.approx(pairs(gpt2.segments), rel=0.01)
 
 
 def test_what_cannot_be_split_is_said_with_the_formula(gpt2: ModelGraph) -> None:
