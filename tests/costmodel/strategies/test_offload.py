@@ -113,6 +113,17 @@ def test_device_memory_is_two_bytes_a_parameter_and_activations(gpt: Forecaster)
     assert streamed.parameters < offloaded.parameters
 
 
+def test_what_the_host_updates_leaves_no_temporary_on_the_device() -> None:
+    made = api.forecaster(
+        "gpt2", hardware="v100-sxm2-32gb", framework="pytorch-bf16", overrides=LAYERS, seq_len=64
+    )
+    plain, host = predict(made, "dp1").memory[0], predict(made, "dp1.zero-offload").memory[0]
+    n = made.graph(1).n_parameters
+    assert plain.temporary >= 3.9 * n  # the fused list update's square roots
+    assert host.temporary < n
+    assert host.activations > 0  # so that the peak is that of a backward
+
+
 def test_offload_order_in_a_plan(gpt: Forecaster) -> None:
     times = {
         word: predict(gpt, f"dp1.{word}" if word else "dp1").step_time_s
