@@ -139,7 +139,11 @@ def size_for_serving(
     goal = LatencyGoal(rate_per_s=rate_per_s, ttft_s=ttft_s, tpot_s=tpot_s, confidence=confidence)
     own = _as_prices(prices)
     source = api.model_source(
-        model, seq_len=prompt_len, overrides=overrides, trust_remote_code=trust_remote_code
+        model,
+        seq_len=prompt_len,
+        overrides=overrides,
+        training=False,
+        trust_remote_code=trust_remote_code,
     )
     forecasters, known = {}, {}
     for name in _names(hardware):

@@ -217,9 +217,11 @@ class InferenceForecaster:
         )
 
     def warnings(self, seq_len: int) -> tuple[str, ...]:
-        """What to know beside the figures of passes over `seq_len` tokens."""
+        """What to know beside the figures of passes over `seq_len` tokens, among it what the traces of the
+        passes priced so far leave out or take for granted."""
+        traced = dict.fromkeys(note for f in self._forecasters.values() for note in f.graph(1).notes)
         machine = machine_notes(self.profile, self.framework.compute_dtype)
-        return (*machine, *model_notes(self.source, seq_len))
+        return (*traced, *machine, *model_notes(self.source, seq_len))
 
     def forward_flop(self, *, batch_size: int) -> float:
         """FLOP of one sample's forward pass at the source's own sequence length, by the graph of a batch."""

@@ -12,7 +12,7 @@ then carried out as
                 sequence to head shards (DeepSpeed-Ulysses, arXiv 2309.14509)
 
 Every rank has as many pairs of queries and keys before them as any other: it takes two stretches of the
-sequence, one from each end (Megatron-LM, torch's context_parallel; Llama 3, the same section), or whole heads.
+sequence, one from each end (Megatron-LM, torch; Llama 3, the same section), or whole heads.
 
 Gradients of the whole weights are reduced with the data-parallel group (dp x cp), so they are left out.
 """

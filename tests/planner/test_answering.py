@@ -1,0 +1,59 @@
+"""`infer`: what it answers with, and what it says of what it leaves out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from costmodel.errors import UsageError
+from costmodel.framework import load_framework
+from costmodel.hardware.store import load_profile
+from costmodel.models import resolve
+from costmodel.models.images import UNSEEN
+from costmodel.plan import Plan
+from costmodel.predict.inference import InferenceForecaster
+from planner import sizes
+from planner.answering import infer
+from tests.costmodel.models.test_images import LLAVA
+
+SMALL = {"n_layer": 2, "n_embd": 128, "n_head": 4}
+
+
+def test_no_loss_is_computed_where_nothing_is_trained() -> None:
+    found = infer("gpt2", hardware="a100-sxm4-80gb", seq_len=128, overrides=SMALL)
+    source = resolve("gpt2", micro_batch_size=1, seq_len=128, overrides=SMALL, task="inference")
+    made = InferenceForecaster(
+        source=source, profile=load_profile("a100-sxm4-80gb"), framework=load_framework("pytorch-bf16")
+    )
+    assert found.time_s == pytest.approx(made.forward(Plan(), batch_size=1).time_s)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt_len": 32, "output_len": 4},
+        {"prompt_len": 32, "output_len": 4, "rate_per_s": 1.0},
+        {"seq_len": 64},
+    ],
+)
+def test_a_model_that_sees_images_says_that_it_answers_text(tmp_path: Path, asked: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAVA))
+    answer = infer(str(tmp_path), hardware="a100-sxm4-80gb", **asked)
+    assert any(w.startswith(UNSEEN) for w in answer.warnings)
+    assert any(w.startswith(UNSEEN) for w in answer.to_dict()["warnings"])
+
+
+def test_sizing_servers_says_so_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAVA))
+    sized = sizes.size_for_serving(
+        str(tmp_path), hardware="a100-sxm4-80gb", prompt_len=32, output_len=4, rate_per_s=1.0
+    )
+    assert any(w.startswith(UNSEEN) for w in sized.to_dict()["warnings"])
+
+
+def test_prompt_and_output_go_together() -> None:
+    with pytest.raises(UsageError, match="go together"):
+        infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=8)
