@@ -322,6 +322,7 @@ class Pricer:
             inside=at["inside"][rows],
             tp=at["tp"][rows],
             sp=at["sp"][rows],
+            ep=at["ep"][rows],
         )
 
     def _groups_of(self, row: int) -> dict[str, CollectiveGroup]:

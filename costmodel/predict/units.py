@@ -57,6 +57,12 @@ class Unit:
         """Elements of all its parameters on this rank, the frozen ones among them."""
         return sum(prod(p.local_shape) for p in self.shard.parameters if not p.tied)
 
+    def held(self, *, experts: bool) -> tuple[list[int], int]:
+        """(`elements`, `stored_elements`) of experts that expert parallelism divides, or of all others."""
+        own = [p for p in self.shard.parameters if not p.tied and ("ep" in p.axis.split("+")) == experts]
+        trained = [prod(p.local_shape) for p in own if not p.frozen]
+        return trained, sum(prod(p.local_shape) for p in own)
+
     def seconds(self, utilisation: float) -> float:
         """Forward + backward + recomputation of one micro-batch."""
         forward, backward = two_ways(self.costs, utilisation, 0.0)
@@ -254,48 +260,91 @@ def _data_parallel(
                 reduce_s[i] = collective("p2p", pushed, "server")
                 gather_s[i] = collective("p2p", pulled, "server")
         return reduce_s, gather_s, copies_s
-    if plan.zero_stage == 3:
-        axis = "dp_shard" if plan.dp_shard else "dp"
-        forecaster = _narrowed(forecaster, plan, axis)
-        # measured over the two gathers and the reduction of a step; each takes a third
-        per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
-        measured = "fsdp_copy_s_per_byte" in forecaster.profile.host
-        for i, unit in enumerate(units):
-            gathered = unit.stored_elements * framework.parameter_comm_bytes
-            if not gathered:
-                continue
+    for experts in (False, True):
+        held = [unit.held(experts=experts) for unit in units]
+        if not any(stored for _, stored in held):
+            continue
+        if experts and max(1, plan.dp * plan.cp // plan.ep) == 1 and pipelines == 1:
+            continue  # no other rank has them
+        added = (_gathered if plan.zero_stage == 3 else _reduced)(forecaster, plan, held, experts=experts)
+        for totals, more in zip((reduce_s, gather_s, copies_s), added, strict=True):
+            totals[:] = [a + b for a, b in zip(totals, more, strict=True)]
+    return reduce_s, gather_s, copies_s
+
+
+def _gathered(
+    forecaster: Forecaster, plan: Plan, held: Sequence[tuple[list[int], int]], *, experts: bool
+) -> tuple[list[float], list[float], list[float]]:
+    """`_data_parallel` of parameters that are gathered unit by unit; `held`: as `Unit.held` says."""
+    framework = forecaster.framework
+    reduce_s, gather_s, copies_s = ([0.0] * len(held) for _ in range(3))
+    prefix = "expert_" if experts else ""
+    axis = prefix + ("dp_shard" if plan.dp_shard else "dp")
+    among, divided = (plan.dp_shard or plan.dp) * plan.cp, plan.dp_shard
+    if experts:
+        among = divided = max(1, among // plan.ep)
+    forecaster = _narrowed(forecaster, plan, axis)
+    # measured over the two gathers and the reduction of a step; each takes a third
+    per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
+    measured = "fsdp_copy_s_per_byte" in forecaster.profile.host
+
+    def collective(op: str, size: float, axis: str) -> float:
+        return float(forecaster.collective(plan, op, size, axis).median_s[0])
+
+    for i, (elements, stored) in enumerate(held):
+        gathered = stored * framework.parameter_comm_bytes
+        if not gathered:
+            continue
+        reduced = sum(elements) * framework.gradient_comm_bytes
+        if among > 1:
             copy_in_s = gathered * per_byte_s if measured else copy_s(forecaster, gathered)
             gather_s[i] = collective("all_gather", gathered, axis) + copy_in_s
-            reduced = sum(unit.elements) * framework.gradient_comm_bytes
-            if not reduced:
-                continue
-            reduce_s[i] = collective("reduce_scatter", reduced, axis)
-            copies_s[i] = reduced * per_byte_s if measured else copy_s(forecaster, reduced)
-            if plan.dp_shard and plan.dp_shard < plan.dp:
-                reduce_s[i] += collective("all_reduce", reduced / plan.dp_shard, "dp_replicate")
-        return reduce_s, gather_s, copies_s
+            if reduced:
+                reduce_s[i] = collective("reduce_scatter", reduced, axis)
+                copies_s[i] = reduced * per_byte_s if measured else copy_s(forecaster, reduced)
+        if reduced and plan.dp_shard and plan.dp_shard < plan.dp:
+            reduce_s[i] += collective("all_reduce", reduced / divided, f"{prefix}dp_replicate")
+    return reduce_s, gather_s, copies_s
+
+
+def _reduced(
+    forecaster: Forecaster, plan: Plan, held: Sequence[tuple[list[int], int]], *, experts: bool
+) -> tuple[list[float], list[float], list[float]]:
+    """`_data_parallel` of parameters that every rank has whole, reduced in buckets."""
+    framework = forecaster.framework
+    pipelines = SCHEDULES[plan.schedule].copies
+    reduce_s, gather_s, copies_s = ([0.0] * len(held) for _ in range(3))
+
+    def collective(op: str, size: float, axis: str) -> float:
+        return float(forecaster.collective(plan, op, size, axis).median_s[0])
+
     parameters_by_unit = [
-        (i, round(elements * framework.gradient_comm_bytes))
-        for i, unit in enumerate(units)
-        for elements in unit.elements
+        (i, round(count * framework.gradient_comm_bytes))
+        for i, (elements, _) in enumerate(held)
+        for count in elements
     ]
     op = "all_reduce" if plan.zero_stage == 0 else "reduce_scatter"
     per_bucket_s = host_cost_s(forecaster.profile, "ddp_bucket_s")
     synchronous = forecaster.profile.device.kind == "cpu"
-    smallest = framework.bucket_bytes_per_rank * plan.dp * plan.cp
+    ranks = max(1, plan.dp * plan.cp // plan.ep) if experts else plan.dp * plan.cp
+    smallest = framework.bucket_bytes_per_rank * ranks
+    sharded = plan.zero_stage and plan.dp_shard and pipelines == 1
+    prefix = "expert_" if experts else ""
+    shard = prefix + ("dp_shard" if sharded else "dp")
+    among = max(1, plan.dp_shard * plan.cp // plan.ep) if experts else plan.dp_shard
     for bucket in gradient_buckets(
         parameters_by_unit,
         bucket_bytes=max(framework.bucket_bytes, smallest),
         first_bucket_bytes=max(framework.first_bucket_bytes, smallest),
     ):
         size = bucket.size_bytes
-        shard = "dp_shard" if plan.zero_stage and plan.dp_shard and pipelines == 1 else "dp"
-        if plan.zero_stage:
-            updated = size * framework.parameter_comm_bytes / framework.gradient_comm_bytes
-            gather_s[bucket.ready_unit] += collective("all_gather", updated, shard)
-        reduce_s[bucket.ready_unit] += collective(op, size, "copies" if pipelines > 1 else shard)
-        if shard == "dp_shard" and plan.dp_shard < plan.dp:
-            reduce_s[bucket.ready_unit] += collective("all_reduce", size / plan.dp_shard, "dp_replicate")
+        if not sharded or among > 1:
+            if plan.zero_stage:
+                updated = size * framework.parameter_comm_bytes / framework.gradient_comm_bytes
+                gather_s[bucket.ready_unit] += collective("all_gather", updated, shard)
+            reduce_s[bucket.ready_unit] += collective(op, size, "copies" if pipelines > 1 else shard)
+        if sharded and plan.dp_shard < plan.dp:
+            reduce_s[bucket.ready_unit] += collective("all_reduce", size / among, f"{prefix}dp_replicate")
         # launching takes the rank's own thread: on a CPU its computation waits for it
         (copies_s if synchronous else reduce_s)[bucket.ready_unit] += per_bucket_s
     if not framework.gradient_as_bucket_view:
