@@ -95,6 +95,16 @@ class Plan:
         return self.dp * self.tp * self.pp * self.cp
 
     @property
+    def experts_over(self) -> int:
+        """Parts that expert parallelism cuts experts into beside tensor parallelism: `ep`, or as many as
+        there are replicas where `ep` spans tensor-parallel ranks too: each rank has 1 / (dp cp tp) of all.
+
+        Megatron-Core's expert-tensor-parallel-size dp cp tp / ep, priced as narrower parts of more experts.
+        """
+        most = min(self.ep, self.dp * self.cp)
+        return max(d for d in range(1, most + 1) if self.ep % d == 0)
+
+    @property
     def num_microbatches(self) -> int:
         """Micro-batches per replica and step."""
         return self.global_batch_size // (self.dp * self.micro_batch_size)

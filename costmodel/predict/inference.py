@@ -75,7 +75,7 @@ class ForwardCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferencePrediction:
-    """A batch of requests of one shape, answered together.
+    """A batch of requests of one shape, answered together by each of the plan's `dp` replicas.
 
     `time_to_first_token_s`: the prompt's forward. `time_per_output_token_s`: mean over the tokens after the
     first. `latency_s`: of the whole answer. Bytes are per rank (of the fullest stage, blocks spread evenly).
@@ -89,7 +89,7 @@ class InferencePrediction:
     time_per_output_token_s: float
     latency_s: float
     tokens_per_s: float
-    """Output tokens of all sequences per second of latency."""
+    """Output tokens of all sequences of all replicas per second of latency."""
     parameter_bytes: int
     kv_cache_bytes: int
     device_memory_bytes: int
@@ -204,7 +204,7 @@ class InferenceForecaster:
             time_to_first_token_s=first.time_s,
             time_per_output_token_s=following.time_s,
             latency_s=latency_s,
-            tokens_per_s=batch_size * output_len / latency_s,
+            tokens_per_s=plan.dp * batch_size * output_len / latency_s,
             parameter_bytes=round(parameters * self.framework.parameter_bytes),
             kv_cache_bytes=round(caches * (prompt_len + output_len) / plan.pp),
             device_memory_bytes=int(self.profile.device.memory_bytes),

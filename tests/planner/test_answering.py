@@ -57,3 +57,13 @@ def test_sizing_servers_says_so_too(tmp_path: Path) -> None:
 def test_prompt_and_output_go_together() -> None:
     with pytest.raises(UsageError, match="go together"):
         infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=8)
+
+
+def test_replicas_answer_their_batches_side_by_side() -> None:
+    sizes = {"batch_size": 4, "prompt_len": 32, "output_len": 4}
+    one, two = (
+        infer("gpt2", hardware="a100-sxm4-80gb", plan=plan, overrides=SMALL, **sizes)
+        for plan in ("dp1", "dp2")
+    )
+    assert two.latency_s == pytest.approx(one.latency_s)
+    assert two.tokens_per_s == pytest.approx(2 * one.tokens_per_s)

@@ -66,3 +66,27 @@ def test_replicas_of_sharding_groups_share_experts_too() -> None:
     reduce_s, gather_s, experts = sent("dp32.ep8.zero3.hsdp8", link)
     assert reduce_s > 8 * 2 * 0.75 * 4.0 * experts / ETHERNET_BYTES_PER_S
     assert gather_s < sent("dp32.ep8.zero3", link)[1]  # inside a node
+
+
+@pytest.mark.parametrize("words", ["", "sp."])
+@pytest.mark.parametrize(
+    "degrees", ["dp1.tp8.ep8", "dp2.tp4.ep8", "dp2.tp2.cp2.ep8", "dp1.tp8.ep2", "dp8.ep8"]
+)
+def test_all_ranks_together_hold_the_whole_model(degrees: str, words: str) -> None:
+    # `ep` over tensor-parallel ranks: these share what they hold of experts, which is not divided twice
+    made, plan = mixture(""), Plan.parse(f"{degrees}.{words}mbs1")
+    held = sum(unit.stored_elements for unit in expand(made, plan))
+    assert plan.world_size * held >= made.graph(1).n_parameters
+    flop = sum(
+        op.flop
+        for segment in made.sharded(plan).segments
+        for op in segment.local.operators * segment.count
+        if op.kind == "grouped_gemm"
+    )
+    whole = sum(
+        op.flop
+        for segment in made.graph(1).segments
+        for op in segment.operators * segment.count
+        if op.kind == "grouped_gemm"
+    )
+    assert flop * plan.tp * plan.cp == pytest.approx(whole, rel=0.01)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from costmodel.errors import PlanError
-from costmodel.graph import ModelGraph, Operator, Phase, Segment, trace_module
+from costmodel.graph import ModelGraph, Operator, Phase, Segment, trace, trace_module
 from costmodel.hardware.forms.attention import AttentionForm
+from costmodel.models import resolve
 from costmodel.sharding import Routing, Shard, shard
 from costmodel.sharding.expert import dispatch_bytes, expert_tensors, split_experts
 from costmodel.sharding.sharded import unsharded_segment
@@ -222,3 +223,23 @@ def test_a_table_whose_uses_cannot_be_split_alike_stays_whole() -> None:
     placements = {p.placement for s in found.segments for p in s.parameters if p.name == "table.weight"}
     assert len(placements) == 1
     assert found.sharded_fraction > 0.5
+
+
+def test_context_parallel_ranks_route_their_own_tokens() -> None:
+    graph = trace(
+        resolve(
+            "mixtral-8x7b",
+            seq_len=64,
+            overrides={"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 256},
+        )
+    )
+    part = next(s for s in shard(graph, tp=1, cp=2).segments if s.count == 2)
+    whole = next(s for s in graph.segments if s.count == 2)
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        flop = [
+            sum(op.flop for op in s.phase(phase) if op.kind == "grouped_gemm") for s in (part.local, whole)
+        ]
+        assert 0 < 2 * flop[0] == flop[1]
+    assert part.saved_bytes < 0.6 * whole.saved_bytes
+    # keys and values go round and nothing else
+    assert {c.module.rpartition(".")[2] for c in part.collectives} == {"self_attn"}
