@@ -179,6 +179,7 @@ def unit_costs(
                 backward_weight=backward["backward_weight"] + dp_work,
                 parameter_bytes=round(unit.stored_elements * forecaster.framework.parameter_bytes),
                 trained_fraction=_trained(unit),
+                shared_by=_shared_by(plan, unit),
                 split_s=_split_s(forecaster, unit),
                 accumulate_s=added_s if updates and plan.num_microbatches > 1 else 0.0,
                 gather_s=gather_s[i],
@@ -187,6 +188,14 @@ def unit_costs(
             )
         )
     return result
+
+
+def _shared_by(plan: Plan, unit: Unit) -> float:
+    """Mean over a unit's parameters of the ranks that each is divided over under ZeRO; 0 without."""
+    ranks = update_ranks(plan)
+    (_, others), (_, experts) = (unit.held(experts=which) for which in (False, True))
+    share = others / ranks + experts / max(1, ranks // plan.ep)
+    return (others + experts) / share if plan.zero_stage and share else 0.0
 
 
 def _trained(unit: Unit) -> float:

@@ -69,9 +69,7 @@ def test_replicas_of_sharding_groups_share_experts_too() -> None:
 
 
 @pytest.mark.parametrize("words", ["", "sp."])
-@pytest.mark.parametrize(
-    "degrees", ["dp1.tp8.ep8", "dp2.tp4.ep8", "dp2.tp2.cp2.ep8", "dp1.tp8.ep2", "dp8.ep8"]
-)
+@pytest.mark.parametrize("degrees", ["tp8.ep8", "dp2.tp4.ep8", "dp2.tp2.cp2.ep8", "tp8.ep2", "dp8.ep8"])
 def test_all_ranks_together_hold_the_whole_model(degrees: str, words: str) -> None:
     # `ep` over tensor-parallel ranks: these share what they hold of experts, which is not divided twice
     made, plan = mixture(""), Plan.parse(f"{degrees}.{words}mbs1")
@@ -90,3 +88,13 @@ def test_all_ranks_together_hold_the_whole_model(degrees: str, words: str) -> No
         if op.kind == "grouped_gemm"
     )
     assert flop * plan.tp * plan.cp == pytest.approx(whole, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("plan", "among"), [("dp16.zero2", 16), ("dp16.ep8.zero2", 2), ("dp16.ep8.zero3.hsdp8", 1)]
+)
+def test_the_host_updates_a_ranks_share_of_its_experts(plan: str, among: int) -> None:
+    made, parsed = mixture(""), Plan.parse(plan)
+    costs = unit_costs(made, parsed, expand(made, parsed), utilisation=0.0, waiting=0.0)
+    whole = max(costs, key=lambda unit: unit.parameter_bytes)  # a layer, nearly all of it experts
+    assert among <= whole.shared_by < 1.1 * among + 0.2
