@@ -64,7 +64,7 @@ class UnitCosts:
     trained_fraction: float = 1.0
     """Share of them that has gradients and an update; the others are frozen."""
     shared_by: float = 0.0
-    """Ranks over which they and their optimizer's state are divided on average; 0: as a step's options say."""
+    """Ranks that divide them and their optimizer's state, on average; 0: as a step's options say."""
     split_s: float = 0.0
     """Host time of taking the weights' gradients apart from the inputs' (not on the first stage)."""
     accumulate_s: float = 0.0

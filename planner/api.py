@@ -272,7 +272,7 @@ def forecaster(
 
     name, _, variant = hardware.partition(":")
     chosen = load_framework(framework)
-    if compression < 1.0:
+    if not 1.0 <= compression < float("inf"):
         raise UsageError(f"compression({compression:g}): must be at least 1 (10: a tenth of the bytes)")
     if compression > 1.0:
         chosen = chosen.model_copy(update={"gradient_comm_bytes": chosen.gradient_comm_bytes / compression})
