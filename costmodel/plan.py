@@ -197,7 +197,7 @@ class Plan:
         unknown = sorted(set(table) - set(defaults))
         if unknown:
             raise PlanError(f"plan file: unknown keys {unknown}; there are: {sorted(defaults)}")
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in table.items()}
         for name, value in values.items():
             if type(value) is not type(defaults[name]):
                 kind = {int: "a whole number", bool: "true or false", str: "text", tuple: "a list of words"}

@@ -47,6 +47,11 @@ def nearest_change(
         advice = f"it fits with {' or '.join(changes)}"
     else:
         advice = f"try more than {math.ceil(n * need / have)} devices, or a device with more memory"
+    if need <= have:
+        return (
+            f"nothing fits: none of the plans that fit the devices, {space.plan(least)} among them, leaves a "
+            f"node's host the memory for what it offloads; {advice}"
+        )
     return (
         f"nothing fits: the leanest of {int(priced.sum())} plans, {space.plan(least)}, needs "
         f"{need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB per device; {advice}"

@@ -183,3 +183,26 @@ def test_hosts_by_name_and_file(tmp_path: Path) -> None:
         "gpt2", hardware="v100-sxm2-32gb", plan="dp1.zero-offload", overrides=LAYERS, host="server-ddr5"
     )
     assert slow.prediction.step_time_s > fast.prediction.step_time_s
+
+
+def test_what_is_offloaded_must_fit_the_host(gpt: Forecaster, tmp_path: Path) -> None:
+    roomy = predict(gpt, "dp1.zero-infinity")
+    assert roomy.fits
+    n = gpt.graph(1).n_parameters
+    about = n * (2 + 2 + 12)  # parameters, gradients and optimizer state all leave the device
+    for factor, fits in ((1.2, True), (0.8, False)):
+        host = load_host("workstation").model_copy(update={"memory_bytes": about * factor})
+        (tmp_path / "host.json").write_text(host.model_dump_json())
+        made = api.forecaster(
+            "gpt2",
+            hardware="v100-sxm2-32gb",
+            framework="megatron",
+            overrides=LAYERS,
+            host=str(tmp_path / "host.json"),
+        )
+        found = predict(made, "dp1.zero-infinity")
+        assert found.fits == fits
+        assert any("DOES NOT FIT the host" in w for w in found.warnings) != fits
+        # drives take the optimizer's state, and without offload nothing is there
+        assert predict(made, "dp1.zero-infinity-nvme").fits
+        assert predict(made, "dp1").fits
