@@ -59,6 +59,19 @@ def test_prompt_and_output_go_together() -> None:
         infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=8)
 
 
+@pytest.mark.parametrize("load", [{"rate_per_s": 3.0}, {"concurrency": 4}])
+def test_replicas_share_the_requests(load: dict[str, Any]) -> None:
+    asked = {"hardware": "a100-sxm4-80gb", "prompt_len": 32, "output_len": 8, "overrides": SMALL}
+    one = infer("gpt2", plan="dp1", **asked, **load).to_dict()
+    three = infer("gpt2", plan="dp3", **asked, **{name: 3 * value for name, value in load.items()}).to_dict()
+    for name in ("rate_per_s", "concurrency", "tokens_per_s", "capacity_per_s", "most_running"):
+        assert three[name] == pytest.approx(3 * one[name]), name
+    for name in ("time_to_first_token_s", "latency_s", "kv_cache_bytes", "parameter_bytes"):
+        assert three[name] == pytest.approx(one[name]), name
+    few = infer("gpt2", plan="dp3", **asked, concurrency=2).to_dict()
+    assert few["concurrency"] <= 2
+
+
 def test_replicas_answer_their_batches_side_by_side() -> None:
     sizes = {"batch_size": 4, "prompt_len": 32, "output_len": 4}
     one, two = (
