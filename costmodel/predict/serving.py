@@ -122,7 +122,7 @@ def serve(
     if (rate_per_s is None) == (concurrency is None):
         raise PlanError("give a rate of requests or a number of clients, and not both")
     given = rate_per_s if rate_per_s is not None else concurrency
-    if given is None or given <= 0 or output_len < 2:
+    if given is None or not 0 < given < math.inf or output_len < 2:
         raise PlanError(
             f"rate({rate_per_s}), concurrency({concurrency}), output({output_len}): must be positive, and an "
             "answer at least 2 tokens"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from costmodel.errors import UsageError
+from costmodel.errors import PlanError, UsageError
 from costmodel.framework import load_framework
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
@@ -80,3 +80,9 @@ def test_replicas_answer_their_batches_side_by_side() -> None:
     )
     assert two.latency_s == pytest.approx(one.latency_s)
     assert two.tokens_per_s == pytest.approx(2 * one.tokens_per_s)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_rate_is_a_positive_number(rate: float) -> None:
+    with pytest.raises(PlanError, match="must be positive"):
+        infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=8, output_len=4, rate_per_s=rate, overrides=SMALL)
