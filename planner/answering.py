@@ -85,4 +85,4 @@ def infer(
         )
     else:
         answer = inference.generate(parsed, batch_size=batch_size, **lengths)
-    return replace(answer, warnings=inference.warnings(prompt_len + output_len))
+    return replace(answer, warnings=(*answer.warnings, *inference.warnings(prompt_len + output_len)))

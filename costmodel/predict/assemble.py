@@ -15,7 +15,13 @@ from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
 from costmodel.predict.memory import model_state
-from costmodel.predict.notes import host_notes, machine_notes, model_notes, recompute_notes
+from costmodel.predict.notes import (
+    host_notes,
+    machine_notes,
+    model_notes,
+    offload_notes,
+    recompute_notes,
+)
 from costmodel.predict.optimizer_costs import (
     optimizer_s,
     optimizer_variant,
@@ -142,6 +148,7 @@ def _cut(
         ),
         warnings=(
             *too_much,
+            *offload_notes(plan, step.offload),
             *graph.notes,
             *_unmodelled(graph.unmodelled_fraction),
             *machine_notes(profile, forecaster.framework.compute_dtype),

@@ -98,6 +98,8 @@ class InferencePrediction:
     breakdown_s: Mapping[str, float]
     """Parts of `latency_s`."""
     warnings: tuple[str, ...] = ()
+    host_fits: bool = True
+    """Whether a node's host has the memory for weights that stream from it."""
 
     @property
     def time_s(self) -> float:
@@ -115,8 +117,8 @@ class InferencePrediction:
 
     @property
     def fits(self) -> bool:
-        """Whether parameters and cache fit the device."""
-        return self.parameter_bytes + self.kv_cache_bytes <= self.device_memory_bytes
+        """Whether parameters and cache fit the device, and streamed weights the host."""
+        return self.host_fits and self.parameter_bytes + self.kv_cache_bytes <= self.device_memory_bytes
 
 
 class InferenceForecaster:
@@ -194,6 +196,8 @@ class InferenceForecaster:
                 "a token costs over its context is not known; take a framework with attention=flash"
             )
         held = [unit.stored_elements for unit in self._units(one_token, plan, batch_size)]
+        on_host = sum(held) * self.framework.parameter_bytes if streams_from(plan) == "host" else 0.0
+        too_much = on_host > self.host.memory_bytes
         # streamed weights: the unit that computes and the one that comes in
         parameters = sum(sorted(held)[-2:]) if streams_from(plan) else sum(held) / plan.pp
         return InferencePrediction(
@@ -214,6 +218,14 @@ class InferenceForecaster:
                 part: first.breakdown_s.get(part, 0.0) + steps * following.breakdown_s.get(part, 0.0)
                 for part in {*first.breakdown_s, *following.breakdown_s}
             },
+            host_fits=not too_much,
+            warnings=(
+                f"DOES NOT FIT the host: weights of {on_host / 2**30:.0f} GiB stream from one of "
+                f"{self.host.memory_bytes / 2**30:.0f} GiB; use drives (zero-inference-nvme) or name "
+                "your host (--host)",
+            )
+            if too_much
+            else (),
         )
 
     def warnings(self, seq_len: int) -> tuple[str, ...]:

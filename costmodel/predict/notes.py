@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from costmodel.stage_costs import StageCosts
     from costmodel.step import Offload
 
-__all__ = ["host_notes", "machine_notes", "model_notes", "recompute_notes"]
+__all__ = ["host_notes", "machine_notes", "model_notes", "offload_notes", "recompute_notes"]
 
 
 def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
@@ -67,6 +67,16 @@ def host_notes(
     return (
         f"DOES NOT FIT the host: its ranks offload {need / 2**30:.0f} GiB to a node of "
         f"{host.memory_bytes / 2**30:.0f} GiB; shard over more nodes, use drives, or name your host (--host)",
+    )
+
+
+def offload_notes(plan: Plan, offload: Offload | None) -> tuple[str, ...]:
+    """Replicas that each offload everything."""
+    if offload is None or not offload.host_update_bytes_per_s or plan.zero_stage or plan.dp * plan.cp == 1:
+        return ()
+    return (
+        f"each of {plan.dp * plan.cp} replicas updates all parameters on its host: ZeRO-Offload divides them "
+        "among the replicas (zero2 in the plan)",
     )
 
 

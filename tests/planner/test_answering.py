@@ -10,6 +10,7 @@ import pytest
 
 from costmodel.errors import PlanError, UsageError
 from costmodel.framework import load_framework
+from costmodel.hardware.host_machine import load_host
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
 from costmodel.models.images import UNSEEN
@@ -86,3 +87,16 @@ def test_replicas_answer_their_batches_side_by_side() -> None:
 def test_a_rate_is_a_positive_number(rate: float) -> None:
     with pytest.raises(PlanError, match="must be positive"):
         infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=8, output_len=4, rate_per_s=rate, overrides=SMALL)
+
+
+def test_weights_that_stream_from_a_host_fit_it(tmp_path: Path) -> None:
+    host = load_host("workstation").model_copy(update={"memory_bytes": 1e6})
+    (tmp_path / "host.json").write_text(host.model_dump_json())
+    asked = {"hardware": "a100-sxm4-80gb", "prompt_len": 8, "output_len": 4, "overrides": SMALL}
+    small = {**asked, "host": str(tmp_path / "host.json")}
+    found = infer("gpt2", plan="zero-inference", **small)
+    assert not found.to_dict()["fits"]
+    assert found.warnings[0].startswith("DOES NOT FIT the host")
+    assert infer("gpt2", plan="zero-inference", **asked).to_dict()["fits"]
+    for plan in ("dp1", "zero-inference-nvme"):
+        assert infer("gpt2", plan=plan, **small).to_dict()["fits"]

@@ -206,3 +206,16 @@ def test_what_is_offloaded_must_fit_the_host(gpt: Forecaster, tmp_path: Path) ->
         # drives take the optimizer's state, and without offload nothing is there
         assert predict(made, "dp1.zero-infinity-nvme").fits
         assert predict(made, "dp1").fits
+
+
+def test_replicas_that_each_offload_everything_are_noted(gpt: Forecaster) -> None:
+    said = {
+        plan: any("updates all parameters" in w for w in predict(gpt, plan).warnings)
+        for plan in ("dp2.zero-offload", "dp2.zero2.zero-offload", "dp1.zero-offload", "dp2")
+    }
+    assert said == {
+        "dp2.zero-offload": True,
+        "dp2.zero2.zero-offload": False,
+        "dp1.zero-offload": False,
+        "dp2": False,
+    }
