@@ -36,6 +36,10 @@ _DEGREES = {
 _SCHEDULE_DEFAULT = "1f1b"
 
 
+_MOST_RANKS = 1 << 20
+"""More ranks than any machine has; rings and trees are walked rank by rank."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Degrees of each axis, batch sizes, schedule and memory policies.
@@ -67,6 +71,13 @@ class Plan:
         for name in ("dp", "tp", "pp", "vpp", "cp", "ep", "micro_batch_size"):
             if getattr(self, name) < 1:
                 raise PlanError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.world_size > _MOST_RANKS:
+            raise PlanError(
+                f"dp({self.dp}) * tp({self.tp}) * pp({self.pp}) * cp({self.cp}) = {self.world_size}: at most "
+                f"{_MOST_RANKS} ranks can be forecast; take smaller degrees"
+            )
+        if self.dp_shard < 0:
+            raise PlanError(f"dp_shard={self.dp_shard}: must not be negative (0: all replicas)")
         if self.global_batch_size < 0:
             raise PlanError(f"global_batch_size={self.global_batch_size}: must be positive")
         if self.zero_stage not in (0, 1, 2, 3):
@@ -93,6 +104,16 @@ class Plan:
     def world_size(self) -> int:
         """Ranks the plan needs: dp * tp * pp * cp (expert parallelism reuses them)."""
         return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def experts_over(self) -> int:
+        """Parts that expert parallelism cuts experts into beside tensor parallelism: `ep`, or as many as
+        there are replicas where `ep` spans tensor-parallel ranks too: each rank has 1 / (dp cp tp) of all.
+
+        Megatron-Core's expert-tensor-parallel-size dp cp tp / ep, priced as narrower parts of more experts.
+        """
+        most = min(self.ep, self.dp * self.cp)
+        return max(d for d in range(1, most + 1) if self.ep % d == 0)
 
     @property
     def num_microbatches(self) -> int:
@@ -170,13 +191,20 @@ class Plan:
         except tomllib.TOMLDecodeError as error:
             raise PlanError(f"plan file is not valid TOML: {error}") from error
         table = table.get("plan", table)
-        names = {f.name for f in fields(cls)}
-        unknown = sorted(set(table) - names)
+        if not isinstance(table, dict):
+            raise PlanError(f"plan file: plan = {table!r}: must be a table, [plan]")
+        defaults = {f.name: f.default for f in fields(cls)}
+        unknown = sorted(set(table) - set(defaults))
         if unknown:
-            raise PlanError(f"plan file: unknown keys {unknown}; there are: {sorted(names)}")
-        if "flags" in table:
-            table["flags"] = tuple(table["flags"])
-        return cls(**table)
+            raise PlanError(f"plan file: unknown keys {unknown}; there are: {sorted(defaults)}")
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in table.items()}
+        for name, value in values.items():
+            if type(value) is not type(defaults[name]):
+                kind = {int: "a whole number", bool: "true or false", str: "text", tuple: "a list of words"}
+                raise PlanError(f"plan file: {name} = {table[name]!r}: must be {kind[type(defaults[name])]}")
+        if not all(isinstance(word, str) for word in values.get("flags", ())):
+            raise PlanError(f"plan file: flags = {table['flags']!r}: must be a list of words")
+        return cls(**values)
 
     def to_toml(self) -> str:
         """The plan as a TOML table that `from_toml` reads back."""

@@ -63,6 +63,8 @@ class UnitCosts:
     """Parameters of the unit on this rank after tensor/expert sharding, before data-parallel sharding."""
     trained_fraction: float = 1.0
     """Share of them that has gradients and an update; the others are frozen."""
+    shared_by: float = 0.0
+    """Ranks that divide them and their optimizer's state, on average; 0: as a step's options say."""
     split_s: float = 0.0
     """Host time of taking the weights' gradients apart from the inputs' (not on the first stage)."""
     accumulate_s: float = 0.0

@@ -6,11 +6,11 @@ Every function takes what the command takes and returns data; printing is the co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ForeshardError, UsageError
+from planner.answering import infer
 from planner.cluster import cluster
 from planner.correcting import learn_hardware
 from planner.exporting import export
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from costmodel.models import ModelSource
     from costmodel.plan import Plan
     from costmodel.predict import Forecast, Forecaster
-    from costmodel.predict.inference import ForwardCost, InferencePrediction
-    from costmodel.predict.serving import ServingPrediction
     from planner.validation.scoring import Report
 
 __all__ = [
@@ -264,7 +262,7 @@ def forecaster(
 
     name, _, variant = hardware.partition(":")
     chosen = load_framework(framework)
-    if compression < 1.0:
+    if not 1.0 <= compression < float("inf"):
         raise UsageError(f"compression({compression:g}): must be at least 1 (10: a tenth of the bytes)")
     if compression > 1.0:
         chosen = chosen.model_copy(update={"gradient_comm_bytes": chosen.gradient_comm_bytes / compression})
@@ -312,78 +310,6 @@ def predict(
         compression=compression,
         straggler=straggler,
     ).forecast(parsed)
-
-
-def infer(
-    model: str,
-    *,
-    hardware: str,
-    plan: str = "dp1",
-    batch_size: int = 1,
-    prompt_len: int | None = None,
-    output_len: int | None = None,
-    seq_len: int | None = None,
-    framework: str = "pytorch-bf16",
-    cache_dtype: str | None = None,
-    rate_per_s: float | None = None,
-    concurrency: int | None = None,
-    paged: bool = True,
-    steps: int = 1,
-    host: str | None = None,
-    overrides: Sequence[str] | Mapping[str, Any] | None = None,
-    trust_remote_code: bool = False,
-) -> InferencePrediction | ServingPrediction | ForwardCost:
-    """Requests of `prompt_len` tokens answered with `output_len` each; without both, one forward pass.
-
-    `cache_dtype`: same (as activations) or fp8, instead of the framework's. `rate_per_s` or `concurrency`:
-    continuous batching at a steady rate, or for so many clients, its cache in pages or contiguous.
-    `steps`: forward passes in a row (the denoising steps of a diffusion model).
-
-    Raises UsageError where only one of the two is given, PlanError where the model cannot be run so.
-    """
-    from costmodel.framework import load_framework
-    from costmodel.hardware.host_machine import load_host
-    from costmodel.hardware.store import load_profile
-    from costmodel.predict.inference import InferenceForecaster
-    from costmodel.predict.serving import serve
-
-    if (prompt_len is None) != (output_len is None):
-        raise UsageError("--prompt and --output go together; without both, one forward pass is predicted")
-    name, _, variant = hardware.partition(":")
-    source = model_source(
-        model,
-        seq_len=prompt_len or seq_len,
-        overrides=overrides,
-        training=False,
-        trust_remote_code=trust_remote_code,
-    )
-    chosen = load_framework(framework)
-    if cache_dtype is not None:
-        if cache_dtype not in ("same", "fp8"):
-            raise UsageError(f"cache type {cache_dtype!r}: must be same or fp8")
-        chosen = chosen.model_copy(update={"cache_dtype": cache_dtype})
-    inference = InferenceForecaster(
-        source=source,
-        profile=load_profile(name),
-        framework=chosen,
-        network_variant=variant or None,
-        host=load_host(host) if host else None,
-    )
-    parsed = parse_plan(plan)
-    answer: InferencePrediction | ServingPrediction | ForwardCost
-    if prompt_len is None or output_len is None:
-        if rate_per_s is not None or concurrency is not None:
-            raise UsageError("--rate and --concurrency need --prompt and --output")
-        answer = inference.forward(parsed, batch_size=batch_size).times(steps)
-        return replace(answer, warnings=inference.warnings(source.seq_len))
-    lengths = {"prompt_len": prompt_len, "output_len": output_len}
-    if rate_per_s is not None or concurrency is not None:
-        answer = serve(
-            inference, parsed, **lengths, rate_per_s=rate_per_s, concurrency=concurrency, paged=paged
-        )
-    else:
-        answer = inference.generate(parsed, batch_size=batch_size, **lengths)
-    return replace(answer, warnings=inference.warnings(prompt_len + output_len))
 
 
 def calibrate(

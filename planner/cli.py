@@ -81,6 +81,12 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        path = error.filename2 or error.filename
+        print(f"foreshard: {path}: {error.strerror}; give another path", file=sys.stderr)
+        raise SystemExit(1) from None
     finally:
         if args is None:  # the process ends: what it made need not be searched for cycles once more
             gc.freeze()

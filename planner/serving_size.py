@@ -93,6 +93,7 @@ class ServingSize:
     replicas: tuple[Replica, ...]
     fewest: Replica
     cheapest: Replica | None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of `size --json` for serving."""
@@ -104,6 +105,7 @@ class ServingSize:
             "fewest": self.fewest.to_dict(),
             "cheapest": None if self.cheapest is None else self.cheapest.to_dict(),
             "candidates": [replica.to_dict() for replica in self.replicas],
+            "warnings": list(self.warnings),
         }
 
 
@@ -143,6 +145,9 @@ def size_serving(
         replicas=tuple(replicas),
         fewest=min(meeting, key=lambda r: (r.n_devices, r.usd_per_hour or 0.0, r.plan.world_size)),
         cheapest=min(priced, key=lambda r: (r.usd_per_hour, r.n_devices)) if priced else None,
+        warnings=tuple(
+            dict.fromkeys(w for f in forecasters.values() for w in f.warnings(prompt_len + output_len))
+        ),
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tails", "sharded_step", "tails"]
 
-_PARAMETERS = ("elements", "copied_elements", "n_tensors")
+_PARAMETERS = ("elements", "expert_elements", "copied_elements", "n_tensors")
 """Stage columns that reductions and updates depend on."""
 
 
@@ -56,31 +56,29 @@ def tails(
     stage = {name: stage[name][configs.table] for name in _PARAMETERS}
     update = _update_s(forecaster, configs, stage).sum(axis=1)
     plain = ((configs.replicas > 1) & ~((configs.zero == 3) & (configs.dp > 1)))[:, None, None]
-    elements = np.where(plain, stage["elements"], 0.0)
-    size = elements * framework.gradient_comm_bytes
-    smallest = framework.bucket_bytes_per_rank * configs.replicas
-    cap = np.maximum(framework.bucket_bytes, smallest)[:, None, None].astype(np.float64)
-    first_cap = np.maximum(framework.first_bucket_bytes, smallest)[:, None, None].astype(np.float64)
-    n_buckets = np.where(size < first_cap, 1.0, 1.0 + np.maximum(1.0, np.round((size - first_cap) / cap)))
-    scattered = (configs.zero > 0)[:, None, None]
-    whole = _reduce_s(forecaster, configs, size, scattered)
-    each = _reduce_s(forecaster, configs, size / n_buckets, scattered)
+    experts = stage["expert_elements"]
+    parts = [
+        _buckets(forecaster, configs, np.where(plain, elements, 0.0), axis, ranks)
+        for elements, axis, ranks in (
+            (stage["elements"] - experts, "dp", configs.replicas),
+            (experts, "expert_dp", configs.expert_replicas),
+        )
+        if axis == "dp" or elements.any()
+    ]
+    n_buckets, whole, all_of_them, gather, moved = (sum(found) for found in zip(*parts, strict=True))
     if framework.overlap_dp:
-        n_last, whole_last, each_last = (values[which, 0] for values in (n_buckets, whole, each))
+        n_last, whole_last, all_last = (values[which, 0] for values in (n_buckets, whole, all_of_them))
         one = n_last <= 1.0
         least = np.where(one, whole_last, np.maximum(0.0, whole_last - backward_s))
+        n_last = np.maximum(1.0, n_last)
         hidden = backward_s * (1.0 - 1.0 / n_last)
-        about = np.where(one, whole_last, np.maximum(0.5 * each_last, n_last * each_last - hidden))
-        moved = np.where(
-            scattered, _moved(configs, "reduce_scatter", size), _moved(configs, "all_reduce", size)
-        )
-        about = about + _slowed_s(forecaster, moved[which, 0], n_last * each_last, about)
+        about = np.where(one, whole_last, np.maximum(0.5 * all_last / n_last, all_last - hidden))
+        about = about + _slowed_s(forecaster, moved[which, 0], all_last, about)
         before = np.zeros_like(least)
     else:
-        least, about = whole[which, 0], (n_buckets * each)[which, 0]
+        least, about = whole[which, 0], all_of_them[which, 0]
         before = whole[:, 1:, :].sum(axis=1)[which]
-    updated = np.where(scattered, elements * framework.parameter_comm_bytes, 0.0)
-    gather = configs.collective_s(forecaster, "all_gather", updated, "dp").sum(axis=1)
+    gather = gather.sum(axis=1)
     if framework.overlap_dp and framework.overlap_gather:
         gather = np.zeros_like(gather)  # beside the next forward
     tied = _tied_s(forecaster, configs, stage)
@@ -93,9 +91,9 @@ def tails(
     )
 
 
-def _moved(configs: Configs, op: str, size_bytes: FloatArray) -> FloatArray:
-    """Bytes that each rank moves in collectives of these sizes [n, ...] among its replicas."""
-    factors = np.array([bus_factor(op, int(n)) if n > 1 else 0.0 for n in configs.replicas])
+def _moved(op: str, size_bytes: FloatArray, ranks: IntArray) -> FloatArray:
+    """Bytes that each rank moves in collectives of these sizes [n, ...] among `ranks` [n]."""
+    factors = np.array([bus_factor(op, int(n)) if n > 1 else 0.0 for n in ranks])
     return np.asarray(size_bytes * factors.reshape(-1, *[1] * (size_bytes.ndim - 1)))
 
 
@@ -108,12 +106,33 @@ def _slowed_s(
     )
 
 
+def _buckets(
+    forecaster: Forecaster, configs: Configs, elements: FloatArray, axis: str, ranks: IntArray
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
+    """(buckets, seconds of reducing all in one, of reducing each, of gathering what was updated, bytes that
+    reducing moves) of stages' parameters [n, v, p], of which so many `ranks` of an axis have the same."""
+    framework = forecaster.framework
+    elements = np.where((ranks > 1)[:, None, None], elements, 0.0)
+    size = elements * framework.gradient_comm_bytes
+    smallest = framework.bucket_bytes_per_rank * ranks
+    cap = np.maximum(framework.bucket_bytes, smallest)[:, None, None].astype(np.float64)
+    first_cap = np.maximum(framework.first_bucket_bytes, smallest)[:, None, None].astype(np.float64)
+    n_buckets = np.where(size < first_cap, 1.0, 1.0 + np.maximum(1.0, np.round((size - first_cap) / cap)))
+    scattered = (configs.zero > 0)[:, None, None]
+    whole = _reduce_s(forecaster, configs, size, scattered, axis)
+    each = _reduce_s(forecaster, configs, size / n_buckets, scattered, axis)
+    updated = np.where(scattered, elements * framework.parameter_comm_bytes, 0.0)
+    gather = configs.collective_s(forecaster, "all_gather", updated, axis)
+    moved = np.where(scattered, _moved("reduce_scatter", size, ranks), _moved("all_reduce", size, ranks))
+    return np.where(size > 0, n_buckets, 0.0), whole, n_buckets * each, gather, moved
+
+
 def _reduce_s(
-    forecaster: Forecaster, configs: Configs, size_bytes: FloatArray, scattered: np.ndarray
+    forecaster: Forecaster, configs: Configs, size_bytes: FloatArray, scattered: np.ndarray, axis: str
 ) -> FloatArray:
-    whole = configs.collective_s(forecaster, "all_reduce", np.where(scattered, 0.0, size_bytes), "dp")
+    whole = configs.collective_s(forecaster, "all_reduce", np.where(scattered, 0.0, size_bytes), axis)
     return whole + configs.collective_s(
-        forecaster, "reduce_scatter", np.where(scattered, size_bytes, 0.0), "dp"
+        forecaster, "reduce_scatter", np.where(scattered, size_bytes, 0.0), axis
     )
 
 
@@ -165,15 +184,29 @@ def sharded_step(
     framework = forecaster.framework
     elements = column("elements")
     part = configs.take(rows)
-    gathered = (elements + column("frozen_elements")) * framework.parameter_comm_bytes
-    reduced = elements * framework.gradient_comm_bytes
-    gather = part.collective_s(forecaster, "all_gather", gathered, "dp_shard") + _copy_s(forecaster, gathered)
-    reduce = part.collective_s(forecaster, "reduce_scatter", reduced, "dp_shard")
-    replicated = np.where((part.shard < part.dp)[:, None], reduced / part.shard[:, None], 0.0)
-    reduce = reduce + part.collective_s(forecaster, "all_reduce", replicated, "dp_replicate")
+    experts, frozen_experts = column("expert_elements"), column("frozen_expert_elements")
+    stored = elements + column("frozen_elements") - experts - frozen_experts
+    gather, reduce, copied, moved = (np.zeros_like(elements) for _ in range(4))
+    for trained, held, prefix, among, divided in (
+        (elements - experts, stored, "", part.shard * (part.replicas // part.dp), part.shard),
+        (experts, experts + frozen_experts, "expert_", part.expert_shard, part.expert_shard),
+    ):
+        if not held.any():
+            continue
+        alone = (among == 1)[:, None]
+        gathered = np.where(alone, 0.0, held * framework.parameter_comm_bytes)
+        reduced = trained * framework.gradient_comm_bytes
+        replicated = np.where((part.shard < part.dp)[:, None], reduced / divided[:, None], 0.0)
+        scattered = np.where(alone, 0.0, reduced)
+        gather = gather + part.collective_s(forecaster, "all_gather", gathered, f"{prefix}dp_shard")
+        gather = gather + _copy_s(forecaster, gathered)
+        reduce = reduce + part.collective_s(forecaster, "reduce_scatter", scattered, f"{prefix}dp_shard")
+        reduce = reduce + part.collective_s(forecaster, "all_reduce", replicated, f"{prefix}dp_replicate")
+        copied = copied + _copy_s(forecaster, scattered)
+        moved = moved + _moved("reduce_scatter", 2.0 * gathered + scattered, among)
     host = 0.5 * host_cost_s(forecaster.profile, "fsdp_unit_s")
     forward = column("forward_s") + host
-    backward = column("input_s") + column("weight_s") + host + _copy_s(forecaster, reduced)
+    backward = column("input_s") + column("weight_s") + host + copied
     cpu = forecaster.profile.device.kind == "cpu"
     m = part.num_microbatches.astype(np.float64)
     down, _ = _pass(forward, gather, None, ahead=0 if cpu else 1, overlap=framework.overlap_dp)
@@ -190,7 +223,6 @@ def sharded_step(
     if not framework.overlap_dp:
         return least, least
     exchanged = m * (2.0 * gather + reduce).sum(axis=1)
-    moved = 2.0 * _moved(part, "all_gather", gathered) + _moved(part, "reduce_scatter", reduced)
     exposed = m * (down + up - (forward + backward).sum(axis=1)) + left
     return least, least + _slowed_s(forecaster, m * moved.sum(axis=1), exchanged, exposed)
 

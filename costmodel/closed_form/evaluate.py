@@ -38,7 +38,8 @@ __all__ = ["Pricer"]
 _Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 _SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
-"""With the micro-batch size: what decides how a unit costs. `wide`: experts lie over several replicas."""
+"""With the micro-batch size: what decides how a unit costs. `wide`: replicas over which experts
+lie, where tensor-parallel ranks share them too (0: where they do not)."""
 _CHUNKS = 100_000
 """More chunks than a rank can have."""
 _LAYOUT = ("tp", "cp", "ep", "pp", "dp", "dp_shard", "inside")
@@ -71,7 +72,8 @@ class Pricer:
         self._twin = twin
         self._space = space
         at = space.columns
-        self._columns = {**at, "wide": (at["ep"] > at["dp"] * at["cp"]).astype(np.int64)}
+        replicas = at["dp"] * at["cp"]
+        self._columns = {**at, "wide": np.where(at["ep"] > replicas, replicas, 0)}
         self._cut = at["pp"] * _CHUNKS + at["vpp"]
         self._key = np.full(len(space), -1, dtype=np.int64)
         self._tables: list[UnitTable] = []
@@ -326,6 +328,7 @@ class Pricer:
             inside=at["inside"][rows],
             tp=at["tp"][rows],
             sp=at["sp"][rows],
+            ep=at["ep"][rows],
         )
 
     def _groups_of(self, row: int) -> dict[str, CollectiveGroup]:

@@ -207,7 +207,7 @@ def levels_of(
     rooted = traffic.rooted and not framework.fused_optimizer and not looped
     each = framework.update_copy_bytes + (4.0 if rooted else 0.0)
     update = gradients
-    if each and traffic.updates:
+    if each and traffic.updates and offload is None:
         update = gradients + np.floor(each * elements / np.where(zero >= 1, parts, 1.0))
     gathered = 2 * framework.parameter_comm_bytes * largest + framework.gradient_comm_bytes * largest_trained
     buffers = _communication(elements, gathered, framework, zero, dp[:, None])

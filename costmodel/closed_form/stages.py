@@ -72,7 +72,7 @@ def cut_tables(
 
 def _split(way: tuple[Plan, Cuts]) -> tuple[int | bool, ...]:
     plan = way[0]
-    return (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep)
+    return (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep, plan.experts_over)
 
 
 def _cut_table(forecaster: Forecaster, way: tuple[Plan, Cuts]) -> UnitTable:

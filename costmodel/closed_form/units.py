@@ -100,6 +100,7 @@ def _known(forecaster: Forecaster, plan: Plan) -> tuple[dict[tuple[Any, ...], Un
     groups = axis_groups(plan, 1 if network is None else network.ranks_per_node)
     key = (
         *(plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep, plan.recompute),
+        plan.experts_over,
         *(groups[axis] for axis in ("tp", "cp", "ep")),
         plan.world_size if forecaster.profile.rank_log_sigma else 0,
     )

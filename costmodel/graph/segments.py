@@ -38,6 +38,14 @@ def cut_segments(
         if op.phase is Phase.FORWARD and group_unit[group_of[op.index]] is not None
         for index in op.inputs
     }
+    # of a run of equal blocks one is there: what it hands on is the input of the next
+    needed |= {
+        _base(tensors, index)
+        for op in operators
+        if op.phase is Phase.FORWARD and (unit := group_unit[group_of[op.index]]) is not None
+        if len(unit.instances) > 1
+        for index in op.outputs
+    }
     segments = [
         _segment(groups[i], group_unit[i], tensors, owner, i, crossing[i], needed) for i in range(len(groups))
     ]
@@ -246,6 +254,7 @@ def _merged(segments: list[Segment]) -> tuple[Segment, ...]:
                 name=before.name,
                 count=before.count + segment.count,
                 modules=(*before.modules, *segment.modules),
+                passing_bytes=min(before.passing_bytes, segment.passing_bytes),
             )
         else:
             result.append(segment)

@@ -15,7 +15,13 @@ from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
 from costmodel.predict.memory import model_state
-from costmodel.predict.notes import machine_notes, model_notes, recompute_notes
+from costmodel.predict.notes import (
+    host_notes,
+    machine_notes,
+    model_notes,
+    offload_notes,
+    recompute_notes,
+)
 from costmodel.predict.optimizer_costs import (
     optimizer_s,
     optimizer_variant,
@@ -117,6 +123,8 @@ def _cut(
     peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
+    per_node = 1 if profile.network is None else profile.network.ranks_per_node
+    too_much = host_notes(plan, step.offload, stages, forecaster.host, per_node)
     prediction = Prediction(
         model=forecaster.source.name,
         plan=asked,
@@ -139,6 +147,8 @@ def _cut(
             n_devices=plan.world_size,
         ),
         warnings=(
+            *too_much,
+            *offload_notes(plan, step.offload),
             *graph.notes,
             *forecaster.sharded(plan).notes,
             *_unmodelled(graph.unmodelled_fraction),
@@ -147,6 +157,7 @@ def _cut(
             *recompute_notes(plan.recompute, graph.segments),
         ),
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),
+        host_fits=not too_much,
         errors=errors,
     )
     return prediction, step

@@ -52,16 +52,22 @@ class _Unit:
 
 
 def exchanges(forecaster: Forecaster, plan: Plan, units: Sequence[Unit]) -> list[Exchange]:
-    """The exchanges of every unit of a stage under the plan's data-parallel strategy."""
+    """The exchanges of every unit of a stage under the plan's data-parallel strategy.
+
+    Experts that expert parallelism divides go between the ranks that have the same ones.
+    """
     found = [_Unit() for _ in units]
-    servers = servers_of(plan)
-    if plan.dp * plan.cp * SCHEDULES[plan.schedule].copies > 1:
-        if servers is not None:
+    pipelines = SCHEDULES[plan.schedule].copies
+    if plan.dp * plan.cp * pipelines > 1:
+        if servers_of(plan) is not None:
             _served(forecaster, plan, units, found)
-        elif plan.zero_stage == 3:
-            _sharded(forecaster, plan, units, found)
         else:
-            _in_buckets(forecaster, plan, units, found)
+            exchange = _sharded if plan.zero_stage == 3 else _in_buckets
+            for experts in (False, True):
+                held = [unit.held(experts=experts) for unit in units]
+                alone = experts and pipelines == 1 and max(1, plan.dp * plan.cp // plan.ep) == 1
+                if not alone and any(stored for _, stored in held):
+                    exchange(forecaster, plan, held, found, experts=experts)
 
     def share(exchanged: _Sum) -> float:
         moved, seconds = np.array([exchanged.moved_bytes]), np.array([exchanged.seconds])
@@ -104,53 +110,76 @@ def _served(forecaster: Forecaster, plan: Plan, units: Sequence[Unit], found: Se
             _add(forecaster, plan, mine.gathered, "p2p", pulled, "server")
 
 
-def _sharded(forecaster: Forecaster, plan: Plan, units: Sequence[Unit], found: Sequence[_Unit]) -> None:
-    """ZeRO-3: each unit's parameters gathered, its gradients reduced and scattered."""
-    axis = "dp_shard" if plan.dp_shard else "dp"
+def _sharded(
+    forecaster: Forecaster,
+    plan: Plan,
+    held: Sequence[tuple[list[int], int]],
+    found: Sequence[_Unit],
+    *,
+    experts: bool,
+) -> None:
+    """ZeRO-3: units' parameters gathered, gradients reduced and scattered; `held`: as `Unit.held` says."""
+    prefix = "expert_" if experts else ""
+    axis = prefix + ("dp_shard" if plan.dp_shard else "dp")
+    among, divided = (plan.dp_shard or plan.dp) * plan.cp, plan.dp_shard
+    if experts:
+        among = divided = max(1, among // plan.ep)
     forecaster, framework = _narrowed(forecaster, plan, axis), forecaster.framework
     # measured over the two gathers and the reduction of a step; each takes a third
     per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
     measured = "fsdp_copy_s_per_byte" in forecaster.profile.host
-    for unit, mine in zip(units, found, strict=True):
-        gathered = unit.stored_elements * framework.parameter_comm_bytes
+    for (elements, stored), mine in zip(held, found, strict=True):
+        gathered = stored * framework.parameter_comm_bytes
         if not gathered:
             continue
-        _add(forecaster, plan, mine.gathered, "all_gather", gathered, axis)
-        mine.gathered.seconds += gathered * per_byte_s if measured else copy_s(forecaster, gathered)
-        reduced = sum(unit.elements) * framework.gradient_comm_bytes
-        if not reduced:
-            continue
-        _add(forecaster, plan, mine.reduced, "reduce_scatter", reduced, axis)
-        mine.copies_s = reduced * per_byte_s if measured else copy_s(forecaster, reduced)
-        if plan.dp_shard and plan.dp_shard < plan.dp:
-            _add(forecaster, plan, mine.reduced, "all_reduce", reduced / plan.dp_shard, "dp_replicate")
+        reduced = sum(elements) * framework.gradient_comm_bytes
+        if among > 1:
+            _add(forecaster, plan, mine.gathered, "all_gather", gathered, axis)
+            mine.gathered.seconds += gathered * per_byte_s if measured else copy_s(forecaster, gathered)
+            if reduced:
+                _add(forecaster, plan, mine.reduced, "reduce_scatter", reduced, axis)
+                mine.copies_s += reduced * per_byte_s if measured else copy_s(forecaster, reduced)
+        if reduced and plan.dp_shard and plan.dp_shard < plan.dp:
+            _add(forecaster, plan, mine.reduced, "all_reduce", reduced / divided, f"{prefix}dp_replicate")
 
 
-def _in_buckets(forecaster: Forecaster, plan: Plan, units: Sequence[Unit], found: Sequence[_Unit]) -> None:
+def _in_buckets(
+    forecaster: Forecaster,
+    plan: Plan,
+    held: Sequence[tuple[list[int], int]],
+    found: Sequence[_Unit],
+    *,
+    experts: bool,
+) -> None:
     """Gradients reduced in buckets; under ZeRO-1 and 2 what each rank updated is gathered."""
     framework, pipelines = forecaster.framework, SCHEDULES[plan.schedule].copies
     parameters_by_unit = [
-        (i, round(elements * framework.gradient_comm_bytes))
-        for i, unit in enumerate(units)
-        for elements in unit.elements
+        (i, round(count * framework.gradient_comm_bytes))
+        for i, (elements, _) in enumerate(held)
+        for count in elements
     ]
     op = "all_reduce" if plan.zero_stage == 0 else "reduce_scatter"
     per_bucket_s = host_cost_s(forecaster.profile, "ddp_bucket_s")
     synchronous = forecaster.profile.device.kind == "cpu"
-    smallest = framework.bucket_bytes_per_rank * plan.dp * plan.cp
+    ranks = max(1, plan.dp * plan.cp // plan.ep) if experts else plan.dp * plan.cp
+    smallest = framework.bucket_bytes_per_rank * ranks
+    sharded = plan.zero_stage and plan.dp_shard and pipelines == 1
+    prefix = "expert_" if experts else ""
+    shard = prefix + ("dp_shard" if sharded else "dp")
+    among = max(1, plan.dp_shard * plan.cp // plan.ep) if experts else plan.dp_shard
     for bucket in gradient_buckets(
         parameters_by_unit,
         bucket_bytes=max(framework.bucket_bytes, smallest),
         first_bucket_bytes=max(framework.first_bucket_bytes, smallest),
     ):
         mine, size = found[bucket.ready_unit], bucket.size_bytes
-        shard = "dp_shard" if plan.zero_stage and plan.dp_shard and pipelines == 1 else "dp"
-        if plan.zero_stage:
-            updated = size * framework.parameter_comm_bytes / framework.gradient_comm_bytes
-            _add(forecaster, plan, mine.gathered, "all_gather", updated, shard)
-        _add(forecaster, plan, mine.reduced, op, size, "copies" if pipelines > 1 else shard)
-        if shard == "dp_shard" and plan.dp_shard < plan.dp:
-            _add(forecaster, plan, mine.reduced, "all_reduce", size / plan.dp_shard, "dp_replicate")
+        if not sharded or among > 1:
+            if plan.zero_stage:
+                updated = size * framework.parameter_comm_bytes / framework.gradient_comm_bytes
+                _add(forecaster, plan, mine.gathered, "all_gather", updated, shard)
+            _add(forecaster, plan, mine.reduced, op, size, "copies" if pipelines > 1 else shard)
+        if sharded and plan.dp_shard < plan.dp:
+            _add(forecaster, plan, mine.reduced, "all_reduce", size / among, f"{prefix}dp_replicate")
         # launching takes the rank's own thread: on a CPU its computation waits for it
         if synchronous:
             mine.copies_s += per_bucket_s

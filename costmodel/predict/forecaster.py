@@ -197,7 +197,8 @@ class Forecaster:
     def sharded(self, plan: Plan) -> ShardedGraph:
         """The graph split by the plan's tensor, sequence, context and expert axes. Raises PlanError."""
         words = splitting_words(plan)
-        key = (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, plan.ep, words)
+        experts = plan.ep, plan.experts_over
+        key = (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, experts, words)
         if key not in self._sharded:
             self._sharded[key] = split_otherwise(self.graph(plan.micro_batch_size), plan) or shard(
                 self.graph(plan.micro_batch_size),
@@ -205,6 +206,7 @@ class Forecaster:
                 sequence_parallel=plan.sequence_parallel,
                 cp=plan.cp,
                 ep=plan.ep,
+                experts_over=plan.experts_over,
                 **self._tp_options(plan.tp),
             )
         return self._sharded[key]
@@ -298,6 +300,7 @@ class Forecaster:
             plan.sequence_parallel,
             plan.cp,
             plan.ep,
+            plan.experts_over,
             splitting_words(plan),
             plan.recompute,
             groups["tp"],

@@ -75,7 +75,7 @@ class ForwardCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferencePrediction:
-    """A batch of requests of one shape, answered together.
+    """A batch of requests of one shape, answered together by each of the plan's `dp` replicas.
 
     `time_to_first_token_s`: the prompt's forward. `time_per_output_token_s`: mean over the tokens after the
     first. `latency_s`: of the whole answer. Bytes are per rank (of the fullest stage, blocks spread evenly).
@@ -89,7 +89,7 @@ class InferencePrediction:
     time_per_output_token_s: float
     latency_s: float
     tokens_per_s: float
-    """Output tokens of all sequences per second of latency."""
+    """Output tokens of all sequences of all replicas per second of latency."""
     parameter_bytes: int
     kv_cache_bytes: int
     device_memory_bytes: int
@@ -98,6 +98,8 @@ class InferencePrediction:
     breakdown_s: Mapping[str, float]
     """Parts of `latency_s`."""
     warnings: tuple[str, ...] = ()
+    host_fits: bool = True
+    """Whether a node's host has the memory for weights that stream from it."""
 
     @property
     def time_s(self) -> float:
@@ -115,8 +117,8 @@ class InferencePrediction:
 
     @property
     def fits(self) -> bool:
-        """Whether parameters and cache fit the device."""
-        return self.parameter_bytes + self.kv_cache_bytes <= self.device_memory_bytes
+        """Whether parameters and cache fit the device, and streamed weights the host."""
+        return self.host_fits and self.parameter_bytes + self.kv_cache_bytes <= self.device_memory_bytes
 
 
 class InferenceForecaster:
@@ -194,6 +196,8 @@ class InferenceForecaster:
                 "a token costs over its context is not known; take a framework with attention=flash"
             )
         held = [unit.stored_elements for unit in self._units(one_token, plan, batch_size)]
+        on_host = sum(held) * self.framework.parameter_bytes if streams_from(plan) == "host" else 0.0
+        too_much = on_host > self.host.memory_bytes
         # streamed weights: the unit that computes and the one that comes in
         parameters = sum(sorted(held)[-2:]) if streams_from(plan) else sum(held) / plan.pp
         return InferencePrediction(
@@ -204,7 +208,7 @@ class InferenceForecaster:
             time_to_first_token_s=first.time_s,
             time_per_output_token_s=following.time_s,
             latency_s=latency_s,
-            tokens_per_s=batch_size * output_len / latency_s,
+            tokens_per_s=plan.dp * batch_size * output_len / latency_s,
             parameter_bytes=round(parameters * self.framework.parameter_bytes),
             kv_cache_bytes=round(caches * (prompt_len + output_len) / plan.pp),
             device_memory_bytes=int(self.profile.device.memory_bytes),
@@ -214,6 +218,14 @@ class InferenceForecaster:
                 part: first.breakdown_s.get(part, 0.0) + steps * following.breakdown_s.get(part, 0.0)
                 for part in dict.fromkeys((*first.breakdown_s, *following.breakdown_s))
             },
+            host_fits=not too_much,
+            warnings=(
+                f"DOES NOT FIT the host: weights of {on_host / 2**30:.0f} GiB stream from one of "
+                f"{self.host.memory_bytes / 2**30:.0f} GiB; use drives (zero-inference-nvme) or name "
+                "your host (--host)",
+            )
+            if too_much
+            else (),
         )
 
     def warnings(self, seq_len: int) -> tuple[str, ...]:

@@ -12,10 +12,14 @@ from costmodel.recompute import Recompute
 
 if TYPE_CHECKING:
     from costmodel.graph.model_graph import Segment
+    from costmodel.hardware.host_machine import HostMachine
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.models import ModelSource
+    from costmodel.plan import Plan
+    from costmodel.stage_costs import StageCosts
+    from costmodel.step import Offload
 
-__all__ = ["machine_notes", "model_notes", "recompute_notes"]
+__all__ = ["host_notes", "machine_notes", "model_notes", "offload_notes", "recompute_notes"]
 
 
 def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
@@ -31,6 +35,49 @@ def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
     if transferred:
         found.append(f"operator times transferred from {', '.join(transferred)}: intervals are wider")
     return tuple(found)
+
+
+def host_notes(
+    plan: Plan, offload: Offload | None, stages: Sequence[StageCosts], host: HostMachine, ranks_per_node: int
+) -> tuple[str, ...]:
+    """A host without the memory for what its node's ranks offload; as many as the fullest stage each.
+
+    Of a rank's share of the update it holds the optimizer's state (unless drives do) and gradients, and of
+    its parameters those that stream in.
+    """
+    if offload is None:
+        return ()
+    shard = (plan.dp_shard or plan.dp) * plan.cp
+    state = 0.0 if offload.storage_bytes_per_s else offload.state_per_parameter_byte
+    updated = (1.0 - offload.device_fraction) * (state + offload.gradient_per_parameter_byte)
+    if not offload.host_update_bytes_per_s:  # stages that are swapped leave whole
+        updated = offload.state_per_parameter_byte + offload.gradient_per_parameter_byte
+    by_rank: dict[int, float] = {}
+    for stage in stages:
+        for unit in stage.units:
+            among = (unit.shared_by or shard) if plan.zero_stage else 1.0
+            held = unit.parameter_bytes * unit.trained_fraction / among * updated
+            if offload.stream_weights or not offload.host_update_bytes_per_s:
+                held += unit.parameter_bytes / (among if plan.zero_stage == 3 else 1.0)
+            rank = stage.index % plan.pp
+            by_rank[rank] = by_rank.get(rank, 0.0) + held
+    need = max(by_rank.values()) * min(ranks_per_node, plan.world_size)
+    if need <= host.memory_bytes:
+        return ()
+    return (
+        f"DOES NOT FIT the host: its ranks offload {need / 2**30:.0f} GiB to a node of "
+        f"{host.memory_bytes / 2**30:.0f} GiB; shard over more nodes, use drives, or name your host (--host)",
+    )
+
+
+def offload_notes(plan: Plan, offload: Offload | None) -> tuple[str, ...]:
+    """Replicas that each offload everything."""
+    if offload is None or not offload.host_update_bytes_per_s or plan.zero_stage or plan.dp * plan.cp == 1:
+        return ()
+    return (
+        f"each of {plan.dp * plan.cp} replicas updates all parameters on its host: ZeRO-Offload divides them "
+        "among the replicas (zero2 in the plan)",
+    )
 
 
 def model_notes(source: ModelSource, seq_len: int) -> tuple[str, ...]:

@@ -144,6 +144,8 @@ def memory_of_rank(
         update = 0
     if updates:
         update += round(sum(elements) * framework.update_copy_bytes)
+    if offload is not None:  # what the host updates leaves no temporaries here
+        update = round(update * offload.device_fraction)
     passing = max((p.total for p in peaks), default=0)
     peaks.append(Peak(activations=0, gradients=state.gradients, temporary=update // shard))
     highest = max(peaks, key=lambda p: p.total)

@@ -33,13 +33,19 @@ def axis_group(degree: int, stride: int, ranks_per_node: int) -> CollectiveGroup
 
 
 def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
-    """The group of every axis: tp, cp, ep, dp, dp_shard, dp_replicate, and pp (a pair of neighbours)."""
+    """The group of every axis: tp, cp, ep, dp, dp_shard, dp_replicate, and pp (a pair of neighbours).
+
+    expert_dp, expert_dp_shard and expert_dp_replicate: of the ranks in dp, dp_shard and dp_replicate those
+    with the same experts, one in ep (arXiv 2201.05596, section 4.1.3).
+    """
     per_node = min(ranks_per_node, plan.world_size)
     shard = plan.dp_shard or plan.dp
     inner = plan.tp * plan.cp
     side, layers = mesh_of(plan)
     inside = pipeline_inside(plan)
     depth = plan.pp if inside else 1
+    apart = plan.tp * plan.ep * depth  # ranks that hold the same experts
+    copies, among = (max(1, n * plan.cp // plan.ep) for n in (plan.dp, shard))
     return {
         "mesh_row": axis_group(side, 1, per_node),
         "mesh_column": axis_group(side, side, per_node),
@@ -51,6 +57,9 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
         "dp": _replicas(plan, plan.dp, depth, per_node),
         "dp_shard": _replicas(plan, shard, depth, per_node),
         "dp_replicate": axis_group(plan.dp // shard, inner * shard * depth, per_node),
+        "expert_dp": axis_group(copies, apart, per_node),
+        "expert_dp_shard": axis_group(among, apart, per_node),
+        "expert_dp_replicate": axis_group(max(1, copies // among), apart * among, per_node),
         # a worker and a server, on another node where there are several
         "server": CollectiveGroup(n_ranks=2, n_nodes=2 if plan.world_size > ranks_per_node else 1),
         # replicas of stages that lie at both ends of a pipeline (Chimera): on one node where all ranks are

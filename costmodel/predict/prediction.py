@@ -106,6 +106,8 @@ class Prediction:
     unmodelled_fraction: float
     hardware: HardwareUsed
     warnings: tuple[str, ...] = ()
+    host_fits: bool = True
+    """Whether a node's host has the memory for what is offloaded to it."""
     errors: StepErrors = NO_ERRORS
     """What the interval is made of, by what errs together; in memory only."""
     stage_modules: tuple[tuple[str, ...], ...] = field(default_factory=tuple)
@@ -123,8 +125,8 @@ class Prediction:
 
     @property
     def fits(self) -> bool:
-        """Whether every stage stays below the device's memory."""
-        return self.peak_memory_bytes <= self.device_memory_bytes
+        """Whether every stage stays below the device's memory, and what is offloaded below the host's."""
+        return self.host_fits and self.peak_memory_bytes <= self.device_memory_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of `predict --json`."""

@@ -47,7 +47,8 @@ _LENGTHS = (0.9, 1.1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingPrediction:
-    """A server of one replica in steady state. `concurrency`: requests that run at once, on average."""
+    """A server in steady state: requests of all replicas, bytes of one rank. `concurrency`: requests that run
+    at once, on average."""
 
     plan: Plan
     rate_per_s: float
@@ -112,7 +113,8 @@ def serve(
     concurrency: int | None = None,
     paged: bool = True,
 ) -> ServingPrediction:
-    """Requests of one shape at a steady rate, or from so many clients at once, on one replica.
+    """Requests of one shape at a steady rate, or from so many clients at once, spread evenly over the plan's
+    `dp` replicas.
 
     Raises PlanError where not exactly one of the two is given, InfeasibleError (with the rate that can be
     held) where the rate is too high or nothing fits.
@@ -120,11 +122,17 @@ def serve(
     if (rate_per_s is None) == (concurrency is None):
         raise PlanError("give a rate of requests or a number of clients, and not both")
     given = rate_per_s if rate_per_s is not None else concurrency
-    if given is None or given <= 0 or output_len < 2:
+    if given is None or not 0 < given < math.inf or output_len < 2:
         raise PlanError(
             f"rate({rate_per_s}), concurrency({concurrency}), output({output_len}): must be positive, and an "
             "answer at least 2 tokens"
         )
+    replicas = plan.dp
+    if rate_per_s is not None:
+        rate_per_s = rate_per_s / replicas
+    if concurrency is not None:
+        replicas = min(replicas, concurrency)
+        concurrency = ceil(concurrency / replicas)
     alone = forecaster.generate(plan, batch_size=1, prompt_len=prompt_len, output_len=output_len)
     per_token = alone.kv_cache_bytes / (prompt_len + output_len)
     # pages fill as a request grows: half its output on average, half a page unused
@@ -163,24 +171,24 @@ def serve(
         found = steady_state(decode_s, prefill_s, tokens, rate_per_s=rate_per_s, most=most)
         if found is None:
             raise InfeasibleError(
-                f"{plan}: {rate_per_s:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
-                f"{capacity:.3g}/s that one replica can hold; use more replicas or a higher tp"
+                f"{plan}: {given:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
+                f"{replicas * capacity:.3g}/s that it can hold; use more replicas (dp) or a higher tp"
             )
         running, iteration_s = found
         busy = rate_per_s * prefill_s
         first_s = prefill_s + 0.5 * iteration_s + busy * prefill_s / (2.0 * (1.0 - busy))
     return ServingPrediction(
         plan=plan,
-        rate_per_s=rate_per_s,
-        concurrency=running,
+        rate_per_s=replicas * rate_per_s,
+        concurrency=replicas * running,
         prompt_len=prompt_len,
         output_len=output_len,
         time_to_first_token_s=first_s,
         time_per_output_token_s=iteration_s,
         latency_s=first_s + tokens * iteration_s,
-        tokens_per_s=rate_per_s * output_len,
-        capacity_per_s=max(capacity, rate_per_s),
-        most_running=most,
+        tokens_per_s=replicas * rate_per_s * output_len,
+        capacity_per_s=plan.dp * max(capacity, rate_per_s),
+        most_running=plan.dp * most,
         parameter_bytes=alone.parameter_bytes,
         kv_cache_bytes=ceil(running * each),
         device_memory_bytes=alone.device_memory_bytes,

@@ -53,6 +53,12 @@ class Unit:
         """Elements of all its parameters on this rank, the frozen ones among them."""
         return sum(prod(p.local_shape) for p in self.shard.parameters if not p.tied)
 
+    def held(self, *, experts: bool) -> tuple[list[int], int]:
+        """(`elements`, `stored_elements`) of experts that expert parallelism divides, or of all others."""
+        own = [p for p in self.shard.parameters if not p.tied and ("ep" in p.axis.split("+")) == experts]
+        trained = [prod(p.local_shape) for p in own if not p.frozen]
+        return trained, sum(prod(p.local_shape) for p in own)
+
     def seconds(self, utilisation: float) -> float:
         """Forward + backward + recomputation of one micro-batch."""
         forward, backward = two_ways(self.costs, utilisation, 0.0)
@@ -163,6 +169,7 @@ def unit_costs(
                 backward_weight=backward["backward_weight"] + dp_work,
                 parameter_bytes=round(unit.stored_elements * forecaster.framework.parameter_bytes),
                 trained_fraction=_trained(unit),
+                shared_by=_shared_by(plan, unit),
                 split_s=_split_s(forecaster, unit),
                 accumulate_s=added_s if updates and plan.num_microbatches > 1 else 0.0,
                 gather_s=mine.gather_s,
@@ -173,6 +180,14 @@ def unit_costs(
             )
         )
     return result
+
+
+def _shared_by(plan: Plan, unit: Unit) -> float:
+    """Mean over a unit's parameters of the ranks that each is divided over under ZeRO; 0 without."""
+    ranks = update_ranks(plan)
+    (_, others), (_, experts) = (unit.held(experts=which) for which in (False, True))
+    share = others / ranks + experts / max(1, ranks // plan.ep)
+    return (others + experts) / share if plan.zero_stage and share else 0.0
 
 
 def _trained(unit: Unit) -> float:

@@ -24,6 +24,7 @@ def shard(
     sequence_parallel: bool = False,
     cp: int = 1,
     ep: int = 1,
+    experts_over: int | None = None,
     cost: ShardingCost | None = None,
     parameters: Mapping[str, Placement] | None = None,
     styles: Mapping[str, str] | None = None,
@@ -36,7 +37,8 @@ def shard(
     Every weighted product that can be split is split (that is what the degree asks for); among those ways the
     one of least time under `cost` is taken. The model's own `tp_plan` is followed where it fits. `parameters`
     (name -> placement) fixes the choice; `styles` (module path -> style, see `module_plan`) prices exactly
-    what torch's parallelize_module runs with them. Degrees of 1 return the graph unchanged.
+    what torch's parallelize_module runs with them. `experts_over`: parts that `ep` adds to what tensor
+    parallelism makes of experts; default: ep (see `Plan.experts_over`). Degrees of 1 return the graph as is.
 
     Raises PlanError with the formula where a degree leaves nothing to split.
     """
@@ -72,7 +74,10 @@ def shard(
         if not any(expert_tensors(s) for s in whole):
             raise PlanError(f"ep({ep}): the model has no expert weights to divide; use ep 1")
         slices = tp if sequence_parallel else 1
-        parts = [split_experts(p, ep=ep, routing=routing or Routing(), slices=slices) for p in parts]
+        over = ep if experts_over is None else experts_over
+        parts = [
+            split_experts(p, ep=ep, over=over, routing=routing or Routing(), slices=slices) for p in parts
+        ]
     unruled = sum(
         s.count * (not has_rule(op.target))
         for s in whole

@@ -8,12 +8,24 @@ from dataclasses import dataclass, field
 from costmodel.graph.model_graph import TensorRole
 from costmodel.sharding.block import Block, Value
 from costmodel.sharding.executable import executable_strategies
-from costmodel.sharding.placements import BROADCAST, Partial, Placement, Replicate, Shard
+from costmodel.sharding.placements import (
+    BROADCAST,
+    REPLICATED,
+    Layout,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    sharded,
+)
 from costmodel.sharding.strategies import Call, Strategy, strategies_for
+from costmodel.sharding.strategies.call import rule_name
 
 __all__ = ["Axis", "Rules", "candidates", "sequence_shards"]
 
 _SWEEPS = 4
+_CHOICE = "aten.topk"
+"""How routers choose experts."""
 
 _Chunks = dict[tuple[int, int], frozenset[int]]
 """(input or output, dimension) -> chunk counts above one."""
@@ -165,10 +177,13 @@ def _reachable(block: Block, axis: Axis, rules: Rules, found: list[list[Strategy
             return not isinstance(placement, Partial)
         return placement in at(v)
 
+    routed = _routed(block) if rules.context else frozenset()
     kept: list[list[Strategy]] = []
     for position, strategies in enumerate(found):
         ins = block.inputs[position]
         good = []
+        if position in routed and (by_tokens := _by_tokens(block, position, rules, axis.n)):
+            strategies = [*strategies, by_tokens]
         for strategy in strategies:
             pairs = list(zip(ins, strategy.inputs, strict=True))
             if not all(takes(block.values[v], v, layout.forward) for v, layout in pairs):
@@ -184,6 +199,41 @@ def _reachable(block: Block, axis: Axis, rules: Rules, found: list[list[Strategy
                 at(v).update(sequence_shards(value.info.shape, rules, axis.n))
         kept.append(good)
     return kept
+
+
+def _routed(block: Block) -> frozenset[int]:
+    """Forward operators that follow from a router's choice of experts, with the choice."""
+    found: set[int] = set()
+    made: set[int] = set()
+    for position, op in enumerate(block.forward):
+        if rule_name(op.target) == _CHOICE or made.intersection(block.inputs[position]):
+            found.add(position)
+            made.update(block.outputs[position])
+    return frozenset(found)
+
+
+def _by_tokens(block: Block, position: int, rules: Rules, n: int) -> Strategy | None:
+    """Each rank routes its own tokens: the tensors that count tokens, or their copies for experts, are split
+    along them, and what sums up over tokens holds a rank's own. None where no tensor counts them."""
+    assert rules.sequence is not None
+    length, batch = rules.sequence
+    if length % n:
+        return None
+
+    def layout(v: int) -> Layout:
+        value = block.values[v]
+        shape = value.info.shape
+        if value.of_parameter:
+            return BROADCAST
+        if len(shape) > 2 and shape[:2] == (batch, length):
+            return sharded(1)
+        return sharded(0, batch) if shape and shape[0] and shape[0] % (length * batch) == 0 else REPLICATED
+
+    ins, outs = (tuple(map(layout, vs)) for vs in (block.inputs[position], block.outputs[position]))
+    if not any(isinstance(found.forward, Shard) for found in (*ins, *outs)):
+        return None
+    splits = ("m",) if "m" in block.forward[position].dims else ()
+    return Strategy(name="tokens", inputs=ins, outputs=outs, splits=splits)
 
 
 def _by_rows(block: Block, position: int, strategy: Strategy) -> bool:

@@ -11,6 +11,9 @@ then carried out as
     all_to_all  heads instead of sequence inside attention: queries, keys, values and the result change from
                 sequence to head shards (DeepSpeed-Ulysses, arXiv 2309.14509)
 
+Every rank has as many pairs of queries and keys before them as any other: it takes two stretches of the
+sequence, one from each end (Megatron-LM, torch; Llama 3, the same section), or whole heads.
+
 Gradients of the whole weights are reduced with the data-parallel group (dp x cp), so they are left out.
 """
 
@@ -19,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from costmodel.errors import PlanError
-from costmodel.graph.model_graph import ModelGraph, Phase, Segment
+from costmodel.graph.model_graph import ModelGraph, Operator, Phase, Segment
 from costmodel.sharding.block import read_block, tensor_bytes
 from costmodel.sharding.candidates import Axis, Rules
 from costmodel.sharding.cost import ShardingCost
@@ -55,7 +58,20 @@ def split_context(
         calls = [part for call in calls for part in _ring(call, cp)]
     elif exchange == "all_to_all":
         calls = _ulysses(calls, local, cp)
-    return replace(local, collectives=tuple(calls), parameters=local.parameters)
+    operators = tuple(_balanced(op) for op in local.local.operators)
+    return replace(local, local=replace(local.local, operators=operators), collectives=tuple(calls))
+
+
+def _balanced(op: Operator) -> Operator:
+    """Causal attention of a rank's queries to the keys before them, the mean over ranks.
+
+    The last q of kv rows would see q (kv - (q - 1)/2) keys; of all rows 1/cp see q (kv + 1)/2, which is what
+    the last q of (kv + q)/2 rows see.
+    """
+    q, kv = op.dims.get("q_len", 0), op.dims.get("kv_len", 0)
+    if op.kind != "attention" or not op.dims.get("causal") or q >= kv:
+        return op
+    return replace(op, dims={**op.dims, "kv_len": (kv + q) // 2})
 
 
 class _Insist:

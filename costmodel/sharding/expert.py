@@ -93,9 +93,13 @@ def biased_elements(segment: Segment) -> int:
     )
 
 
-def split_experts(sharded: ShardedSegment, *, ep: int, routing: Routing, slices: int = 1) -> ShardedSegment:
+def split_experts(
+    sharded: ShardedSegment, *, ep: int, routing: Routing, slices: int = 1, over: int | None = None
+) -> ShardedSegment:
     """One rank's part of a segment with its experts over ep ranks. Raises PlanError if they do not divide.
 
+    `over` (default: ep): parts that experts are cut into here. Where ep ranks are tensor-parallel ones too,
+    whose share of each expert `sharded` already is, they are fewer: no rank's share is divided twice.
     `slices`: ranks that hold a slice each of the sequence (sequence parallelism) and send the tokens of that.
     """
     segment = sharded.local
@@ -108,9 +112,10 @@ def split_experts(sharded: ShardedSegment, *, ep: int, routing: Routing, slices:
                 f"experts({count}) % ep({ep}) != 0: choose an ep that divides the number of experts"
             )
     uses = _expert_operators(segment, set(experts))
-    operators = tuple(_local(op, ep, routing) if op.index in uses else op for op in segment.operators)
-    tensors = tuple(_tensor(t, ep) if t.index in experts else t for t in segment.tensors)
-    parameters = tuple(_parameter(p, ep) if p.tensor in experts else p for p in sharded.parameters)
+    over = over or ep
+    operators = tuple(_local(op, over, routing) if op.index in uses else op for op in segment.operators)
+    tensors = tuple(_tensor(t, over) if t.index in experts else t for t in segment.tensors)
+    parameters = tuple(_parameter(p, over) if p.tensor in experts else p for p in sharded.parameters)
     calls = _exchanges(segment, [op for op in segment.operators if op.index in uses], ep, routing, slices)
     return replace(
         sharded,

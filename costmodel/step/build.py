@@ -236,7 +236,8 @@ class _Issuer:
         offload = self.options.offload
         assert offload is not None
         # under ZeRO-3 each rank streams its part, which the gather completes; else all of the unit
-        share = unit.parameter_bytes / (self.options.shard if self.options.zero_stage == 3 else 1)
+        among = unit.shared_by or self.options.shard
+        share = unit.parameter_bytes / (among if self.options.zero_stage == 3 else 1)
         return self.builder.copy(rank, "h2d", share, offload.h2d_bytes_per_s, f"copy in {unit.name}", ready)
 
     def _gradient_out(self, rank: int, unit: UnitCosts, made: int) -> None:
@@ -246,7 +247,7 @@ class _Issuer:
             unit.parameter_bytes
             * unit.trained_fraction
             * offload.gradient_per_parameter_byte
-            / self.options.shard
+            / (unit.shared_by or self.options.shard)
         )
         size *= 1.0 - offload.device_fraction
         name = f"gradients out {unit.name}"

@@ -71,7 +71,7 @@ def _host_update(builder: ActionBuilder, rank: int, gradients: Sequence[tuple[Un
             unit.parameter_bytes
             * unit.trained_fraction
             * (1.0 - offload.device_fraction)
-            / builder.options.shard
+            / (unit.shared_by or builder.options.shard)
         )
         after = [] if offload.delayed_update else ([copy] if offload.eager_update else every)
         state = share * offload.state_per_parameter_byte

@@ -29,7 +29,7 @@ def command(
     model: Model,
     hardware: Hardware,
     plan: PlanText = "dp1",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences or images answered together.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples a replica answers together.")] = 1,
     prompt: Annotated[int | None, typer.Option("--prompt", min=1, help="Tokens of each prompt.")] = None,
     output: Annotated[int | None, typer.Option("--output", min=1, help="Tokens generated for each.")] = None,
     seq: Seq = None,
@@ -128,8 +128,9 @@ def _show(model: str, hardware: str, answer: InferencePrediction | ForwardCost, 
         title="where the time goes",
     )
     if isinstance(answer, InferencePrediction):
+        replicas = f" on each of {answer.plan.dp} replicas" if answer.plan.dp > 1 else ""
         print(
-            f"{answer.plan}, batch {answer.batch_size}, {answer.prompt_len} tokens in, "
+            f"{answer.plan}, batch {answer.batch_size}{replicas}, {answer.prompt_len} tokens in, "
             f"{answer.output_len} out: first token {duration(answer.time_to_first_token_s)}, each other "
             f"{duration(answer.time_per_output_token_s)}, {answer.tokens_per_s:.5g} tokens/s"
         )

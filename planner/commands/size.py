@@ -198,3 +198,5 @@ def _show_serving(model: str, served: ServingSize) -> None:
     for what, r in (("fewest GPUs", served.fewest), ("cheapest", served.cheapest)):
         if r is not None:
             print(f"{what}: {r.n_devices} x {r.hardware}, {r.n_replicas} replicas as {r.plan}")
+    for warning in served.warnings:
+        print(f"warning: {warning}")

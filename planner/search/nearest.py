@@ -48,6 +48,11 @@ def nearest_change(
         advice = f"it fits with {' or '.join(changes)}"
     else:
         advice = f"try more than {math.ceil(n * need / have)} devices, or a device with more memory"
+    if need <= have:
+        return (
+            f"nothing fits: none of the plans that fit the devices, {space.plan(least)} among them, leaves a "
+            f"node's host the memory for what it offloads; {advice}"
+        )
     return (
         f"nothing fits: the leanest of {int(priced.sum())} plans, {space.plan(least)}, needs "
         f"{bytes_text(need)} of {bytes_text(have)} per device; {advice}"

@@ -67,3 +67,30 @@ def test_impossible_plans(text: str, message: str) -> None:
 def test_world_size_shows_the_formula() -> None:
     with pytest.raises(PlanError, match=r"dp\(2\) \* tp\(2\) .* = 4 != world_size\(3\)"):
         Plan.parse("dp2.tp2").require_world_size(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('dp = "two"', "whole number"),
+        ("dp = 2.5", "whole number"),
+        ("dp = true", "whole number"),
+        ('sequence_parallel = "no"', "true or false"),
+        ("recompute = 1", "text"),
+        ("flags = [1]", "list of words"),
+        ("plan = 3", "table"),
+        ("dp = 4\ndp_shard = -2", "must not be negative"),
+        ("dp = 99999999999999999999", "at most 1048576 ranks"),
+    ],
+)
+def test_a_file_with_wrong_values_says_which(text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        Plan.from_toml(text)
+
+
+def test_experts_lie_over_no_more_parts_than_there_are_ranks() -> None:
+    assert Plan(dp=8, ep=8).experts_over == 8
+    assert Plan(dp=16, tp=2, ep=8).experts_over == 8
+    assert Plan(tp=8, ep=8).experts_over == 1
+    assert Plan(dp=2, tp=4, ep=8).experts_over == 2
+    assert Plan(dp=6, tp=4, ep=8).experts_over == 4

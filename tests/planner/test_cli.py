@@ -195,3 +195,20 @@ def test_lines_an_import_leaves_out_are_named(tmp_path: Path, capsys: pytest.Cap
     assert code == 0
     (left_out,) = json.loads(out)["left_out"]
     assert left_out.startswith(where)
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "folder.html"
+    taken.mkdir()
+    with pytest.raises(SystemExit) as error:
+        main(["predict", "mlp-mnist", "--hardware", "h100", "--html", str(taken)])
+    assert error.value.code == 1
+    assert f"foreshard: {taken}: Is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("compression", ["nan", "inf", "0.5"])
+def test_compression_is_a_finite_factor(capsys: pytest.CaptureFixture[str], compression: str) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["predict", "mlp-mnist", "--hardware", "h100", "--compression", compression])
+    assert error.value.code == 2
+    assert "must be at least 1" in capsys.readouterr().err

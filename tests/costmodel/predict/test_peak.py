@@ -13,10 +13,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.weak import WeakIdKeyDictionary
 
-from costmodel.graph import trace_module
+from costmodel.graph import trace, trace_module
 from costmodel.graph.liveness import SegmentMemory, kept_segments, segment_memories
 from costmodel.graph.model_graph import ModelGraph
 from costmodel.graph.tracing import default_loss
+from costmodel.models import resolve
 from costmodel.predict.optimizer_costs import update_bytes
 from costmodel.predict.peak import peak_of_stage
 from tests.costmodel.graph.zoo import ZOO
@@ -306,6 +307,20 @@ def test_a_skip_is_held_once_where_blocks_run_again() -> None:
     # results of three blocks down and three up, and three concatenations of two each
     assert whole == (3 + 3 + 3 * 2) * size
     assert whole <= sum(s.count * memory.saved_bytes for s, memory in _held(graph, "none"))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])  # in halves the last norm keeps a copy, not its input
+@pytest.mark.parametrize("n_layers", [2, 7])
+@pytest.mark.parametrize("name", ["llama-2-7b", "gpt2"])
+def test_each_block_that_runs_again_holds_its_input(name: str, n_layers: int, dtype: str) -> None:
+    layers = "n_layer" if name == "gpt2" else "num_hidden_layers"
+    source = resolve(name, micro_batch_size=1, seq_len=128, overrides={layers: n_layers})
+    graph = trace(source, dtype=dtype)
+    width = graph.segments[0].output_bytes  # the embedding's result
+    blocks = [(s, memory.saved_bytes) for s, memory in _held(graph, "full") if s.is_block]
+    assert sum(s.count for s, _ in blocks) == n_layers
+    held = sum(s.count * size for s, size in blocks)
+    assert (n_layers - 1) * width <= held <= n_layers * width * 1.01
 
 
 def _held(graph: ModelGraph, recompute: str) -> list[tuple[Any, SegmentMemory]]:

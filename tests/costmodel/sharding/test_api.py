@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from costmodel.errors import PlanError
-from costmodel.graph import ModelGraph, Operator, Phase, Segment, trace_module
+from costmodel.graph import ModelGraph, Operator, Phase, Segment, trace, trace_module
+from costmodel.hardware.forms.attention import AttentionForm
+from costmodel.models import resolve
 from costmodel.sharding import Routing, Shard, shard
 from costmodel.sharding.expert import dispatch_bytes, expert_tensors, split_experts
 from costmodel.sharding.sharded import unsharded_segment
@@ -115,6 +119,23 @@ def test_context_parallel_splits_all_products_and_passes_keys_and_values(gpt2: M
     assert {c.size_bytes for c in both.phase(Phase.FORWARD) if c.axis == "tp"} == {one}
 
 
+@pytest.mark.parametrize("exchange", ["ring", "all_gather", "all_to_all"])
+@pytest.mark.parametrize("cp", [2, 4])
+def test_causal_attention_is_shared_evenly_by_context_parallel_ranks(
+    gpt2: ModelGraph, cp: int, exchange: str
+) -> None:
+    # otherwise the rank with the last tokens would set the pace, with nearly twice the work of the mean
+    def pairs(segments: Sequence[Segment]) -> float:
+        ops = [op for s in segments for op in s.operators if op.kind == "attention"]
+        assert ops
+        assert all(op.dims["causal"] for op in ops)
+        dims = {k: np.array([float(op.dims[k]) for op in ops]) for k in ops[0].dims}
+        return float(AttentionForm().flop(dims, "fwd").sum())
+
+    local = [s.local for s in shard(gpt2, tp=1, cp=cp, cp_exchange=exchange).segments]
+    assert cp * pairs(local) == pytest.approx(pairs(gpt2.segments), rel=0.01)
+
+
 def test_what_cannot_be_split_is_said_with_the_formula(gpt2: ModelGraph) -> None:
     with pytest.raises(PlanError, match=r"heads\(4\) % tp\(7\) != 0, width\(100\)"):
         shard(gpt2, tp=7)
@@ -202,3 +223,23 @@ def test_a_table_whose_uses_cannot_be_split_alike_stays_whole() -> None:
     placements = {p.placement for s in found.segments for p in s.parameters if p.name == "table.weight"}
     assert len(placements) == 1
     assert found.sharded_fraction > 0.5
+
+
+def test_context_parallel_ranks_route_their_own_tokens() -> None:
+    graph = trace(
+        resolve(
+            "mixtral-8x7b",
+            seq_len=64,
+            overrides={"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 256},
+        )
+    )
+    part = next(s for s in shard(graph, tp=1, cp=2).segments if s.count == 2)
+    whole = next(s for s in graph.segments if s.count == 2)
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        flop = [
+            sum(op.flop for op in s.phase(phase) if op.kind == "grouped_gemm") for s in (part.local, whole)
+        ]
+        assert 0 < 2 * flop[0] == flop[1]
+    assert part.saved_bytes < 0.6 * whole.saved_bytes
+    # keys and values go round and nothing else
+    assert {c.module.rpartition(".")[2] for c in part.collectives} == {"self_attn"}

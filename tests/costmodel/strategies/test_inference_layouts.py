@@ -155,7 +155,7 @@ def test_serving_meets_one_request_at_low_rates_and_saturates(gpt: InferenceFore
     busy = serve(gpt, plan, prompt_len=128, output_len=16, rate_per_s=0.9 * idle.capacity_per_s)
     assert busy.latency_s > 2 * idle.latency_s
     assert busy.concurrency > 10 * idle.concurrency
-    with pytest.raises(InfeasibleError, match="that one replica can hold"):
+    with pytest.raises(InfeasibleError, match="that it can hold"):
         serve(gpt, plan, prompt_len=128, output_len=16, rate_per_s=1.1 * idle.capacity_per_s)
 
 

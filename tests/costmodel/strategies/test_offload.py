@@ -113,6 +113,17 @@ def test_device_memory_is_two_bytes_a_parameter_and_activations(gpt: Forecaster)
     assert streamed.parameters < offloaded.parameters
 
 
+def test_what_the_host_updates_leaves_no_temporary_on_the_device() -> None:
+    made = api.forecaster(
+        "gpt2", hardware="v100-sxm2-32gb", framework="pytorch-bf16", overrides=LAYERS, seq_len=64
+    )
+    plain, host = predict(made, "dp1").memory[0], predict(made, "dp1.zero-offload").memory[0]
+    n = made.graph(1).n_parameters
+    assert plain.temporary >= 3.9 * n  # the fused list update's square roots
+    assert host.temporary < n
+    assert host.activations > 0  # so that the peak is that of a backward
+
+
 def test_offload_order_in_a_plan(gpt: Forecaster) -> None:
     times = {
         word: predict(gpt, f"dp1.{word}" if word else "dp1").step_time_s
@@ -172,3 +183,39 @@ def test_hosts_by_name_and_file(tmp_path: Path) -> None:
         "gpt2", hardware="v100-sxm2-32gb", plan="dp1.zero-offload", overrides=LAYERS, host="server-ddr5"
     )
     assert slow.prediction.step_time_s > fast.prediction.step_time_s
+
+
+def test_what_is_offloaded_must_fit_the_host(gpt: Forecaster, tmp_path: Path) -> None:
+    roomy = predict(gpt, "dp1.zero-infinity")
+    assert roomy.fits
+    n = gpt.graph(1).n_parameters
+    about = n * (2 + 2 + 12)  # parameters, gradients and optimizer state all leave the device
+    for factor, fits in ((1.2, True), (0.8, False)):
+        host = load_host("workstation").model_copy(update={"memory_bytes": about * factor})
+        (tmp_path / "host.json").write_text(host.model_dump_json())
+        made = api.forecaster(
+            "gpt2",
+            hardware="v100-sxm2-32gb",
+            framework="megatron",
+            overrides=LAYERS,
+            host=str(tmp_path / "host.json"),
+        )
+        found = predict(made, "dp1.zero-infinity")
+        assert found.fits == fits
+        assert any("DOES NOT FIT the host" in w for w in found.warnings) != fits
+        # drives take the optimizer's state, and without offload nothing is there
+        assert predict(made, "dp1.zero-infinity-nvme").fits
+        assert predict(made, "dp1").fits
+
+
+def test_replicas_that_each_offload_everything_are_noted(gpt: Forecaster) -> None:
+    said = {
+        plan: any("updates all parameters" in w for w in predict(gpt, plan).warnings)
+        for plan in ("dp2.zero-offload", "dp2.zero2.zero-offload", "dp1.zero-offload", "dp2")
+    }
+    assert said == {
+        "dp2.zero-offload": True,
+        "dp2.zero2.zero-offload": False,
+        "dp1.zero-offload": False,
+        "dp2": False,
+    }

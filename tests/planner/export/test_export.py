@@ -44,6 +44,23 @@ def test_megatron_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("plan", "experts_tp"), [("tp2.ep2.gbs1", "1"), ("dp2.tp4.ep4.gbs2", "2"), ("dp4.tp2.ep4.gbs4", "")]
+)
+def test_megatron_splits_experts_as_the_plan_has_ranks(plan: str, experts_tp: str, tmp_path: Path) -> None:
+    paths = export(
+        "mixtral-8x7b",
+        hardware="a100-sxm4-80gb",
+        plan=plan,
+        target="megatron",
+        out=tmp_path,
+        seq_len=64,
+        overrides=["num_hidden_layers=2", "hidden_size=128", "intermediate_size=256"],
+    )
+    lines = dict(line.split(maxsplit=1) for line in paths[0].read_text().splitlines() if " " in line)
+    assert lines.get("--expert-tensor-parallel-size", "") == experts_tp
+
+
+@pytest.mark.parametrize(
     "plan", ["dp4.tp2.zero3.full.mbs2.gbs32", "pp2.vpp2.mbs2.gbs32", "dp2.zero3.hsdp1.mbs1"]
 )
 def test_torchtitan_sections(plan: str, tmp_path: Path) -> None:
