@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from costmodel.errors import TraceError
 from costmodel.graph import trace, trace_module
+from costmodel.graph.loss import default_loss
 from costmodel.graph.model_graph import Phase
 from costmodel.graph.quiet import quiet_fake_tensors
-from costmodel.graph.tracing import default_loss, fake_mode
+from costmodel.graph.tracing import fake_mode
 from costmodel.models import resolve, resolve_config, shipped_names
 from tests.costmodel.graph.oracles import real_step
 

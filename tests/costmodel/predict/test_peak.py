@@ -15,8 +15,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from costmodel.graph import trace_module
 from costmodel.graph.liveness import SegmentMemory, kept_segments, segment_memories
+from costmodel.graph.loss import default_loss
 from costmodel.graph.model_graph import ModelGraph
-from costmodel.graph.tracing import default_loss
 from costmodel.predict.optimizer_costs import update_bytes
 from costmodel.predict.peak import peak_of_stage
 from tests.costmodel.graph.zoo import ZOO
