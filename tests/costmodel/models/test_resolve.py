@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,30 @@ def test_what_stops_a_library_is_told(
     monkeypatch.setattr(sys.modules[resolve.__module__], "_instance", fail)
     with pytest.raises(ModelArgumentError, match=said):
         resolve(folder(tmp_path)).build("meta")
+
+
+@dataclass
+class _Samples:
+    pictures: torch.Tensor
+    labels: torch.Tensor
+
+
+def of_a_dataclass() -> tuple[torch.nn.Module, tuple[_Samples]]:
+    """Inputs in an object of the model's own."""
+
+    class Classifier(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(6, 3)
+
+        def forward(self, samples: _Samples) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self.head(samples.pictures), samples.labels)
+
+    return Classifier(), (_Samples(torch.randn(4, 6), torch.zeros(4, dtype=torch.long)),)
+
+
+def test_samples_in_a_dataclass_are_counted_and_cut() -> None:
+    built = [resolve(f"{__name__}:of_a_dataclass", micro_batch_size=n).build() for n in (None, 2)]
+    assert [b.args[0].pictures.shape[0] for b in built] == [4, 2]
+    assert [b.args[0].labels.shape[0] for b in built] == [4, 2]
+    assert all(b.example_samples == 4 for b in built)
