@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -364,9 +365,20 @@ def _from_callable(
 
         made, without_values = built(make, argument, without_values=not needs_values)
         needs_values = not without_values
+        mode = _fake_mode()
+        if needs_values and mode is not None:  # what example inputs hold says nothing of others
+            args, kwargs = _without_own_values(mode, (made.args, made.kwargs))
+            return replace(made, args=args, kwargs=kwargs)
         return made
 
     return ModelSource(name=argument, micro_batch_size=batch, seq_len=seq_len or 0, builder=builder)
+
+
+def _without_own_values(mode: Any, inputs: Any) -> Any:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_map_only(torch.Tensor, mode.from_tensor, inputs)
 
 
 def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int, seq_len: int) -> BuiltModel:

@@ -54,16 +54,16 @@ def default_stages(module: nn.Module, n_stages: int) -> tuple[tuple[str, ...], .
 
 
 def present(module: nn.Module, paths: Sequence[str], prefix: str = "") -> list[nn.Module]:
-    """The modules of `paths` that this stage's module tree still holds with parameters; of lists and
-    dictionaries, which are never called themselves, what they hold."""
-    found: list[nn.Module] = []
+    """The modules of `paths` that this stage's module tree still holds with parameters, each once; of lists
+    and dictionaries, which are never called themselves, what they hold."""
+    found: dict[nn.Module, None] = {}
     for path in paths:
         try:
             block = module.get_submodule(prefix + path)
         except AttributeError:
             continue
-        found += [m for m in _called(block) if any(True for _ in m.parameters())]
-    return found
+        found |= {m: None for m in _called(block) if any(True for _ in m.parameters())}
+    return list(found)
 
 
 def _called(block: nn.Module) -> Iterator[nn.Module]:

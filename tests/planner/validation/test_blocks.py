@@ -27,7 +27,7 @@ class _Pairs(nn.Module):
 
 def test_what_a_list_holds_stands_for_a_list() -> None:
     module = _Pairs()
-    found = present(module, ["layers.0", "layers.1", "layers.2"])
+    found = present(module, ["layers.0", "layers.1", "layers.0", "layers.2"])
     assert found == [module.layers[0][0], module.layers[0][2]["last"], module.layers[1]]
 
 
