@@ -91,6 +91,8 @@ class Capture(TorchDispatchMode):
         """Declare a parameter, buffer or input before the step."""
         node = self.graph.placeholder(name.replace(".", "_") or role)
         node.meta.update(val=value, role=role, name=name)
+        if hasattr(value, "known_values"):
+            node.meta["constant"] = value.known_values
         self._nodes[id(value)] = node
         self.keep.append(value)
 

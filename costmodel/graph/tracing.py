@@ -401,7 +401,7 @@ def _mode_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         mode = getattr(t, "fake_mode", None)
         if mode is not None:
             return mode  # type: ignore[no-any-return]
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)  # type: ignore[no-any-return]
+    return None
 
 
 def _as_fake(tensor: torch.Tensor, mode: FakeTensorMode) -> Any:

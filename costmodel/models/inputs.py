@@ -85,14 +85,22 @@ def transformers_inputs(
 
 
 def _words(text: Any, vocab: int, shape: tuple[int, int]) -> torch.Tensor:
-    """Token ids without padding, with values also where a trace makes tensors without any: some models look
+    """Token ids without padding; made without values, they know theirs (`known_values`): some models look
     whether there is padding."""
     import torch
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    padding = getattr(text, "pad_token_id", None)
     with unset_fake_temporarily():
-        words, padding = torch.randint(0, max(2, vocab), shape), getattr(text, "pad_token_id", None)
-        return words if padding is None else torch.where(words == padding, (words + 1) % max(2, vocab), words)
+        words = torch.randint(0, max(2, vocab), shape)
+        if padding is not None:
+            words = torch.where(words == padding, (words + 1) % max(2, vocab), words)
+        if mode is None:
+            return words
+        fake: torch.Tensor = FakeTensor(mode, torch.empty_like(words, device="meta"), torch.device("cpu"))
+    fake.known_values = words  # type: ignore[attr-defined]
+    return fake
 
 
 def _labels(
