@@ -1,9 +1,10 @@
-"""Repeated blocks: found from structure, traced twice, counted.
+"""Repeated blocks: found from structure, traced twice (or three times, where the last is not as the others),
+counted.
 
 A unit is an element of a module list (or a group of elements, where they alternate): a decoder layer, a
 residual block. Lists nested in an element may be descended into where they are nearly all of it (the stages
 of a ResNet). Two elements are equal when their module trees have the same classes, parameter shapes,
-types and flags and the same plain attributes, their place in the list aside.
+types and flags and the same attributes, their place in the list aside.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from costmodel.graph.attributes import attributes
+
 __all__ = ["Unit", "find_units", "reduced", "signature"]
 
 _MAX_PERIOD = 8
@@ -25,14 +28,15 @@ _DOMINANT_FRACTION = 0.9
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """A traced unit. `elements`: the paths of its elements; `instances`: one path per block it stands for
-    (elements of a group joined by "+")."""
+    (elements of a group joined by "+"). `run`: of units of one shortened run the same number, else None."""
 
     elements: tuple[str, ...]
     instances: tuple[str, ...]
+    run: int | None = None
 
 
 def signature(module: nn.Module, known: dict[Any, Any] | None = None) -> tuple[Any, ...]:
-    """Structure of a module tree: classes, plain attributes, tensors, children.
+    """Structure of a module tree: classes, attributes, tensors, children.
 
     `known`: by identity, signatures found before; what is found is added.
     """
@@ -44,15 +48,7 @@ def signature(module: nn.Module, known: dict[Any, Any] | None = None) -> tuple[A
 
 
 def _signature(module: nn.Module, known: dict[Any, Any]) -> tuple[Any, ...]:
-    own = tuple(
-        sorted(
-            (key, value)
-            for key, value in vars(module).items()
-            if not key.startswith("_")
-            and isinstance(value, (bool, int, float, str, tuple))
-            and _is_plain(value)
-        )
-    )
+    own = attributes(module, known)
     tensors = tuple(
         (name, tuple(t.shape), str(t.dtype), t.requires_grad)
         for store in (module._parameters, module._buffers)
@@ -101,10 +97,6 @@ def _elements_signatures(elements: Sequence[nn.Module], known: dict[Any, Any]) -
         if all(found.get(key, i) == i for i, found in enumerate(integers)) and len(elements) > 1
     }
     return [_without(tree, places) for tree in trees] if places else trees
-
-
-def _is_plain(value: Any) -> bool:
-    return not isinstance(value, tuple) or all(isinstance(v, (bool, int, float, str)) for v in value)
 
 
 def _lists(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
@@ -180,10 +172,12 @@ def find_units(
     reduce: bool = True,
     depth: int = 0,
     known: dict[Any, Any] | None = None,
+    last_too: bool = False,
 ) -> tuple[list[Unit], dict[str, list[int]]]:
     """Units in list order, and for each reduced list (by path) the element positions that are kept.
 
     `depth`: how many times lists nested in an element are descended into. `known`: signatures found before.
+    `last_too`: the second of a run stands for all but the first and the last, not for all that follow.
     """
     known = {} if known is None else known
     units: list[Unit] = []
@@ -195,11 +189,18 @@ def find_units(
         positions: list[int] = []
         for start, period, repeats in runs:
             groups = [tuple(names[start + g * period : start + (g + 1) * period]) for g in range(repeats)]
-            keep = groups if repeats <= _KEPT_PERIODS else groups[:_KEPT_PERIODS]
-            for number, group in enumerate(keep):
-                stands_for = groups[number:] if number == len(keep) - 1 else [group]
-                units.append(Unit(elements=group, instances=tuple("+".join(g) for g in stands_for)))
-            positions.extend(range(start, start + len(keep) * period))
+            last = groups[-1:] if last_too and repeats > _KEPT_PERIODS else []
+            kept_periods = min(repeats, _KEPT_PERIODS + len(last))
+            run = len(units) if kept_periods < repeats else None
+            for number, group in enumerate(groups[:kept_periods]):
+                stands_for = [group]
+                if number == _KEPT_PERIODS - 1:
+                    stands_for = groups[number : repeats - len(last)]
+                elif number == _KEPT_PERIODS:
+                    stands_for = last
+                instances = tuple("+".join(g) for g in stands_for)
+                units.append(Unit(elements=group, instances=instances, run=run))
+            positions.extend(range(start, start + kept_periods * period))
         if len(positions) < len(children):
             kept[path] = positions
     return units, kept

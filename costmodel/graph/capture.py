@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from costmodel.graph.autocast import autocast
 from costmodel.graph.fake_calls import FakeCalls
 from costmodel.graph.known_values import KnownValues
-from costmodel.graph.workspaces import with_workspace
+from costmodel.graph.workspaces import of_known_size, with_workspace
 
 __all__ = ["CPU_ATTENTION", "Capture", "capture_step", "leaves", "packet_name", "storage_key"]
 
@@ -91,6 +91,8 @@ class Capture(TorchDispatchMode):
         """Declare a parameter, buffer or input before the step."""
         node = self.graph.placeholder(name.replace(".", "_") or role)
         node.meta.update(val=value, role=role, name=name)
+        if hasattr(value, "known_values"):
+            node.meta["constant"] = value.known_values
         self._nodes[id(value)] = node
         self.keep.append(value)
 
@@ -113,6 +115,8 @@ class Capture(TorchDispatchMode):
             out = _grouped_mm(*args, **kwargs) if func in _HALF_ONLY else self._call(func, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             out = self._by_values(func, args, kwargs)
+            if out is None:
+                out = of_known_size(func, args)
             if out is None:
                 raise
         out = with_workspace(func, args, out)

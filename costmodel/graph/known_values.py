@@ -2,15 +2,17 @@
 
 Layers dropped at random compare a random number, masks that a model makes itself are looked through for what
 they hide, experts take the tokens that chose them. The recorded calls behind such a value are made again on
-real tensors. What parameters and inputs hold is not known, but two things about it are taken for granted:
+real tensors. What parameters and inputs hold is not known, but three things about it are taken for granted:
 
     a uniform random number is what it is on average, so that traces are alike;
+    all numbers are finite: what asks for others finds none;
     a choice among n (top-k, argmax, a sample) falls on all in turn: the i-th choice is number i modulo n,
     as with a router whose experts have equal shares.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -57,6 +59,9 @@ _CHOICES = {
     _aten.multinomial.default: 0,
 }
 """Operators that choose along a dimension -> which of their results holds the choices."""
+_ODD = (_aten.isnan.default, _aten.isinf.default)
+_UNEQUAL = (_aten.ne.Scalar, _aten.ne.Tensor)
+_EQUAL = (_aten.eq.Scalar, _aten.eq.Tensor)
 
 
 class KnownValues:
@@ -131,7 +136,7 @@ class KnownValues:
 
     def _read_by(self, node: fx.Node) -> Iterable[fx.Node]:
         """The nodes whose values it needs."""
-        if node.target in _OF_SIZES or self._is_choice(node):
+        if node.target in _OF_SIZES or self._is_choice(node) or self._if_finite(node) is not None:
             return ()
         return node.all_input_nodes
 
@@ -140,6 +145,11 @@ class KnownValues:
         call = node.meta.get("item_of", node)
         place = node.args[1] if call is not node else 0
         return _CHOICES.get(call.target) == place and not all(map(self._is_known, call.all_input_nodes))
+
+    def _if_finite(self, node: fx.Node) -> bool | None:
+        """What it finds that asks whether numbers which are not known are finite; None for other nodes."""
+        answer = _if_finite(node)
+        return None if answer is None or all(map(self._is_known, node.all_input_nodes)) else answer
 
     def _is_known(self, node: fx.Node) -> bool:
         if node not in self._known:
@@ -159,10 +169,27 @@ class KnownValues:
         if self._is_choice(node):
             self.choices.add(node)
             return _in_turn(node)
+        answer = self._if_finite(node)
+        if answer is not None:
+            return torch.full(node.meta["val"].shape, answer)
         value_of = _of_that_size if node.target in _OF_SIZES else self._values.__getitem__
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
         call: Any = _ON_AVERAGE.get(node.target, node.target)
         return call(*args, **kwargs)
+
+
+def _if_finite(node: fx.Node) -> bool | None:
+    """What a node finds that asks whether numbers are finite, as torch.isfinite does in pieces; None for
+    other nodes."""
+    if node.target in _ODD:
+        return False
+    if node.target not in (*_UNEQUAL, *_EQUAL):
+        return None
+    with_itself = node.args[0] is node.args[1]
+    with_infinity = isinstance(node.args[1], float) and math.isinf(node.args[1])
+    if with_itself or with_infinity:
+        return (node.target in _EQUAL) is with_itself
+    return None
 
 
 def _in_turn(node: fx.Node) -> torch.Tensor:

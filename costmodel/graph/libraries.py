@@ -17,6 +17,7 @@ __all__ = ["as_on_real_tensors", "fused_where_written_out", "written_out_by_libr
 
 _MASKS = "transformers.masking_utils"
 _LAYERS = "torch.nn.modules.transformer"
+_DISTRIBUTIONS = "torch.distributions.distribution"
 _MODELS = "transformers.modeling_utils"
 _FUSED = "foreshard_fused"
 
@@ -43,11 +44,13 @@ def as_on_real_tensors() -> Iterator[None]:
     transformers reads position ids to find packed sequences; where it cannot, it builds a mask, which keeps
     attention from the causal kernel and repeats grouped keys and values. Here rows hold one sequence each.
     torch's nn.Transformer compares a mask that it is given with the causal one; here a square mask is that.
+    torch.distributions looks whether its parameters are allowed; here they are.
     Experts are looked up by names with a number in them, which a tensor prints as where it is one.
     """
     answers = (
         (sys.modules.get(_MASKS), "find_packed_sequence_indices", _one_sequence),
         (sys.modules.get(_LAYERS), "_detect_is_causal_mask", _causal_where_square),
+        (getattr(sys.modules.get(_DISTRIBUTIONS), "Distribution", None), "_validate_args", False),
         (FakeTensor, "__format__", _as_a_number),
     )
     before = []

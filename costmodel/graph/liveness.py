@@ -162,7 +162,7 @@ class SegmentMemory:
     accumulating_bytes: int
     """The same where gradients of parameters are added to others and freed."""
     gradient_bytes: int
-    """Gradients of parameters that its backward makes; of a tied one, for each of its uses."""
+    """Gradients of parameters that its backward makes; of a tied one, for its first and its last use."""
 
 
 def segment_memory(
@@ -204,7 +204,8 @@ def segment_memory(
             sizes.of(index)
             for index in {base for _, written, _ in backward for base in written}
             if sizes.role(index) is TensorRole.GRADIENT
-        ),
+        )
+        - sum(map(sizes.of, sizes.taken_over - made)),
     )
 
 
@@ -228,7 +229,12 @@ class _Sizes:
         masks = fused.masks if fused else frozenset[int]()
         self._in_place = fused is not None and fused.softmax_in_place
         self._partial = self._partial_gradients(segment)
-        self.summed = self._summed(segment)
+        sums = [op for op in segment.operators if self._sums(op)]
+        self.taken_over = frozenset(
+            self.base(i) for op in sums for i in op.inputs if self._partial.issuperset(op.outputs)
+        )
+        """Gradients of other uses that wait in this segment's for the first one's."""
+        self.summed = frozenset(self.base(i) for op in sums for i in op.inputs)
         """Gradients of other uses of a tied parameter, to which this segment's is added. Where they wait they
         count as that segment's; a pipeline adds them up between its ranks."""
         self._bytes = {
@@ -272,14 +278,11 @@ class _Sizes:
         """Whether the operator adds up gradients that a tied parameter gets from its uses."""
         if op.phase is not Phase.BACKWARD or op.kind != "elementwise" or len(op.inputs) < 2:
             return False
-        made = [self._tensors[i] for i in op.outputs]
         return all(
-            t.role is TensorRole.GRADIENT and all(self._tensors[i].shape == t.shape for i in op.inputs)
-            for t in made
+            self.role(made) is TensorRole.GRADIENT
+            and all(self._tensors[i].shape == self._tensors[made].shape for i in op.inputs)
+            for made in op.outputs
         )
-
-    def _summed(self, segment: Segment) -> frozenset[int]:
-        return frozenset(self.base(i) for op in segment.operators if self._sums(op) for i in op.inputs)
 
     def _partial_gradients(self, segment: Segment) -> frozenset[int]:
         """Gradients of parameters that belong to other segments: what backward makes of such a parameter's

@@ -9,7 +9,7 @@ from itertools import pairwise
 from costmodel.graph.blocks import Unit
 from costmodel.graph.model_graph import Operator, Phase, Segment, TensorInfo, TensorRole
 
-__all__ = ["are_chains", "boundaries_are_clean", "cut_segments"]
+__all__ = ["are_chains", "boundaries_are_clean", "cut_segments", "ends_alike"]
 
 
 def cut_segments(
@@ -23,6 +23,32 @@ def cut_segments(
     Forward operators are cut where the unit changes; a backward operator belongs to its forward
     operator's segment. Equal neighbours are merged into one segment with their counts added.
     """
+    return _merged([segment for segment, _ in _cut(operators, tensors, units, unused)])
+
+
+def ends_alike(
+    operators: Sequence[Operator], tensors: Mapping[int, TensorInfo], units: Sequence[Unit]
+) -> bool:
+    """Whether the last unit of each shortened run does, makes and keeps what the one before it does.
+
+    Else it stands for none but itself: what follows a run may read less of its last element (the mean of an
+    output needs none of it for backward), or more.
+    """
+    cut = _cut(operators, tensors, units, ())
+    return all(
+        _shape(before) == _shape(segment)
+        for (before, first), (segment, unit) in pairwise(cut)
+        if unit is not None and first is not None and unit.run is not None and first.run == unit.run
+    )
+
+
+def _cut(
+    operators: Sequence[Operator],
+    tensors: Mapping[int, TensorInfo],
+    units: Sequence[Unit],
+    unused: Sequence[int],
+) -> list[tuple[Segment, Unit | None]]:
+    """Segments in forward order, equal neighbours apart, each with its unit."""
     groups, group_unit, group_of = _grouped(operators, units)
     last = len(groups) - 1
     for op in operators:
@@ -46,10 +72,10 @@ def cut_segments(
         if len(unit.instances) > 1
         for index in op.outputs
     }
-    segments = [
-        _segment(groups[i], group_unit[i], tensors, owner, i, crossing[i], needed) for i in range(len(groups))
+    return [
+        (_segment(groups[i], unit, tensors, owner, i, crossing[i], needed), unit)
+        for i, unit in enumerate(group_unit)
     ]
-    return _merged(segments)
 
 
 def _grouped(
@@ -90,10 +116,13 @@ def are_chains(
 ) -> bool:
     """Whether each run that was shortened passes its results on from element to element only.
 
-    Where something else reads an element that is not the last (branches that are summed or stacked), a
-    shorter run would change what follows it.
+    Where something else reads an element that is not the last (branches that are summed or stacked), or reads
+    an element's parameters by itself (their moving average, a layer written out), a shorter run would change
+    what follows it.
     """
-    followers = {id(unit): after for unit, after in pairwise(units) if len(after.instances) > 1}
+    followers = {
+        id(unit): after for unit, after in pairwise(units) if unit.run is not None and unit.run == after.run
+    }
     unit_of = {path: unit for unit in units for path in unit.elements}
     maker: dict[int, Unit] = {}
     for op in operators:
@@ -101,6 +130,10 @@ def are_chains(
             continue
         unit = _unit(op.module, unit_of)
         for index in op.inputs:
+            if unit is None and tensors[index].role is TensorRole.PARAMETER:
+                owner = _unit(tensors[index].name, unit_of)
+                if owner is not None and owner.run is not None:
+                    return False
             made_by = maker.get(_base(tensors, index))
             if made_by is not None and unit is not made_by and unit is not followers[id(made_by)]:
                 return False

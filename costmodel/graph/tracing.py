@@ -26,11 +26,12 @@ from costmodel.graph.libraries import (
     fused_where_written_out,
     written_out_by_library,
 )
+from costmodel.graph.loss import default_loss
 from costmodel.graph.model_graph import ModelGraph, Segment
 from costmodel.graph.nodes import Reader
 from costmodel.graph.quiet import quiet_fake_tensors
 from costmodel.graph.recurrent import FusedRecurrence
-from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segments
+from costmodel.graph.segments import are_chains, boundaries_are_clean, cut_segments, ends_alike
 from costmodel.graph.uncompiled import leave_compiler_unloaded
 from costmodel.models.images import UNSEEN, text_alone
 from costmodel.models.source import samples_in
@@ -38,7 +39,7 @@ from costmodel.models.source import samples_in
 if TYPE_CHECKING:
     from costmodel.models import ModelSource
 
-__all__ = ["ATTENTION", "default_loss", "fake_mode", "trace", "trace_module"]
+__all__ = ["ATTENTION", "fake_mode", "trace", "trace_module"]
 
 _OWN_FOLDER = str(Path(__file__).parent)
 _REMEDY = {f"{CPU_ATTENTION}{back}.default": " (--attention flash counts them)" for back in ("", "_backward")}
@@ -51,6 +52,14 @@ _ADVICE = (
         "DataDependent",
         "it reads a value out of a tensor (`.item()`, `if tensor:`), and a trace has none: give the model a "
         "variant that does not",
+    ),
+    (
+        "shape_env|NestedTensor|Sparse",
+        "a trace follows dense tensors only: give the model a variant with padding, or indices and values",
+    ),
+    (
+        "saved tensor hooks",
+        "transforms of torch.func inside a model cannot be traced: write them with torch.autograd.grad",
     ),
     (
         "does not require grad",
@@ -66,19 +75,6 @@ ATTENTION = ("as_run", "flash", "unfused", "eager")
 """as_run: what torch's dispatcher takes on this CPU; flash: one fused call; unfused: two products and a
 softmax; eager: as the model's library writes it out, with scale and mask in kernels of their own, else
 unfused. Where it is not as_run, recurrent layers are one call each, too, as on a GPU."""
-
-
-def default_loss(output: Any) -> torch.Tensor:
-    """The `loss` of the output where it has one, a single number itself, else the mean of its first
-    floating-point tensor. Raises TraceError where there is none."""
-    loss = getattr(output, "loss", None)
-    if isinstance(loss, torch.Tensor):
-        return loss
-    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-    if not tensors:
-        raise TraceError("the model's output holds no floating-point tensor to make a loss of")
-    first: torch.Tensor = tensors[0]
-    return first if first.ndim == 0 else first.float().mean()
 
 
 class _FlashAttention(TorchFunctionMode):
@@ -183,13 +179,23 @@ def trace(
             graph = traced(built.kwargs)
         except TraceError as error:
             if text is None:
-                raise
+                raise _of_other_size(error, built.example_samples, source.micro_batch_size) from error
             try:
                 graph = traced(text)
             except TraceError:
                 raise error from None
             notes = (*notes, f"{UNSEEN}: {str(error).partition(';')[0]}")
         return replace(graph, notes=(*graph.notes, *notes))
+
+
+def _of_other_size(error: TraceError, given: int, asked: int) -> TraceError:
+    """The error, with the example inputs' size where another was asked for."""
+    if 0 in (given, asked) or given == asked:
+        return error
+    return TraceError(
+        f"{error} (its {given} example samples were made {asked} along dimension 0: parts of the model may "
+        f"be made for {given}, or inputs have another order of dimensions; ask for mbs{given})"
+    )
 
 
 @contextmanager
@@ -237,6 +243,7 @@ def trace_module(
             f"{len(sparse)} modules make sparse gradients ({', '.join(sparse[:3])}): a trace has "
             "sizes of dense ones only; build them with sparse=False, or ask for inference (`--inference`)"
         )
+    _refuse_other_layouts(module, args, named)
     fake = _mode_of(module, args, named)
     real = fake is None
     mode = fake_mode() if fake is None else fake
@@ -270,9 +277,25 @@ def trace_module(
         segments=segments,
         traced_by="torch.fx graph of the eager step on fake tensors",
         trace_time_s=time.perf_counter() - start,
-        tp_plan=dict(getattr(module, "_tp_plan", None) or {}),
+        tp_plan=_named_styles(getattr(module, "_tp_plan", None) or {}),
         notes=(*_notes(segments), *_taken_for_granted(reader.capture)),
     )
+
+
+def _refuse_other_layouts(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """TraceError for sparse and nested tensors, which have no strides or storage to follow."""
+    inputs = ((f"input {i}", t) for i, t in enumerate(pytree.tree_leaves((tuple(args), dict(kwargs)))))
+    for name, value in (*module.named_parameters(), *module.named_buffers(), *inputs):
+        if isinstance(value, torch.Tensor) and (value.layout is not torch.strided or value.is_nested):
+            raise TraceError(
+                f"{name} is no dense tensor ({value.layout}): a trace follows dense ones only; give the "
+                "model a variant with indices and values (index_add) or with padding"
+            )
+
+
+def _named_styles(tp_plan: Mapping[str, Any]) -> dict[str, str]:
+    """Styles that are a library's own objects are left to the search."""
+    return {pattern: style for pattern, style in tp_plan.items() if isinstance(style, str)}
 
 
 def _notes(segments: Sequence[Segment]) -> tuple[str, ...]:
@@ -349,8 +372,12 @@ def _finest(step: _Traced, reduce: bool) -> tuple[list[Unit], Reader]:
             # what follows a list reads more than its last element: every element counts
             units, kept = find_units(step.module, reduce=False, depth=depth)
             reader = step.record(kept)
-        if depth == 0 or boundaries_are_clean(reader.operators, reader.tensors, units):
-            return units, reader
+        if depth and not boundaries_are_clean(reader.operators, reader.tensors, units):
+            continue
+        if kept and not ends_alike(reader.operators, reader.tensors, units):
+            units, kept = find_units(step.module, reduce=True, depth=depth, known=signatures, last_too=True)
+            reader = step.record(kept)
+        return units, reader
     raise AssertionError("depth 0 always returns")
 
 

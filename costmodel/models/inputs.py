@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import ModelArgumentError
 from costmodel.models.images import has_placeholders, image_sides
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["default_seq_len", "diffusers_inputs", "transformers_inputs"]
 
@@ -47,7 +50,7 @@ def transformers_inputs(
     made_len = (target_len or seq_len) if getattr(config, "is_encoder_decoder", False) else seq_len
 
     def ids(length: int = seq_len) -> torch.Tensor:
-        return torch.randint(0, max(2, vocab), (batch, length))
+        return _words(text, vocab, (batch, length))
 
     if (main == "pixel_values" or "pixel_values" in names) and not has_placeholders(module, config):
         vision = getattr(config, "vision_config", config)
@@ -81,6 +84,25 @@ def transformers_inputs(
     return inputs
 
 
+def _words(text: Any, vocab: int, shape: tuple[int, int]) -> torch.Tensor:
+    """Token ids without padding; made without values, they know theirs (`known_values`): some models look
+    whether there is padding."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    padding = getattr(text, "pad_token_id", None)
+    with unset_fake_temporarily():
+        words = torch.randint(0, max(2, vocab), shape)
+        if padding is not None:
+            words = torch.where(words == padding, (words + 1) % max(2, vocab), words)
+        if mode is None:
+            return words
+        fake: torch.Tensor = FakeTensor(mode, torch.empty_like(words, device="meta"), torch.device("cpu"))
+    fake.known_values = words  # type: ignore[attr-defined]
+    return fake
+
+
 def _labels(
     module: Any, config: Any, names: set[str], batch: int, seq_len: int, vocab: int
 ) -> dict[str, Any]:
@@ -94,7 +116,7 @@ def _labels(
         if per_sample:
             labels["labels"] = torch.randint(0, max(2, getattr(config, "num_labels", 2)), (batch,))
         else:
-            labels["labels"] = torch.randint(0, max(2, vocab), (batch, seq_len))
+            labels["labels"] = _words(getattr(config, "text_config", config), vocab, (batch, seq_len))
     if "next_sentence_label" in names:
         labels["next_sentence_label"] = torch.randint(0, 2, (batch,))
     if "start_positions" in names:

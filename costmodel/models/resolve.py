@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from costmodel.errors import ModelArgumentError
+from costmodel.models.building import built
 from costmodel.models.capacity import with_full_experts
 from costmodel.models.images import UNSEEN, has_placeholders, with_images
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
 from costmodel.models.libraries import load_library, load_losses
-from costmodel.models.source import BuiltModel, ModelSource, samples_in
+from costmodel.models.source import BuiltModel, ModelSource, open_dataclasses, samples_in
 
 __all__ = ["resolve", "resolve_config", "shipped_config", "shipped_names"]
 
@@ -353,10 +355,30 @@ def _from_callable(
     finally:
         sys.path.pop(0)
 
+    needs_values = False
+
     def builder(batch: int, seq_len: int) -> BuiltModel:
-        return _call(factory, argument, dict(overrides or {}), batch, seq_len)
+        nonlocal needs_values
+
+        def make() -> BuiltModel:
+            return _call(factory, argument, dict(overrides or {}), batch, seq_len)
+
+        made, without_values = built(make, argument, without_values=not needs_values)
+        needs_values = not without_values
+        mode = _fake_mode()
+        if needs_values and mode is not None:  # what example inputs hold says nothing of others
+            args, kwargs = _without_own_values(mode, (made.args, made.kwargs))
+            return replace(made, args=args, kwargs=kwargs)
+        return made
 
     return ModelSource(name=argument, micro_batch_size=batch, seq_len=seq_len or 0, builder=builder)
+
+
+def _without_own_values(mode: Any, inputs: Any) -> Any:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_map_only(torch.Tensor, mode.from_tensor, inputs)
 
 
 def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int, seq_len: int) -> BuiltModel:
@@ -393,8 +415,10 @@ def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int, se
             "asked for cannot be; make them of that length (--set NAME=VALUE hands the callable an argument)"
         )
     kwargs = made[2] if len(made) == 3 else {}
+    open_dataclasses((made[1], kwargs))
+    own = samples_in(made[1], kwargs)
     args, kwargs = _with_batch(tuple(made[1]), dict(kwargs), batch)
-    return BuiltModel(module=made[0], args=args, kwargs=kwargs)
+    return BuiltModel(module=made[0], args=args, kwargs=kwargs, example_samples=own)
 
 
 def _with_batch(args: Any, kwargs: Any, batch: int) -> tuple[Any, Any]:

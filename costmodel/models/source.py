@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BuiltModel", "ModelSource", "samples_in"]
+__all__ = ["BuiltModel", "ModelSource", "open_dataclasses", "samples_in"]
+
+
+def open_dataclasses(values: Any) -> None:
+    """Let torch's trees look into the dataclasses among example inputs, as they do into dictionaries."""
+    from torch.utils import _pytree as pytree
+
+    for leaf in pytree.tree_leaves(values):
+        if is_dataclass(leaf) and not isinstance(leaf, type) and type(leaf) not in pytree.SUPPORTED_NODES:
+            pytree.register_dataclass(type(leaf))
+            open_dataclasses(leaf)
 
 
 def samples_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -30,6 +40,8 @@ class BuiltModel:
     kwargs: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     """What the call leaves out of the model."""
+    example_samples: int = 0
+    """Samples that a callable's example inputs hold, before they were cut or repeated; 0 for other models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,16 @@ from math import prod
 
 from costmodel.operator_costs.registry import Call, Piece, TensorMeta, register_cost
 
-__all__ = ["batch_norm", "elementwise", "gather", "group_norm", "layer_norm", "scatter"]
+__all__ = [
+    "batch_norm",
+    "elementwise",
+    "gather",
+    "group_norm",
+    "layer_norm",
+    "rows_written",
+    "sampled",
+    "scatter",
+]
 
 
 def _rows_cols(t: TensorMeta) -> tuple[int, int]:
@@ -87,9 +96,13 @@ _ELEMENTWISE = {
         "select_scatter",
         *(
             f"upsample_{how}{back}"
-            for how in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")
+            for how in (
+                *("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d"),
+                "trilinear3d",
+            )
             for back in ("", "_backward")
         ),
+        *(f"_upsample_nearest_exact{d}d{back}" for d in (1, 2, 3) for back in ("", "_backward")),
         *(
             f"{how}_pad{d}d{back}"
             for how in ("reflection", "replication")
@@ -98,6 +111,13 @@ _ELEMENTWISE = {
         ),
         "im2col",
         "col2im",
+        "unfold_backward",
+        "max_unpool2d",
+        "max_unpool3d",
+        "eye",
+        "linspace",
+        "scalar_tensor",
+        "complex",
     ),
     "other": (
         "where",
@@ -215,7 +235,10 @@ def _reduction(variant: str) -> Callable[[Call], list[Piece]]:
 
 
 _REDUCTIONS = {
-    "sum": ("sum", "mean", "cumsum", "prod", "linalg_vector_norm", "norm"),
+    "sum": (
+        *("sum", "mean", "cumsum", "cumprod", "prod", "linalg_vector_norm", "norm", "_euclidean_dist"),
+        *("_cdist_forward", "_cdist_backward", "_weight_norm_interface", "_weight_norm_interface_backward"),
+    ),
     "pool": (
         "max_pool2d_with_indices",
         "max_pool2d_with_indices_backward",
@@ -240,6 +263,8 @@ _REDUCTIONS = {
         "binary_cross_entropy",
         "binary_cross_entropy_backward",
         "binary_cross_entropy_with_logits",
+        "_ctc_loss",
+        "_ctc_loss_backward",
     ),
     "other": (
         "max",
@@ -317,6 +342,12 @@ def gather(call: Call) -> list[Piece]:
     "aten.scatter_add_",
     "aten.scatter_reduce",
     "aten.index_copy",
+    "aten.index_reduce",
+    "aten.index_reduce_",
+    "aten.masked_scatter",
+    "aten.masked_scatter_",
+    "aten.grid_sampler_2d_backward",
+    "aten.grid_sampler_3d_backward",
     "aten.index_fill",
     "aten.index_fill_",
     "aten.embedding_backward",
@@ -327,3 +358,26 @@ def scatter(call: Call) -> list[Piece]:
     updates = max((t for t in call.tensors if t.is_floating), key=lambda t: t.numel, default=table)
     rows, cols = _rows_cols(updates)
     return [_piece(call, "embedding", "bwd", rows, cols)]
+
+
+@register_cost("aten.index_copy_")
+def rows_written(call: Call) -> list[Piece]:
+    """Rows copied into a table that stays where it is (a cache of keys): the rows are the traffic."""
+    source = call.tensors[-1]
+    read = sum(t.traffic_bytes for t in call.tensors[1:])
+    rows, cols = _rows_cols(source)
+    return [
+        Piece(
+            kind="embedding",
+            variant="bwd",
+            dims={"rows": rows, "cols": cols, "bytes": read + source.traffic_bytes},
+            read_bytes=read,
+            written_bytes=source.traffic_bytes,
+        )
+    ]
+
+
+@register_cost("aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def sampled(call: Call) -> list[Piece]:
+    """Values of a picture at given places: its pixels, the places and the values are the traffic."""
+    return [_piece(call, "embedding", "fwd", *_rows_cols(call.outputs[0]))]

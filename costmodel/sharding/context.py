@@ -43,7 +43,12 @@ def split_context(
     if exchange not in CP_EXCHANGES:
         raise PlanError(f"cp exchange {exchange!r}: must be one of {', '.join(CP_EXCHANGES)}")
     length = graph.seq_len
-    if not length or length % cp:
+    if not length:
+        raise PlanError(
+            f"cp({cp}): the model names no sequence to split (images have none, and example inputs do not "
+            "say which dimension it is); give a transformers configuration with one, or leave cp out"
+        )
+    if length % cp:
         raise PlanError(
             f"seq_len({length}) % cp({cp}) != 0: context parallelism splits the sequence evenly; "
             "choose a cp that divides it"

@@ -82,6 +82,11 @@ class TensorSplit:
 
     def _rules(self) -> Rules:
         length = self.graph.seq_len // self.cp
+        if self.sequence_parallel and not self.graph.seq_len:
+            raise PlanError(
+                "sp: the model names no sequence to split (images have none, and example inputs do not say "
+                "which dimension it is); give a transformers configuration with one, or leave sp out"
+            )
         if self.sequence_parallel and (not length or length % self.tp):
             raise PlanError(
                 f"seq_len({self.graph.seq_len}) / cp({self.cp}) % tp({self.tp}) != 0: sequence "

@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from costmodel.graph.capture import Capture
+from costmodel.graph.libraries import as_on_real_tensors
 from costmodel.graph.quiet import quiet_fake_tensors
 
 __all__ = ["runs_locally", "tied_modules"]
@@ -29,8 +31,9 @@ def runs_locally(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], styles: Mapping[str, str], n: int
 ) -> bool:
     """Whether the forward runs with these modules local on n ranks and gives results of the same shapes."""
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        before = _shapes(_fake_copy(module)(*_fake(list(args)), **_fake(dict(kwargs))))
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), fake:
+        before = _results(_fake_copy(module), args, kwargs, fake)
         local = _fake_copy(module)
         mode = _LocalSplit(n)
         for path, style in styles.items():
@@ -40,12 +43,20 @@ def runs_locally(
                 continue
             if not _cut(layer, style, n, mode):
                 return False
-        try:
-            with mode, quiet_fake_tensors():
-                after = _shapes(local(*_fake(list(args)), **_fake(dict(kwargs))))
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-            return False
-    return before == after
+        with mode:
+            after = _results(local, args, kwargs, fake)
+    return before is not None and before == after
+
+
+def _results(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], fake: FakeTensorMode
+) -> list[tuple[int, ...]] | None:
+    """Shapes of what the forward gives, looking at values as a trace does; None where it cannot run."""
+    try:
+        with as_on_real_tensors(), Capture(fake), quiet_fake_tensors():
+            return _shapes(module(*_fake(list(args)), **_fake(dict(kwargs))))
+    except Exception:
+        return None
 
 
 def _empty(tensor: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
@@ -110,6 +121,8 @@ def _cut(layer: nn.Module, style: str, n: int, mode: _LocalSplit) -> bool:
         return all(_shrink(layer, name, 0, n) for name in names)
     if kind == "vocab":
         return weight.shape[0] % n == 0  # the sum over ranks has the whole shape
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return False
     out_dim = 0 if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) else 1
     if kind in ("colwise", "colwise_gather"):
         if weight.shape[out_dim] % (n * int(chunks or 1)):

@@ -98,7 +98,7 @@ def split_batch(inputs: Mapping[str, Any], *, batch: int, parts: int, index: int
 
 def loss_of(output: Any) -> torch.Tensor:
     """The number to minimise, from a forward's output; the same as the traced one."""
-    from costmodel.graph.tracing import default_loss
+    from costmodel.graph.loss import default_loss
 
     return default_loss(output)
 

@@ -23,7 +23,7 @@ def product(call: Call) -> Iterator[Strategy]:
     """C[m,n] = A[m,k] B[k,n] (+ bias): m, n sharded alike; k sharded leaves C partial."""
     first = len(call.inputs) - 2
     a, b = call.inputs[first], call.inputs[first + 1]
-    if len(a) != 2 or len(b) != 2:
+    if not len(a) == len(b) == len(call.outputs[0]) == 2:
         return
     bias = call.inputs[:first]
     for c in call.both_options(first, 0, 0, 0):

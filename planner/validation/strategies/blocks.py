@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,16 +54,26 @@ def default_stages(module: nn.Module, n_stages: int) -> tuple[tuple[str, ...], .
 
 
 def present(module: nn.Module, paths: Sequence[str], prefix: str = "") -> list[nn.Module]:
-    """The modules of `paths` that this stage's module tree still holds with parameters."""
-    found = []
+    """The modules of `paths` that this stage's module tree still holds with parameters, each once; of lists
+    and dictionaries, which are never called themselves, what they hold."""
+    found: dict[nn.Module, None] = {}
     for path in paths:
         try:
             block = module.get_submodule(prefix + path)
         except AttributeError:
             continue
-        if any(True for _ in block.parameters()):
-            found.append(block)
-    return found
+        found |= {m: None for m in _called(block) if any(True for _ in m.parameters())}
+    return list(found)
+
+
+def _called(block: nn.Module) -> Iterator[nn.Module]:
+    from torch import nn
+
+    if not isinstance(block, (nn.ModuleList, nn.ModuleDict)):
+        yield block
+        return
+    for child in block.children():
+        yield from _called(child)
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:

@@ -35,14 +35,15 @@ from costmodel.errors import PlanError
 __all__ = [
     "STYLES",
     "ChannelNorm",
-    "ColwiseConv2d",
+    "ColwiseConvolution",
     "PackedColwise",
-    "RowwiseConv2d",
+    "RowwiseConvolution",
     "TransposedRowwise",
     "apply_styles",
     "make_style",
 ]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 STYLES = ("colwise", "colwise:C", "colwise_gather", "rowwise", "vocab", "channels")
 
 
@@ -69,18 +70,18 @@ def make_style(path: str, layer: nn.Module, name: str, n: int) -> ParallelStyle:
     kind, _, chunks_text = name.partition(":")
     chunks = int(chunks_text or 1)
     weight = getattr(layer, "weight", None)
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, _CONVOLUTIONS):
         if layer.groups != 1:
             raise PlanError(
                 f"{path}: a grouped convolution (groups={layer.groups}) has no tensor split to run"
             )
         if kind == "colwise":
             _divides(path, "output channels", layer.out_channels, n)
-            return ColwiseConv2d()
+            return ColwiseConvolution()
         if kind == "rowwise":
             _divides(path, "input channels", layer.in_channels, n)
-            return RowwiseConv2d()
-    elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) and kind == "channels":
+            return RowwiseConvolution()
+    elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) and kind == "channels":
         _divides(path, "channels", layer.num_features, n)
         return ChannelNorm()
     elif isinstance(layer, nn.Embedding):
@@ -242,11 +243,11 @@ def _localise(layer: nn.Module, mesh: DeviceMesh, dims: Mapping[str, int]) -> No
             layer.register_buffer(name, local)
 
 
-class ColwiseConv2d(ParallelStyle):
+class ColwiseConvolution(ParallelStyle):
     """Output channels split; whole input, this rank's output channels."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        assert isinstance(module, nn.Conv2d)
+        assert isinstance(module, _CONVOLUTIONS)
         _localise(module, device_mesh, {"weight": 0, "bias": 0})
         module.out_channels //= device_mesh.size()
         group = device_mesh.get_group()
@@ -254,11 +255,11 @@ class ColwiseConv2d(ParallelStyle):
         return module
 
 
-class RowwiseConv2d(ParallelStyle):
+class RowwiseConvolution(ParallelStyle):
     """Input channels split; this rank's input channels, output summed. The bias is added by rank 0."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        assert isinstance(module, nn.Conv2d)
+        assert isinstance(module, _CONVOLUTIONS)
         if module.bias is not None:
             raise PlanError(
                 "a convolution with a bias has no row-wise split to run; split its output channels"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_backward_flop
 
-from costmodel.graph.tracing import default_loss
+from costmodel.graph.loss import default_loss
 
 __all__ = ["real_step"]
 

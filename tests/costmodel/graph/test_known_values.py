@@ -48,6 +48,10 @@ ANSWERS: dict[str, tuple[Callable[[_Asks, torch.Tensor], bool], bool]] = {
     "written into a part": (lambda m, x: _written(1.0), True),
     "not written": (lambda m, x: _written(0.5), False),
     "of sizes": (lambda m, x: bool(torch.arange(x.shape[0]).sum() == 1), True),
+    "odd numbers": (lambda m, x: bool(torch.isnan(x).any() | torch.isinf(m.layer(x)).any()), False),
+    "finite numbers": (lambda m, x: bool(torch.isfinite(m.layer(x)).all()), True),
+    "unlike itself": (lambda m, x: bool((x != x).any()), False),
+    "its own infinity": (lambda m, x: bool((torch.full((2,), -torch.inf) == -torch.inf).all()), True),
     "of a constant": (lambda m, x: bool((torch.tensor([1.0, 2.0]) + 1).max() > 2.5), True),
 }
 

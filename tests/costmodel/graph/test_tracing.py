@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from costmodel.errors import TraceError
 from costmodel.graph import trace, trace_module
+from costmodel.graph.loss import default_loss
 from costmodel.graph.model_graph import Phase
 from costmodel.graph.quiet import quiet_fake_tensors
-from costmodel.graph.tracing import default_loss, fake_mode
+from costmodel.graph.tracing import fake_mode
 from costmodel.models import resolve, resolve_config, shipped_names
 from tests.costmodel.graph.oracles import real_step
 
@@ -322,3 +323,42 @@ def test_sparse_gradients_are_refused_in_training_only() -> None:
     with pytest.raises(TraceError, match="sparse=False"):
         trace_module(table, inputs)
     assert trace_module(table, inputs, training=False).n_parameters == 800
+
+
+@pytest.mark.parametrize("where", ["buffer", "input"])
+def test_sparse_tensors_are_refused_by_name(where: str) -> None:
+    class Neighbours(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("adjacency", torch.eye(3).to_sparse())
+
+        def forward(self, x: torch.Tensor, adjacency: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.sparse.mm(self.adjacency if adjacency is None else adjacency, self.layer(x))
+
+    module, args = Neighbours(), (torch.randn(3, 4), torch.eye(3).to_sparse())
+    if where == "input":
+        module.register_buffer("adjacency", None)
+    name = {"buffer": "adjacency", "input": "input 1"}[where]
+    with pytest.raises(TraceError, match=f"{name} is no dense tensor .torch.sparse_coo"):
+        trace_module(module, args)
+
+
+def test_an_error_says_where_examples_were_cut() -> None:
+    with pytest.raises(TraceError, match=r"4 example samples were made 2 along dimension 0.*ask for mbs4"):
+        trace(resolve(f"{__name__}:of_four", micro_batch_size=2))
+    assert trace(resolve(f"{__name__}:of_four")).n_parameters == 12
+
+
+def of_four() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """A module made for four samples."""
+
+    class OfFour(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.each = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.each
+
+    return OfFour(), (torch.randn(4, 3),)

@@ -9,13 +9,13 @@ from torch import nn
 from costmodel.graph import trace_module
 from costmodel.graph.model_graph import Phase
 from tests.costmodel.graph.oracles import real_step
-from tests.costmodel.graph.zoo import ZOO
+from tests.costmodel.graph.zoo_plain import ZOO
 
 EXPERTS = ("mixtral", "deepseek-v3")
 
 
-def test_there_are_forty() -> None:
-    assert len(ZOO) >= 40
+def test_there_are_fifty() -> None:
+    assert len(ZOO) >= 50
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -64,3 +64,21 @@ def test_recurrent_layers_keep_what_their_library_keeps_at_any_length() -> None:
     assert not graph.notes
     products = [op for _, op in graph.operators() if op.kind == "gemm" and op.phase is Phase.FORWARD]
     assert len(products) == 1 + 100
+
+
+def test_the_last_block_of_a_run_is_traced_where_it_is_unlike_the_others() -> None:
+    module, args, _ = ZOO["two-streams"]()
+    blocks = [s for s in trace_module(module, args).segments if s.is_block]
+    assert sum(s.count for s in blocks) == len(module)
+    assert [s.count for s in blocks[-2:]] == [5, 1]
+    assert [s.modules[-1] for s in blocks[-2:]] == ["5", "6"]
+
+
+@pytest.mark.parametrize("name", ["penalised-weights", "moving-average"])
+def test_parameters_that_are_read_elsewhere_count_once_each(name: str) -> None:
+    module, args, _ = ZOO[name]()
+    graph = trace_module(module, args)
+    assert graph.n_parameters == sum(p.numel() for p in module.parameters())
+    reads = {i for s in graph.segments for op in s.operators for i in op.inputs}
+    parameters = {t.index for s in graph.segments for t in s.parameters}
+    assert len(parameters & reads) == len(list(module.parameters()))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["ZOO", "Made"]
+__all__ = ["ZOO", "Made", "add"]
 
 Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 ZOO: dict[str, Callable[[], Made]] = {}
@@ -46,7 +46,7 @@ def _pixels(size: int, channels: int = 3) -> torch.Tensor:
     return torch.randn(_BATCH, channels, size, size)
 
 
-def _add(name: str) -> Callable[[Callable[[], Made]], Callable[[], Made]]:
+def add(name: str) -> Callable[[Callable[[], Made]], Callable[[], Made]]:
     def keep(make: Callable[[], Made]) -> Callable[[], Made]:
         ZOO[name] = make
         return make
@@ -273,7 +273,7 @@ for _name in _NAMED:
     ZOO[_name] = _named(_name)
 
 
-@_add("unet-2d")
+@add("unet-2d")
 def _unet() -> Made:
     from diffusers import UNet2DConditionModel
 
@@ -283,7 +283,7 @@ def _unet() -> Made:
     return module, (_pixels(16, 4), torch.randint(0, 1000, (_BATCH,)), torch.randn(_BATCH, 7, 64)), {}
 
 
-@_add("dit")
+@add("dit")
 def _dit() -> Made:
     from diffusers import DiTTransformer2DModel
 
@@ -295,7 +295,7 @@ def _dit() -> Made:
     return module, (_pixels(8, 4),), kwargs
 
 
-@_add("autoencoder-kl")
+@add("autoencoder-kl")
 def _autoencoder() -> Made:
     from diffusers import AutoencoderKL
 
@@ -319,12 +319,12 @@ class _Recurrent(nn.Module):
         return self.head(self.cell(self.embed(ids))[0])
 
 
-@_add("lstm")
+@add("lstm")
 def _lstm() -> Made:
     return _Recurrent(nn.LSTM), (_ids(),), {}
 
 
-@_add("gru")
+@add("gru")
 def _gru() -> Made:
     return _Recurrent(nn.GRU), (_ids(),), {}
 
@@ -346,12 +346,12 @@ class _Bags(nn.Module):
         return torch.sigmoid(self.top(torch.cat([x, products[:, rows, cols]], dim=1)))
 
 
-@_add("embedding-bag")
+@add("embedding-bag")
 def _bags() -> Made:
     return _Bags(), (torch.randn(_BATCH, 8), torch.randint(0, 100, (_BATCH, 5))), {}
 
 
-@_add("grouped-convolutions")
+@add("grouped-convolutions")
 def _grouped() -> Made:
     module = nn.Sequential(
         nn.Conv2d(4, 16, 3, padding=1, groups=4),
@@ -368,7 +368,7 @@ def _grouped() -> Made:
     return module, (_pixels(16, 4),), {}
 
 
-@_add("transposed-convolutions")
+@add("transposed-convolutions")
 def _transposed() -> Made:
     module = nn.Sequential(
         nn.Conv2d(3, 16, 4, stride=2, padding=1),
@@ -381,7 +381,7 @@ def _transposed() -> Made:
     return module, (_pixels(16),), {}
 
 
-@_add("convolutions-1d-3d")
+@add("convolutions-1d-3d")
 def _other_dimensions() -> Made:
     class Video(nn.Module):
         def __init__(self) -> None:
@@ -397,7 +397,7 @@ def _other_dimensions() -> Made:
     return Video(), (torch.randn(_BATCH, 3, 4, 8, 8), torch.randn(_BATCH, 2, 40)), {}
 
 
-@_add("torch-transformer")
+@add("torch-transformer")
 def _torch_transformer() -> Made:
     module = nn.Transformer(
         d_model=32, nhead=4, num_encoder_layers=3, num_decoder_layers=3, dim_feedforward=64, batch_first=True
@@ -442,12 +442,12 @@ class _Odd(nn.Module):
         return {"logits": logits, "argmax": logits.argmax(-1)}
 
 
-@_add("odd")
+@add("odd")
 def _odd() -> Made:
     return _Odd(), (torch.randint(0, 64, (_BATCH, 6)), torch.rand(_BATCH, 1)), {}
 
 
-@_add("mixed-precision")
+@add("mixed-precision")
 def _autocast() -> Made:
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from costmodel.graph.model_graph import ModelGraph, Phase
 from costmodel.models import resolve, resolve_config
 from planner.validation.model_source import load_model
 from planner.validation.run_spec import ModelSpec
+from tests.costmodel.graph.oracles import real_step
 
 PERCEPTRON = "tests.planner.validation.sample_models:perceptron"  # example inputs of 8 samples
 MIXED = "tests.planner.validation.sample_models:mixed"  # two inputs of 4 samples
@@ -180,3 +182,48 @@ def test_what_stops_a_library_is_told(
     monkeypatch.setattr(sys.modules[resolve.__module__], "_instance", fail)
     with pytest.raises(ModelArgumentError, match=said):
         resolve(folder(tmp_path)).build("meta")
+
+
+@dataclass
+class _Samples:
+    pictures: torch.Tensor
+    labels: torch.Tensor
+
+
+def of_a_dataclass() -> tuple[torch.nn.Module, tuple[_Samples]]:
+    """Inputs in an object of the model's own."""
+
+    class Classifier(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(6, 3)
+
+        def forward(self, samples: _Samples) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self.head(samples.pictures), samples.labels)
+
+    return Classifier(), (_Samples(torch.randn(4, 6), torch.zeros(4, dtype=torch.long)),)
+
+
+def test_samples_in_a_dataclass_are_counted_and_cut() -> None:
+    built = [resolve(f"{__name__}:of_a_dataclass", micro_batch_size=n).build() for n in (None, 2)]
+    assert [b.args[0].pictures.shape[0] for b in built] == [4, 2]
+    assert [b.args[0].labels.shape[0] for b in built] == [4, 2]
+    assert all(b.example_samples == 4 for b in built)
+
+
+@pytest.mark.parametrize("kind", ["xlm", "flaubert", "fsmt"])
+def test_models_that_look_for_padding_see_none(kind: str, tmp_path: Path) -> None:
+    sizes: dict[str, object] = {"vocab_size": 64, "emb_dim": 32, "n_layers": 2, "n_heads": 2}
+    if kind == "fsmt":
+        widths = ("encoder_ffn_dim", "decoder_ffn_dim", "d_model", "src_vocab_size", "tgt_vocab_size")
+        heads = ("encoder_attention_heads", "decoder_attention_heads", "encoder_layers", "decoder_layers")
+        sizes = {"langs": ["en", "de"], **dict.fromkeys(widths, 64), **dict.fromkeys(heads, 2)}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": kind, **sizes}))
+    source = resolve(str(file), micro_batch_size=2, seq_len=16)
+    built = source.build()
+    flop, _ = real_step(built.module.train(), built.args, built.kwargs)
+    graph = trace(source)
+    assert graph.flop(Phase.FORWARD) + graph.flop(Phase.BACKWARD) == flop
+    padding = built.module.config.pad_token_id
+    assert not (built.kwargs["input_ids"] == padding).any()

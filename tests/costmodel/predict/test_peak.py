@@ -15,8 +15,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from costmodel.graph import trace, trace_module
 from costmodel.graph.liveness import SegmentMemory, kept_segments, segment_memories
+from costmodel.graph.loss import default_loss
 from costmodel.graph.model_graph import ModelGraph
-from costmodel.graph.tracing import default_loss
 from costmodel.models import resolve
 from costmodel.predict.optimizer_costs import update_bytes
 from costmodel.predict.peak import peak_of_stage
@@ -259,6 +259,25 @@ def test_the_gradient_of_a_tied_table_is_held_once_by_each_use() -> None:
         assert level == pytest.approx(table_bytes, rel=0.05)
     measured = measured_peak_bytes(module, inputs)
     assert predicted_peak_bytes(graph, module, inputs, "none") == pytest.approx(measured, rel=0.1)
+
+
+def test_gradients_of_many_uses_are_added_up_on_the_way() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.change = nn.Sequential(nn.Linear(128, 256), nn.Tanh(), nn.Linear(256, 128))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(20):
+                x = x + 0.1 * self.change(x)
+            return x
+
+    inputs: Inputs = ((torch.zeros(1, 128),), {})
+    module = Steps()
+    measured = measured_peak_bytes(module, inputs)
+    predicted = predicted_peak_bytes(trace_module(module, *inputs), module, inputs, "none")
+    one_gradient_bytes = 4 * sum(p.numel() for p in module.parameters())
+    assert predicted == pytest.approx(measured, abs=1.1 * one_gradient_bytes)
 
 
 @pytest.mark.parametrize(

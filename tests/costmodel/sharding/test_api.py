@@ -149,6 +149,48 @@ def test_what_cannot_be_split_is_said_with_the_formula(gpt2: ModelGraph) -> None
         shard(gpt2, tp=0)
 
 
+def test_a_sequence_that_nobody_named_is_said() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return nn.functional.scaled_dot_product_attention(q, k, v)
+
+    graph = trace_module(Attends(), (torch.randn(2, 4, 8),))
+    with pytest.raises(PlanError, match=r"cp\(2\): the model names no sequence"):
+        shard(graph, tp=1, cp=2)
+    with pytest.raises(PlanError, match="sp: the model names no sequence"):
+        shard(graph, tp=2, sequence_parallel=True)
+
+
+def test_styles_that_are_a_librarys_objects_are_left_to_the_search() -> None:
+    class Planned(nn.Sequential):
+        _tp_plan = {"0": "colwise", "2": object()}  # noqa: RUF012
+
+    graph = trace_module(Planned(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), (torch.randn(4, 8),))
+    assert graph.tp_plan == {"0": "colwise"}
+    local = {t.name: t.shape for s in shard(graph, tp=2).segments for t in s.local.parameters}
+    assert local["0.weight"] == (8, 8)
+    assert local["2.weight"] in ((8, 8), (4, 16))
+
+
+def test_a_product_squeezed_in_place_runs_whole() -> None:
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            return torch.mm(y[:1], y[:1].T).squeeze_(1)
+
+    graph = trace_module(Squeezed(), (torch.randn(4, 8),))
+    assert shard(graph, tp=2).tp == 2
+
+
 def test_tp_plan_is_followed_and_dropped_where_it_does_not_fit() -> None:
     module, args, kwargs = build("odd")
     graph = trace_module(module, args, kwargs)

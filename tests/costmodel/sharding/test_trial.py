@@ -46,3 +46,36 @@ def test_tied_modules() -> None:
     assert tied_modules(module) == set()
     module.c.weight = module.a.weight
     assert tied_modules(module) == {"a", "c"}
+
+
+class Checked(nn.Module):
+    """Looks at numbers on its way, or at what only a run has."""
+
+    def __init__(self, needs_a_run: bool) -> None:
+        super().__init__()
+        self.needs_a_run = needs_a_run
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        if torch.isnan(h).any() or (self.needs_a_run and h.sum() > 0):
+            raise ValueError("no numbers")
+        return self.b(h.tanh()).sum()
+
+
+def test_values_are_looked_at_as_in_a_trace() -> None:
+    pair = {"a": "colwise", "b": "rowwise"}
+    assert runs_locally(Checked(False), (torch.zeros(4, 8),), {}, pair, 2)
+    assert not runs_locally(Checked(True), (torch.zeros(4, 8),), {}, pair, 2)
+
+
+def test_transposed_convolutions_are_left_whole() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose1d(4, 4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(x)
+
+    assert not runs_locally(Up(), (torch.zeros(1, 4, 4),), {}, {"up": "colwise_gather"}, 2)
