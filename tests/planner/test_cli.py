@@ -203,7 +203,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as error:
         main(["predict", "mlp-mnist", "--hardware", "h100", "--html", str(taken)])
     assert error.value.code == 1
-    assert f"foreshard: {taken}: Is a directory" in capsys.readouterr().err
+    assert f"foreshard: {taken} cannot be written: Is a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("compression", ["nan", "inf", "0.5"])
