@@ -50,7 +50,7 @@ def command(
         if only:
             raise UsageError("--only and --for exclude each other: --for measures what the plans differ in")
         if hosts is not None:
-            raise UsageError(f"--hosts {hosts} and --for exclude each other: --for measures this machine alone")
+            raise UsageError("--hosts and --for exclude each other: --for measures this machine alone")
         from planner.deciding import decide
 
         decided = decide(
