@@ -10,7 +10,7 @@ A module called inside a leaf stays as it is: eager, with its hooks, ready for F
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,16 +167,27 @@ def record(
     return Tape(steps=tuple(recorder.steps), loss=reference, leaves=leaves, samples=dict(recorder.samples))
 
 
-def first_called(module: nn.Module, paths: Sequence[str]) -> str:
-    """The first of a stage's paths that names a module with a forward of its own.
+def first_called(module: nn.Module, paths: Sequence[str], before: Iterable[str] = ()) -> str:
+    """The first module with a forward of its own among a stage's paths and, of lists of modules, inside them.
 
-    Raises PlanError where none does.
+    `before`: paths of earlier stages. A module that holds one of them began there: the stage has work of its
+    own (a sum between two layers, say) but does not begin with it.
+
+    Raises PlanError where there is none.
     """
+    earlier = tuple(before)
     names = dict(module.named_modules())
     for path in paths:
-        if path and path in names and _is_called(names[path]):
-            return path
+        if not path or path not in names or any(_holds(path, other) for other in earlier):
+            continue
+        for inner, found in names[path].named_modules(prefix=path):
+            if _is_called(found):
+                return inner
     raise PlanError(f"a stage of {list(paths)} holds no module of the model to begin with")
+
+
+def _holds(path: str, other: str) -> bool:
+    return other == path or other.startswith(f"{path}.")
 
 
 def _parent(path: str, inner: set[str]) -> bool:

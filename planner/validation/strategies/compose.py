@@ -191,7 +191,10 @@ def _pipeline_runner(
     plan = spec.plan
     n_stages = plan.pp * plan.vpp
     stages = spec.stage_modules or default_stages(model, n_stages)
-    points = [first_called(model, stage) for stage in stages]
+    points = [
+        first_called(model, stage, (path for earlier in stages[:i] for path in earlier))
+        for i, stage in enumerate(stages)
+    ]
     m = plan.num_microbatches
     one = split_batch(inputs, batch=batch, parts=m, index=0)
     tape = record(model, one, batch=batch // m, cut_points=points, loss_of=loss_of)

@@ -78,9 +78,25 @@ def test_a_stage_that_names_no_module_is_refused() -> None:
     inputs = named_inputs(model, args, {})
     with pytest.raises(PlanError, match="not a module"):
         record(model, inputs, batch=4, cut_points=["blocks.0", "blocks.9"], loss_of=loss_of)
-    assert first_called(model, ["", "nothing", "blocks", "blocks.1"]) == "blocks.1"
+    assert first_called(model, ["", "nothing", "blocks", "blocks.1"], ["blocks.0"]) == "blocks.1"
+    assert first_called(model, ["blocks"]) == "blocks.0"  # a list is not called, what is in it is
     with pytest.raises(PlanError, match="holds no module"):
-        first_called(model, ["blocks", "blocks.7"])
+        first_called(model, ["blocks", "blocks.7"], ["blocks.0"])
+
+
+def test_a_stage_does_not_begin_with_the_module_that_holds_all_stages() -> None:
+    """Sums between layers belong to the module around them, layers may be lists of called modules."""
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]) for _ in range(2))
+            self.norm = nn.LayerNorm(4)
+
+    stages = [["first", "t.layers.0", "t"], ["t", "t.layers.1", "t", "t.norm"]]
+    model = nn.ModuleDict({"first": nn.Linear(4, 4), "t": Around()})
+    assert first_called(model, stages[0]) == "first"
+    assert first_called(model, stages[1], stages[0]) == "t.layers.1.0"
 
 
 def test_what_has_no_gradient_does_not_cross() -> None:
