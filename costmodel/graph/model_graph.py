@@ -182,6 +182,16 @@ class ModelGraph:
         return sum(s.count * op.flop for s, op in self.operators() if op.phase is phase)
 
     @property
+    def fused_again_flop(self) -> float:
+        """What fused attention's backward computes again, the scores: one of its five products
+        (arXiv 2205.14135, section 3.1)."""
+        return sum(
+            s.count * op.flop / 5.0
+            for s, op in self.operators()
+            if op.kind == "attention" and op.variant == "bwd"
+        )
+
+    @property
     def n_parameters(self) -> int:
         """Total parameter count (tied parameters once)."""
         return sum(s.count * s.n_parameters for s in self.segments)

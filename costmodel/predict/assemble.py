@@ -120,6 +120,7 @@ def _cut(
     sigma = errors.log_sigma(step_time_s)
     samples_per_s = plan.global_batch_size / step_time_s
     model_flop_per_s = forecaster.model_flop(plan.micro_batch_size) * samples_per_s
+    fused_again_flop_per_s = forecaster.fused_again_flop(plan.micro_batch_size) * samples_per_s
     peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
@@ -138,7 +139,7 @@ def _cut(
         samples_per_s=samples_per_s,
         tokens_per_s=samples_per_s * graph.seq_len if graph.seq_len else None,
         mfu=model_flop_per_s / peak if peak else None,
-        hfu=model_flop_per_s * (1.0 + again) / peak if peak else None,
+        hfu=(model_flop_per_s + fused_again_flop_per_s) * (1.0 + again) / peak if peak else None,
         unmodelled_fraction=graph.unmodelled_fraction,
         hardware=HardwareUsed(
             name=profile.name,

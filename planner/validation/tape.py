@@ -180,9 +180,9 @@ def first_called(module: nn.Module, paths: Sequence[str], before: Iterable[str] 
     for path in paths:
         if not path or path not in names or any(_holds(path, other) for other in earlier):
             continue
-        for inner, found in names[path].named_modules(prefix=path):
-            if _is_called(found):
-                return inner
+        inside = (str(inner) for inner, found in names[path].named_modules(prefix=path) if _is_called(found))
+        if (first := next(inside, None)) is not None:
+            return first
     raise PlanError(f"a stage of {list(paths)} holds no module of the model to begin with")
 
 

@@ -51,6 +51,19 @@ def test_breakdown_and_interval(plan: str) -> None:
     assert p.fits
 
 
+def test_mfu_counts_no_scores_that_fused_attention_computes_again() -> None:
+    """Six products of attention are the model's (two forward, four backward); the seventh is hfu's alone."""
+    made = forecaster()
+    layers, width, seq = SIZES["n_layer"], SIZES["n_embd"], 64
+    assert made.fused_again_flop() == pytest.approx(2.0 * layers * seq**2 * width)
+    linear = 6.0 * seq * (layers * 12 * width**2 + width * SIZES["vocab_size"])
+    assert made.model_flop() == pytest.approx(linear + 12.0 * layers * seq**2 * width, rel=1e-9)
+    found = made.forecast(Plan.parse("mbs4")).prediction
+    assert found.mfu is not None
+    assert found.hfu is not None
+    assert found.hfu / found.mfu == pytest.approx(1.0 + made.fused_again_flop() / made.model_flop())
+
+
 def test_recomputation_costs_time_and_saves_memory() -> None:
     plain, full = (forecaster().forecast(Plan.parse(f"mbs4{p}")).prediction for p in ("", ".full"))
     assert full.breakdown_s["recompute"] > 0
