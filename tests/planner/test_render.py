@@ -54,7 +54,7 @@ def test_what_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.0]}
 
 
-@pytest.mark.parametrize("text", ["no file [/work/x]", "module [bold] left out", "a100:ib:"])
+@pytest.mark.parametrize("text", ["no file [/models/x]", "module [bold] left out", "a100:ib:"])
 def test_a_table_shows_texts_as_they_are(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_table([text], [[text]], title=text, caption=text)
     assert capsys.readouterr().out.count(text) == 4
