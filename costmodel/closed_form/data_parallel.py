@@ -257,7 +257,7 @@ def _pass(
 
 
 def _copy_s(forecaster: Forecaster, size_bytes: FloatArray) -> FloatArray:
-    """As `predict.units.copy_s`, for an array of sizes; where FSDP's copies were measured, what they took."""
+    """As `predict.data_parallel.copy_s` for an array of sizes; what FSDP's copies took where measured."""
     per_byte = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
     if "fsdp_copy_s_per_byte" in forecaster.profile.host:
         return size_bytes * per_byte

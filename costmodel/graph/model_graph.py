@@ -183,10 +183,10 @@ class ModelGraph:
 
     @property
     def fused_again_flop(self) -> float:
-        """What fused attention's backward computes again, the scores: one of its five products
-        (arXiv 2205.14135, section 3.1)."""
+        """What fused attention's backward computes again, the scores (arXiv 2205.14135, section 3.1): one of
+        its three products as wide as keys, beside two as wide as values."""
         return sum(
-            s.count * op.flop / 5.0
+            s.count * op.flop * op.dims["qk_dim"] / (3.0 * op.dims["qk_dim"] + 2.0 * op.dims["v_dim"])
             for s, op in self.operators()
             if op.kind == "attention" and op.variant == "bwd"
         )

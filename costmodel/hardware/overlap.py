@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from costmodel.estimate import FloatArray
-from costmodel.hardware.schema import HardwareProfile, Overlap
+from costmodel.hardware.schema import HardwareProfile
 
 __all__ = ["share_taken"]
 
@@ -34,7 +34,7 @@ def share_taken(profile: HardwareProfile, moved_bytes: FloatArray, seconds: Floa
     `moved_bytes`: what the rank moves in them (bus factor x size, as nccl-tests counts), `seconds`: their
     time; arrays of one shape. 0 on a CPU and where the profile has a measured factor instead.
     """
-    if profile.device.kind == "cpu" or profile.overlap != Overlap():
+    if profile.device.kind == "cpu" or profile.overlap.source:
         return np.zeros_like(seconds)
     traffic, most = _figures()
     rate = np.divide(moved_bytes, seconds, out=np.zeros_like(seconds), where=seconds > 0)

@@ -257,6 +257,7 @@ class Overlap(_Frozen):
     compute_slowdown: float = Field(default=1.0, ge=1.0)
     comm_slowdown: float = Field(default=1.0, ge=1.0)
     source: str = ""
+    """Where they were measured; "": nowhere, a GPU's collectives take by what they move (`share_taken`)."""
 
 
 class Environment(_Frozen):

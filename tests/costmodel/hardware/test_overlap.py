@@ -28,3 +28,5 @@ def test_a_measured_factor_takes_its_place() -> None:
     measured = a100.model_copy(update={"overlap": Overlap(compute_slowdown=1.1, source="own measurement")})
     assert _share(measured, 235e9) == 0.0
     assert _share(load_profile("epyc-core"), 10e9) == 0.0
+    slower = a100.model_copy(update={"overlap": Overlap(compute_slowdown=1.1)})  # as sensitivities are found
+    assert _share(slower, 235e9) == _share(a100, 235e9)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
+import torch
 
 from costmodel.errors import PlanError, UsageError
 from costmodel.framework import load_framework
+from costmodel.graph import trace_module
 from costmodel.hardware.schema import HostValue
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
@@ -62,6 +64,23 @@ def test_mfu_counts_no_scores_that_fused_attention_computes_again() -> None:
     assert found.mfu is not None
     assert found.hfu is not None
     assert found.hfu / found.mfu == pytest.approx(1.0 + made.fused_again_flop() / made.model_flop())
+
+
+def test_scores_computed_again_are_as_wide_as_keys() -> None:
+    """Keys of 24 and values of 16: 2 s^2 x 24 of the backward's 2 s^2 (3 x 24 + 2 x 16)."""
+    from torch import nn
+    from torch.nn.functional import scaled_dot_product_attention
+
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.split = nn.Linear(8, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return scaled_dot_product_attention(*self.split(x).unsqueeze(1).split((24, 24, 16), -1))
+
+    graph = trace_module(Attends(), (torch.randn(1, 10, 8),), attention="flash")
+    assert graph.fused_again_flop == pytest.approx(2.0 * 10**2 * 24)
 
 
 def test_recomputation_costs_time_and_saves_memory() -> None:
