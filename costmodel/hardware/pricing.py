@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 
 from costmodel.errors import UsageError
 from costmodel.estimate import FloatArray, TimeEstimate
+from costmodel.hardware.attained import at_attained_rate
 from costmodel.hardware.device import dtype_fallbacks, element_bytes, peak_flop_per_s
 from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.base import FORMS, Dims, Form, load_forms
@@ -211,7 +212,14 @@ def _chosen(
         )
         if best is None or distance < best[0]:
             best = (distance, fit)
-    return None if best is None else _restated(best[1], profile.device, kind, variant, dtype, timing)
+    if best is None:
+        return None
+    fit = best[1]
+    restated = _restated(fit, profile.device, kind, variant, dtype, timing)
+    own_units = fit.dtype == dtype or (fit.dtype in _HALF and dtype in _HALF)
+    if own_units and fit.transferred_from is None:
+        return restated
+    return at_attained_rate(restated, profile.device, fit.dtype)
 
 
 def _rank(order: tuple[str, ...], name: str) -> int:

@@ -199,9 +199,11 @@ class OperatorFit(_Frozen):
     transferred_from: str | None = None
     """Name of the device whose samples were fitted, where it is not this one."""
     transfer_distance: float = 0.0
-    """How unlike that device is to this one (`hardware.transfer.device_distance`)."""
+    """How unlike that device is to this one (`hardware.distance`)."""
     extra_log_sigma: float = 0.0
     """Added (in quadrature) to the spread, for what transfer leaves unknown; `update` was found with it."""
+    peak_ratio: float = Field(default=1.0, gt=0)
+    """The best rate of its device over the datasheet's peak, where one is known (`hardware.attained`)."""
     log_offset: float = 0.0
     """ln(time) of this machine over the one that the parameters were fitted on, at every size."""
     update: Correction | None = None

@@ -26,6 +26,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from costmodel.hardware.device import math_dtype, peak_flop_per_s
+from costmodel.hardware.distance import OTHER_GENERATION, device_distance
 from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.schema import BorrowedFit, DeviceSpec, HardwareProfile, OperatorFit
@@ -33,7 +34,6 @@ from costmodel.hardware.schema import BorrowedFit, DeviceSpec, HardwareProfile, 
 __all__ = [
     "as_fast_as_its_own_streams",
     "borrowed_fits",
-    "device_distance",
     "sustained_fraction",
     "transfer_fit",
 ]
@@ -43,8 +43,6 @@ _COMPUTE, _SUSTAINED, _BURST = "compute_efficiency", "sustained_fraction", "burs
 _TILE = "tile_"
 _TRAFFIC = "memory_efficiency"
 _LEAST_SUSTAINED = 0.1
-_GENERATIONS = ("Pascal", "Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell")
-_AMD = ("CDNA1", "CDNA2", "CDNA3")
 
 
 class _Reference(BaseModel):
@@ -67,32 +65,6 @@ class _Energy(BaseModel):
 @lru_cache(maxsize=1)
 def _energy() -> _Energy:
     return _Energy.model_validate(json.loads(_FILE.read_text(encoding="utf-8")))
-
-
-_OTHER_GENERATION = 1.0
-"""Distance from which a device is of another architecture."""
-
-
-def device_distance(source: DeviceSpec, target: DeviceSpec) -> float:
-    """How unlike two devices are: 0 = equal; an architecture apart counts 1, a vendor 10, and within one
-    architecture the ratios of peak, bandwidth and multiprocessors decide."""
-    apart = 10.0 * (source.kind != target.kind)
-    for family in (_GENERATIONS, _AMD):
-        if source.architecture in family and target.architecture in family:
-            apart += abs(family.index(source.architecture) - family.index(target.architecture))
-    if apart == 0.0 and source.architecture != target.architecture:
-        apart = 5.0
-    ratios = (
-        source.memory_bytes_per_s / target.memory_bytes_per_s,
-        source.multiprocessors / target.multiprocessors,
-        peak_flop_per_s(source, "fp16") / peak_flop_per_s(target, "fp16"),
-    )
-    # bandwidth per multiprocessor tells server boards with stacked memory from the others
-    per_multiprocessor = abs(math.log(ratios[0] / ratios[1]))
-    # boards of one chip differ by what they sustain
-    power = math.log(source.power_w / target.power_w) if source.power_w and target.power_w else 0.0
-    unlike = 0.1 * sum(abs(math.log(ratio)) for ratio in ratios) + 0.4 * per_multiprocessor + 0.2 * abs(power)
-    return apart + unlike
 
 
 def sustained_fraction(
@@ -165,13 +137,13 @@ def as_fast_as_its_own_streams(
         memory_efficiency = donor's * (device's / donor's, of what both have, geometric mean)
     """
     donor = donors.get(fit.transferred_from or "")
-    if donor is None or not _streams(fit) or fit.transfer_distance < _OTHER_GENERATION:
+    if donor is None or not _streams(fit) or fit.transfer_distance < OTHER_GENERATION:
         return fit
     theirs = {_what(f): f.parameters[_TRAFFIC] for f in donor.operators if _streams(f)}
     ours = {
         _what(f): f.parameters[_TRAFFIC]
         for f in fits
-        if _streams(f) and (f.transferred_from is None or f.transfer_distance < _OTHER_GENERATION)
+        if _streams(f) and (f.transferred_from is None or f.transfer_distance < OTHER_GENERATION)
     }
     both = theirs.keys() & ours.keys()
     if not both:
@@ -211,7 +183,7 @@ def borrowed_fits(
 
     def order(way: tuple[bool, HardwareProfile]) -> tuple[bool, bool, float, str]:
         derived, donor = way
-        return (apart[donor.name] >= _OTHER_GENERATION, derived, apart[donor.name], donor.name)
+        return (apart[donor.name] >= OTHER_GENERATION, derived, apart[donor.name], donor.name)
 
     for derived, donor in sorted(product((False, True), donors), key=order):
         from_host = donor.device.kind == "cpu" and target.kind != "cpu"

@@ -145,14 +145,17 @@ def _datasheet_sides(
     return compute_s, memory_s
 
 
-def datasheet_floor_s(form: Form, device: DeviceSpec, dims: Dims, dtype: str, variant: str) -> FloatArray:
+def datasheet_floor_s(
+    form: Form, device: DeviceSpec, dims: Dims, dtype: str, variant: str, peak_ratio: float = 1.0
+) -> FloatArray:
     """Seconds [n] that the datasheet does not allow to beat.
 
     max(least FLOP / peak, (bytes - last-level cache) / memory bandwidth): what fits the cache may stay there.
+    `peak_ratio`: of a board that is known to clock above its datasheet.
     """
     from costmodel.hardware.device import peak_flop_per_s
 
-    compute_s = form.least_flop(dims, dtype, variant) / peak_flop_per_s(device, dtype)
+    compute_s = form.least_flop(dims, dtype, variant) / (peak_flop_per_s(device, dtype) * peak_ratio)
     memory_s = form.least_bytes(dims, dtype, variant) / device.memory_bytes_per_s
     cached_s = device.l2_bytes / device.memory_bytes_per_s
     return np.asarray(np.maximum(compute_s, memory_s - cached_s), dtype=np.float64)

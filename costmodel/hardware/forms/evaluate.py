@@ -144,9 +144,8 @@ def evaluate_fit(
     if device_only and FLOOR in fit.parameters:
         median_s = kernel_s * np.exp(shift * kernel_s / total_s)
         whole = np.hypot(whole, fit.residual.log_sigma * (1.0 - kernel_s / total_s))
-    floor_s = datasheet_floor_s(form, device, dims, fit.dtype, fit.variant) * math.exp(
-        min(0.0, fit.log_offset)
-    )
+    floor_s = datasheet_floor_s(form, device, dims, fit.dtype, fit.variant, fit.peak_ratio)
+    floor_s = floor_s * math.exp(min(0.0, fit.log_offset))
     return TimeEstimate(
         median_s=np.maximum(median_s, floor_s),
         log_sigma=whole,

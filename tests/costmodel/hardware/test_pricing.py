@@ -46,8 +46,8 @@ def test_each_fall_back_widens_the_interval() -> None:
 
 
 def test_other_dtype_is_priced_on_its_own_peak() -> None:
-    p = profile(plain_fit())
-    d = device()
+    p = profile(plain_fit(on="GB300"), on="GB300")
+    d = device("GB300")
     half = operator_times(p, "gemm", "nt", "bf16", SQUARE).median_s[0]
     single = operator_times(p, "gemm", "nt", "fp32", SQUARE).median_s[0]
     ratio = peak_flop_per_s(d, "bf16") / peak_flop_per_s(d, "fp32")

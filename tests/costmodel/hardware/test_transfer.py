@@ -52,12 +52,10 @@ def test_a_board_with_power_to_spend_stays_below_its_peak() -> None:
         sustained_fraction=0.8,
         burst_s=2e-4,
     )  # fmt: skip
-    for target in ("A100-SXM4-80GB", "H100-SXM5-80GB"):
-        spec = device(target)
-        moved = transfer_fit(fit, device(donor), spec)
-        time_s = operator_times(profile(moved, on=target), "gemm", "nt", "fp32", BIG).median_s[0]
-        reached = 2.0 * 8192.0**3 / time_s / spec.peak_flop_per_s["fp32"]
-        assert 0.85 < reached < 0.96, target
+    target = device("GB300")  # nobody's rate in fp32 is known for it
+    moved = transfer_fit(fit, device(donor), target)
+    time_s = operator_times(profile(moved, on="GB300"), "gemm", "nt", "fp32", BIG).median_s[0]
+    assert 0.85 < 2.0 * 8192.0**3 / time_s / target.peak_flop_per_s["fp32"] < 0.96
 
 
 def test_memory_bound_gemm_gains_from_the_faster_memory() -> None:
