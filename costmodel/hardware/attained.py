@@ -37,7 +37,7 @@ _FILE = Path(__file__).resolve().parent.parent / "data" / "attained.json"
 _SIDES = np.array([1024.0, 2048.0, 4096.0, 8192.0, 10240.0])
 """Sizes of the published loops."""
 _PRODUCTS = ("gemm", "bmm")
-_COMPUTE, _SUSTAINED = "compute_efficiency", "sustained_fraction"
+_SUSTAINED = "sustained_fraction"
 
 
 class _Frozen(BaseModel):
@@ -132,7 +132,8 @@ def at_attained_rate(fit: OperatorFit, device: DeviceSpec, measured_dtype: str) 
     As it is where none is known in its dtype, where the device that lends the fit is the one whose share
     would be taken, and where its time is no arithmetic.
     """
-    share = attained_share(device, fit.dtype) if _COMPUTE in fit.parameters else None
+    rates = [name for name in form_of(fit.kind).rates if name in fit.parameters]
+    share = attained_share(device, fit.dtype) if rates else None
     same_units = units_of(device, fit.dtype) == units_of(device, measured_dtype)
     if share is None or (share.board == fit.transferred_from and same_units):
         return fit
@@ -151,7 +152,7 @@ def at_attained_rate(fit: OperatorFit, device: DeviceSpec, measured_dtype: str) 
         factor = share.best / _lenders_share(fit, device, measured_dtype, share)
     if share.at_most and factor >= 1.0:
         return fit
-    parameters[_COMPUTE] = float(f"{parameters[_COMPUTE] * factor:.6g}")
+    parameters |= {name: float(f"{parameters[name] * factor:.6g}") for name in rates}
     known = f"{fit.source}; {fit.dtype} products of {share.board}: {_table().devices[share.board].source}"
     return fit.model_copy(
         update={"parameters": parameters, "peak_ratio": float(f"{limit:.6g}"), "source": known}
@@ -163,7 +164,7 @@ def _lenders_share(fit: OperatorFit, device: DeviceSpec, dtype: str, share: Atta
     nobody knows."""
     sheet = find_datasheet(fit.transferred_from or device.name)
     theirs = attained_share(sheet.device, dtype) if sheet is not None else None
-    return share.best if theirs is None or theirs.at_most else theirs.best
+    return share.best if theirs is None else theirs.best
 
 
 def _best_share(fit: OperatorFit, device: DeviceSpec) -> float:

@@ -55,6 +55,8 @@ class Form(ABC):
     streams: bool = False
     """Time is traffic: what was measured holds for another dtype of as many bytes, so a fit of the same kind
     and variant in another dtype is nearer than one of another variant."""
+    rates: tuple[str, ...] = ("compute_efficiency",)
+    """Parameters that are shares of the peak FLOP/s; those of a form that has none are not there."""
     steps: bool = False
     """Time climbs in steps (tiles, waves) that the features tell of, so what is left of it turns within a
     fraction of a factor e: its correction may have short lengths and a centre on every shape."""

@@ -63,6 +63,7 @@ class ConvForm(Form):
 
     name = "conv_algorithms_2"
     kinds = ("conv",)
+    rates = ("gemm_efficiency", "fused_efficiency", "staged_efficiency", "fft_efficiency")
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
         """Efficiencies are fractions of the datasheet; `*_start`: reduction length of equal start-up time."""

@@ -71,10 +71,9 @@ def test_a_lender_with_more_power_only_limits() -> None:
 
 def test_units_that_compute_more_per_clock_lend_nothing() -> None:
     """RTX 3080 has half of A40's tensor rate per clock and reaches more of it."""
-    share = attained_share(device("RTX-A6000"), "bf16")
-    assert share is not None
-    assert share.board == "RTX-A6000"
-    assert attained_share(device("A100-SXM4-80GB"), "bf16") is None
+    for name, lender in (("RTX-A5500", "RTX-A6000"), ("Titan-RTX", None)):
+        share = attained_share(device(name), "fp16")
+        assert (share and share.board) == lender
 
 
 def test_what_was_measured_on_the_device_itself_stays() -> None:
@@ -95,6 +94,18 @@ def test_another_arithmetic_follows_the_change_of_the_share() -> None:
     scaled = at_attained_rate(moved, device("RTX-3080"), "fp16").parameters["compute_efficiency"]
     ratio = scaled / moved.parameters["compute_efficiency"]
     assert ratio == pytest.approx(here.best / there.best, rel=1e-4)
+
+
+def test_a_convolution_in_another_type_follows_the_share_of_both_types() -> None:
+    a100, h100 = load_profile("A100-PCIe-80GB"), load_profile("H100-SXM5-80GB")
+    fits = [choose_fit(p, "conv", "fwd", dtype) for p, dtype in ((a100, "fp32"), (h100, "fp16"))]
+    shares = [attained_share(p.device, dtype) for p, dtype in ((a100, "fp32"), (h100, "fp16"))]
+    ratios = []
+    for name in ("gemm_efficiency", "staged_efficiency"):
+        measured, lent = (fit.parameters[name] for fit in fits if fit is not None)
+        ratios.append(lent / measured)
+    theirs, ours = (share.best for share in shares if share is not None)
+    assert ratios == pytest.approx([ours / theirs] * 2, rel=1e-4)
 
 
 def test_a_faster_what_if_of_a_board_keeps_its_share() -> None:
