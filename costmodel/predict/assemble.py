@@ -16,11 +16,13 @@ from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
 from costmodel.predict.memory import model_state
 from costmodel.predict.notes import (
+    dispatch_notes,
     host_notes,
     machine_notes,
     model_notes,
     offload_notes,
     recompute_notes,
+    sample_notes,
 )
 from costmodel.predict.optimizer_costs import (
     optimizer_s,
@@ -124,6 +126,7 @@ def _cut(
     peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
+    micro_batch_s = breakdown["compute"] * plan.pp / plan.num_microbatches
     per_node = 1 if profile.network is None else profile.network.ranks_per_node
     too_much = host_notes(plan, step.offload, stages, forecaster.host, per_node)
     prediction = Prediction(
@@ -155,6 +158,8 @@ def _cut(
             *_unmodelled(graph.unmodelled_fraction),
             *machine_notes(profile, forecaster.framework.compute_dtype),
             *model_notes(forecaster.source, graph.seq_len),
+            *sample_notes(graph, plan),
+            *dispatch_notes(profile, forecaster.framework, units, micro_batch_s),
             *recompute_notes(plan.recompute, graph.segments),
         ),
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),

@@ -211,6 +211,11 @@ class Forecaster:
             )
         return self._sharded[key]
 
+    def split_notes(self, tp: int) -> tuple[str, ...]:
+        """What was noted of the graphs that were split in so many parts so far."""
+        found = (graph.notes for key, graph in self._sharded.items() if key[1] == tp)
+        return tuple(dict.fromkeys(note for notes in found for note in notes))
+
     def collective(self, plan: Plan, op: str, size_bytes: float, axis: str) -> TimeEstimate:
         """Time of one collective over an axis of the plan."""
         if self.profile.network is None:
