@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.estimate import Z90, expected_max
-from costmodel.hardware.schema import HardwareProfile
 from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
@@ -123,7 +122,7 @@ def _cut(
     samples_per_s = plan.global_batch_size / step_time_s
     model_flop_per_s = forecaster.model_flop(plan.micro_batch_size) * samples_per_s
     fused_again_flop_per_s = forecaster.fused_again_flop(plan.micro_batch_size) * samples_per_s
-    peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
+    peak = _peak_flop_per_s(forecaster, plan.micro_batch_size) * plan.world_size
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
     micro_batch_s = breakdown["compute"] * plan.pp / plan.num_microbatches
@@ -376,9 +375,16 @@ def _update(forecaster: Forecaster, groups: list[list[Unit]]) -> tuple[str, floa
     return f"fit optimizer/{optimizer_variant(forecaster.optimizer).variant}/fp32", sigma
 
 
-def _peak_flop_per_s(profile: HardwareProfile, dtype: str) -> float:
-    peaks = profile.device.peak_flop_per_s
-    return float(peaks.get(dtype) or peaks.get("fp16") or max(peaks.values(), default=0.0))
+def _peak_flop_per_s(forecaster: Forecaster, micro_batch_size: int) -> float:
+    """Peak rate of the type computed in; convolutions at that of theirs."""
+    peaks, framework = forecaster.profile.device.peak_flop_per_s, forecaster.framework
+    found = float(peaks.get(framework.compute_dtype) or peaks.get("fp16") or max(peaks.values(), default=0.0))
+    own = peaks.get(framework.fp32_convolutions, 0.0) if framework.compute_dtype == "fp32" else 0.0
+    flop = forecaster.model_flop(micro_batch_size)
+    if not (own and flop and found):
+        return found
+    share = forecaster.convolution_flop(micro_batch_size) / flop
+    return 1.0 / ((1.0 - share) / found + share / own)
 
 
 def _age_days(created: str) -> float | None:
