@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from costmodel.graph.liveness import recomputed_operators
@@ -135,7 +136,7 @@ def dispatch_notes(
     known = framework.host_operator_s or "host_operator_s" in framework.notes or "dispatch_s" in profile.host
     if known or framework.fusion != "eager" or profile.device.kind == "cpu":
         return ()
-    count = sum(op.kind != "host" for unit in units for op in unit.shard.local.operators)
+    count = sum(_calls(unit.shard.local) for unit in units)
     if not count or micro_batch_s / count >= unknown_dispatch_s():
         return ()
     return (
@@ -143,6 +144,12 @@ def dispatch_notes(
         f"{1e6 * micro_batch_s / count:.1f} us each: likely less than their dispatch from Python, so that "
         "the real step is longer",
     )
+
+
+def _calls(segment: Segment) -> int:
+    """Operators that run something, those of one call (a recurrent layer's) together."""
+    run = [op for op in segment.operators if op.kind != "host"]
+    return sum(1 for _ in groupby(run, key=lambda op: (op.phase, op.target, op.inputs)))
 
 
 def recompute_notes(recompute: str, segments: Sequence[Segment]) -> tuple[str, ...]:

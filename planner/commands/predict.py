@@ -120,7 +120,7 @@ def show(prediction: Prediction, framework: FrameworkProfile) -> None:
     rate = f"{per_second(p.samples_per_s)} samples/s"
     if p.tokens_per_s is not None:
         rate += f", {per_second(p.tokens_per_s)} tokens/s"
-    print(f"{rate}; bubble {percent(p.bubble_fraction)}; MFU {percent(p.mfu)}, HFU {percent(p.hfu)}")
+    print(f"{rate}; pipeline idle {percent(p.bubble_fraction)}; MFU {percent(p.mfu)}, HFU {percent(p.hfu)}")
     print(f"framework {framework.name}, which computes in {framework.compute_dtype}")
     for warning in p.warnings:
         print(f"warning: {warning}")

@@ -87,6 +87,16 @@ def test_short_kernels_of_unknown_host_time_are_noted(framework: str, batch: int
     assert any("no host time for GPUs" in note for note in step.warnings) == noted
 
 
+def recurrent() -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
+    return torch.nn.LSTM(64, 256, num_layers=2), (torch.randn(100, 16, 64),)
+
+
+def test_a_recurrent_layer_is_one_call_to_dispatch() -> None:
+    step = api.predict(f"{__name__}:recurrent", hardware="t4", plan="mbs100").prediction
+    assert step.step_time_s > 1e-3
+    assert not any("no host time for GPUs" in note for note in step.warnings)
+
+
 def test_a_quantised_configuration_is_noted_where_it_is_not_priced(tmp_path: Path) -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
     stored = {"quantization_config": {"quant_method": "fp8"}, "architectures": ["LlamaForCausalLM"]}
