@@ -67,6 +67,8 @@ class FrameworkProfile(BaseModel):
     its operators read (`graph.autocast`); else the whole model is in `compute_dtype`."""
     fp32_products: Literal["fp32", "tf32"] = "fp32"
     """Type in which products of fp32 operands are computed on GPUs that have both."""
+    fp32_convolutions: Literal["as products", "tf32"] = "as products"
+    """The same of convolutions, where it is not that of products."""
     parameter_bytes: float = Field(4.0, gt=0)
     gradient_bytes: float = Field(4.0, ge=0)
     optimizer_state_bytes: float = Field(8.0, ge=0)

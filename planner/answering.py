@@ -77,7 +77,7 @@ def infer(
         if rate_per_s is not None or concurrency is not None:
             raise UsageError("--rate and --concurrency need --prompt and --output")
         answer = inference.forward(parsed, batch_size=batch_size).times(steps)
-        return replace(answer, warnings=inference.warnings(source.seq_len))
+        return replace(answer, warnings=inference.warnings(source.seq_len, tp=parsed.tp))
     lengths = {"prompt_len": prompt_len, "output_len": output_len}
     if rate_per_s is not None or concurrency is not None:
         answer = serve(
@@ -85,4 +85,5 @@ def infer(
         )
     else:
         answer = inference.generate(parsed, batch_size=batch_size, **lengths)
-    return replace(answer, warnings=(*answer.warnings, *inference.warnings(prompt_len + output_len)))
+    known = inference.warnings(prompt_len + output_len, tp=parsed.tp)
+    return replace(answer, warnings=(*answer.warnings, *known))

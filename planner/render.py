@@ -15,6 +15,7 @@ __all__ = [
     "energy_text",
     "legend",
     "money",
+    "per_second",
     "percent",
     "print_json",
     "print_table",
@@ -34,7 +35,7 @@ def duration(seconds: float | None) -> str:
     if seconds == 0:
         return "0 s"
     if seconds >= 86400 * 2:
-        return f"{seconds / 86400:.3g} d"
+        return f"{seconds / 86400:,.0f} d" if seconds >= 86400 * 1000 else f"{seconds / 86400:.3g} d"
     if seconds >= 3600 * 2:
         return f"{seconds / 3600:.3g} h"
     if seconds >= 1000:
@@ -69,6 +70,11 @@ def rate_text(bytes_per_s: float) -> str:
     """A bandwidth in decimal GB/s."""
     rate = bytes_per_s / 1e9
     return f"{rate:,.0f} GB/s" if rate >= 100 else f"{rate:.3g} GB/s"
+
+
+def per_second(rate: float) -> str:
+    """Samples, tokens or requests a second: 12.34, 176,787."""
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
 def percent(fraction: float | None, *, sign: bool = False) -> str:

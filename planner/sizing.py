@@ -290,7 +290,8 @@ class _Sizer:
 def _fastest(forecaster: Forecaster) -> str:
     """The type with the highest rate among those that the framework computes in."""
     framework, peaks = forecaster.framework, forecaster.profile.device.peak_flop_per_s
-    names = (framework.compute_dtype, framework.half_products, framework.fp32_products)
+    names: list[str] = [framework.compute_dtype, framework.half_products]
+    names += [framework.fp32_products, framework.fp32_convolutions]
     return max((n for n in names if n in peaks), key=lambda n: peaks[n], default=framework.compute_dtype)
 
 

@@ -170,6 +170,8 @@ class ModelGraph:
     tp_plan: Mapping[str, str] = field(default_factory=dict)
     """Module-path pattern -> colwise/rowwise/..., where the model brings one."""
     notes: tuple[str, ...] = ()
+    example_samples: int = 0
+    """Samples that a callable's example inputs hold as it makes them; 0 for other models."""
 
     def operators(self) -> Iterator[tuple[Segment, Operator]]:
         """Each operator of each segment once, with its segment (multiply by `segment.count`)."""

@@ -185,12 +185,12 @@ def trace(
             except TraceError:
                 raise error from None
             notes = (*notes, f"{UNSEEN}: {str(error).partition(';')[0]}")
-        return replace(graph, notes=(*graph.notes, *notes))
+        return replace(graph, notes=(*graph.notes, *notes), example_samples=built.example_samples)
 
 
 def _of_other_size(error: TraceError, given: int, asked: int) -> TraceError:
-    """The error, with the example inputs' size where another was asked for."""
-    if 0 in (given, asked) or given == asked:
+    """The error, with the example inputs' size where another was asked for and no other cause is known."""
+    if 0 in (given, asked) or given == asked or _ADVICE[-1][1] not in str(error):
         return error
     return TraceError(
         f"{error} (its {given} example samples were made {asked} along dimension 0: parts of the model may "

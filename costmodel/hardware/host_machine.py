@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from costmodel.errors import InputFileError, UsageError
 from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["HostMachine", "dispatch_factor", "host_names", "host_of", "load_host"]
+__all__ = ["HostMachine", "dispatch_factor", "host_names", "host_of", "load_host", "unknown_dispatch_s"]
 
 _FILE = Path(__file__).resolve().parent.parent / "data" / "hosts.json"
 
@@ -66,3 +66,8 @@ def dispatch_factor(profile: HardwareProfile) -> float:
     """Time that a framework's host code takes on the usual host of a device's generation, over what it takes
     on the host that frameworks' host times are given for."""
     return float(_data()["dispatch_factor"]["by_architecture"].get(profile.device.architecture, 1.0))
+
+
+def unknown_dispatch_s() -> float:
+    """Seconds of an operator below which a host of unknown speed is likely to be what a step waits for."""
+    return float(_data()["unknown_dispatch"]["operator_s"])

@@ -409,12 +409,21 @@ def _call(factory: Any, argument: str, overrides: dict[str, Any], batch: int, se
             f"model {argument!r} returned {type(made).__name__}; it must return (nn.Module, args) or "
             "(nn.Module, args, kwargs)"
         )
+    kwargs = made[2] if len(made) == 3 else {}
+    for given, kinds, right in (
+        (made[1], (tuple, list), "args a tuple"),
+        (kwargs, Mapping, "kwargs a mapping"),
+    ):
+        if not isinstance(given, kinds):
+            raise ModelArgumentError(
+                f"model {argument!r} returned a {type(given).__name__} for arguments of its forward; make "
+                f"{right}, as in (module, (x,), {{'mask': mask}})"
+            )
     if seq_len:
         raise ModelArgumentError(
             f"model {argument!r} returned example inputs, which have a sequence of their own: {seq_len} "
             "asked for cannot be; make them of that length (--set NAME=VALUE hands the callable an argument)"
         )
-    kwargs = made[2] if len(made) == 3 else {}
     open_dataclasses((made[1], kwargs))
     own = samples_in(made[1], kwargs)
     args, kwargs = _with_batch(tuple(made[1]), dict(kwargs), batch)

@@ -10,17 +10,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.estimate import Z90, expected_max
-from costmodel.hardware.schema import HardwareProfile
 from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
 from costmodel.predict.memory import model_state
 from costmodel.predict.notes import (
+    dispatch_notes,
     host_notes,
     machine_notes,
     model_notes,
     offload_notes,
     recompute_notes,
+    sample_notes,
 )
 from costmodel.predict.optimizer_costs import (
     optimizer_s,
@@ -121,9 +122,10 @@ def _cut(
     samples_per_s = plan.global_batch_size / step_time_s
     model_flop_per_s = forecaster.model_flop(plan.micro_batch_size) * samples_per_s
     fused_again_flop_per_s = forecaster.fused_again_flop(plan.micro_batch_size) * samples_per_s
-    peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
+    peak = _peak_flop_per_s(forecaster, plan.micro_batch_size) * plan.world_size
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
+    micro_batch_s = breakdown["compute"] * plan.pp / plan.num_microbatches
     per_node = 1 if profile.network is None else profile.network.ranks_per_node
     too_much = host_notes(plan, step.offload, stages, forecaster.host, per_node)
     prediction = Prediction(
@@ -155,6 +157,8 @@ def _cut(
             *_unmodelled(graph.unmodelled_fraction),
             *machine_notes(profile, forecaster.framework.compute_dtype),
             *model_notes(forecaster.source, graph.seq_len),
+            *sample_notes(graph, plan),
+            *dispatch_notes(profile, forecaster.framework, units, micro_batch_s),
             *recompute_notes(plan.recompute, graph.segments),
         ),
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),
@@ -371,9 +375,16 @@ def _update(forecaster: Forecaster, groups: list[list[Unit]]) -> tuple[str, floa
     return f"fit optimizer/{optimizer_variant(forecaster.optimizer).variant}/fp32", sigma
 
 
-def _peak_flop_per_s(profile: HardwareProfile, dtype: str) -> float:
-    peaks = profile.device.peak_flop_per_s
-    return float(peaks.get(dtype) or peaks.get("fp16") or max(peaks.values(), default=0.0))
+def _peak_flop_per_s(forecaster: Forecaster, micro_batch_size: int) -> float:
+    """Peak rate of the type computed in; convolutions at that of theirs."""
+    peaks, framework = forecaster.profile.device.peak_flop_per_s, forecaster.framework
+    found = float(peaks.get(framework.compute_dtype) or peaks.get("fp16") or max(peaks.values(), default=0.0))
+    own = peaks.get(framework.fp32_convolutions, 0.0) if framework.compute_dtype == "fp32" else 0.0
+    flop = forecaster.model_flop(micro_batch_size)
+    if not (own and flop and found):
+        return found
+    share = forecaster.convolution_flop(micro_batch_size) / flop
+    return 1.0 / ((1.0 - share) / found + share / own)
 
 
 def _age_days(created: str) -> float | None:

@@ -169,12 +169,14 @@ def serve_clients(
     pace_s = sum(server.paces_s) / len(server.paces_s)
     outputs = server.lengths[1]
     answer_s = later_s + (sum(outputs) / len(outputs) - 1.0) * pace_s
+    # while every client has a request open, neither as the first ones come nor as the last ones end
+    (since_s, running_from), (until_s, running_to) = server.sends_s[0], server.sends_s[-1]
     first_sigma, pace_sigma = server.log_sigmas(first_s)
     return ClientsPrediction(
         time_to_first_token_s=first_s,
         time_per_output_token_s=pace_s,
         requests_per_s=load.clients / answer_s,
-        running=server.running_s / server.now_s,
+        running=(running_to - running_from) / (until_s - since_s),
         first_token_log_sigma=first_sigma,
         per_token_log_sigma=pace_sigma,
     )
@@ -221,6 +223,8 @@ class _Server:
     steps: float = 0.0
     """Passes that running requests have taken part in."""
     running_s: float = 0.0
+    sends_s: list[tuple[float, float]] = field(default_factory=list)
+    """(time, `running_s`) as requests after the first wave were sent."""
     waits_s: list[float] = field(default_factory=list)
     paces_s: list[float] = field(default_factory=list)
     _coming: deque[tuple[float, _Prompt]] = field(default_factory=deque)
@@ -270,6 +274,7 @@ class _Server:
                 if sent < requests:
                     self._send(sent, seen_s)
                     sent += 1
+                    self.sends_s.append((self.now_s, self.running_s))
 
     def _send(self, number: int, sent_s: float) -> None:
         """A client's next request, through the front end to the scheduler."""

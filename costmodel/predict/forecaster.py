@@ -105,7 +105,7 @@ class Forecaster:
         self._adapted: dict[int, ModelGraph] = {}
         self._sharded: dict[tuple[Any, ...], ShardedGraph] = {}
         self._branched: dict[int, Forecaster] = {}
-        self._flop: dict[int, tuple[float, float]] = {}
+        self._flop: dict[int, tuple[float, float, float]] = {}
         self._priced: dict[tuple[Any, ...], tuple[SegmentCosts, ...]] = {}
         self._kernels: dict[int, tuple[Kernels, ...]] = {}
         """By identity of the sharded graph, which `_sharded` keeps."""
@@ -210,6 +210,11 @@ class Forecaster:
                 **self._tp_options(plan.tp),
             )
         return self._sharded[key]
+
+    def split_notes(self, tp: int) -> tuple[str, ...]:
+        """What was noted of the graphs that were split in so many parts so far."""
+        found = (graph.notes for key, graph in self._sharded.items() if key[1] == tp)
+        return tuple(dict.fromkeys(note for notes in found for note in notes))
 
     def collective(self, plan: Plan, op: str, size_bytes: float, axis: str) -> TimeEstimate:
         """Time of one collective over an axis of the plan."""
@@ -384,10 +389,16 @@ class Forecaster:
         """FLOP of one sample that fused attention's backward spends on scores computed again."""
         return self._flop_of(micro_batch_size)[1]
 
-    def _flop_of(self, micro_batch_size: int) -> tuple[float, float]:
+    def convolution_flop(self, micro_batch_size: int = 1) -> float:
+        """FLOP of one sample, of `model_flop`, that are convolutions'."""
+        return self._flop_of(micro_batch_size)[2]
+
+    def _flop_of(self, micro_batch_size: int) -> tuple[float, float, float]:
         if micro_batch_size not in self._flop:
             graph = self.graph(micro_batch_size)
             again = graph.fused_again_flop
             total = graph.flop(Phase.FORWARD) + graph.flop(Phase.BACKWARD) - again
-            self._flop[micro_batch_size] = (total / micro_batch_size, again / micro_batch_size)
+            convolutions = sum(s.count * op.flop for s, op in graph.operators() if op.kind == "conv")
+            n = micro_batch_size
+            self._flop[n] = (total / n, again / n, convolutions / n)
         return self._flop[micro_batch_size]

@@ -30,7 +30,7 @@ from costmodel.plan import Plan
 from costmodel.predict.attending import attention_call, cache_copies, latent_dims
 from costmodel.predict.chosen_keys import ChosenKeys, scoring_segments, without_scorers
 from costmodel.predict.forecaster import Forecaster
-from costmodel.predict.notes import machine_notes, model_notes
+from costmodel.predict.notes import machine_notes, model_notes, quantisation_notes
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, expand
@@ -228,11 +228,14 @@ class InferenceForecaster:
             else (),
         )
 
-    def warnings(self, seq_len: int) -> tuple[str, ...]:
-        """What to know beside the figures of the passes forecast so far, of up to `seq_len` tokens."""
-        traced = dict.fromkeys(note for made in self._forecasters.values() for note in made.graphs.notes)
+    def warnings(self, seq_len: int, *, tp: int = 1) -> tuple[str, ...]:
+        """What to know beside the figures of the passes forecast so far, of up to `seq_len` tokens on `tp`
+        tensor-parallel ranks."""
+        made = self._forecasters.values()
+        found = dict.fromkeys(note for each in made for note in (*each.graphs.notes, *each.split_notes(tp)))
         machine = machine_notes(self.profile, self.framework.compute_dtype)
-        return (*traced, *machine, *model_notes(self.source, seq_len))
+        stored = quantisation_notes(self.source, self.framework)
+        return (*found, *machine, *model_notes(self.source, seq_len), *stored)
 
     def forward_flop(self, *, batch_size: int) -> float:
         """FLOP of one sample's forward pass at the source's own sequence length, by the graph of a batch."""

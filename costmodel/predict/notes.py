@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from costmodel.graph.liveness import recomputed_operators
 from costmodel.graph.model_graph import Phase
 from costmodel.hardware.device import math_dtype, units_of
+from costmodel.hardware.host_machine import unknown_dispatch_s
 from costmodel.recompute import Recompute
 
 if TYPE_CHECKING:
-    from costmodel.graph.model_graph import Segment
+    from costmodel.framework import FrameworkProfile
+    from costmodel.graph.model_graph import ModelGraph, Segment
     from costmodel.hardware.host_machine import HostMachine
     from costmodel.hardware.schema import HardwareProfile
     from costmodel.models import ModelSource
     from costmodel.plan import Plan
+    from costmodel.predict.units import Unit
     from costmodel.stage_costs import StageCosts
     from costmodel.step import Offload
 
-__all__ = ["host_notes", "machine_notes", "model_notes", "offload_notes", "recompute_notes"]
+__all__ = [
+    "dispatch_notes",
+    "host_notes",
+    "machine_notes",
+    "model_notes",
+    "offload_notes",
+    "quantisation_notes",
+    "recompute_notes",
+    "sample_notes",
+]
 
 
 def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
@@ -88,6 +101,55 @@ def model_notes(source: ModelSource, seq_len: int) -> tuple[str, ...]:
         f"a sequence of {seq_len} is longer than the {source.max_seq_len} positions that {source.name} is "
         "made for: the real model would fail or need its configuration changed",
     )
+
+
+def quantisation_notes(source: ModelSource, framework: FrameworkProfile) -> tuple[str, ...]:
+    """A configuration of quantised weights that the framework does not know of."""
+    stored = source.config.get("quantization_config")
+    if not stored or framework.half_products != "same":
+        return ()
+    method = stored.get("quant_method", "quantised") if isinstance(stored, Mapping) else "quantised"
+    return (
+        f"the configuration's quantisation ({method}) is not priced: weights and products are those of "
+        f"framework {framework.name!r}; give a framework file with half_products (fp8, int4_wo, ...) and "
+        "parameter_bytes",
+    )
+
+
+def sample_notes(graph: ModelGraph, plan: Plan) -> tuple[str, ...]:
+    """A micro-batch of one out of more example samples: what a plan that names no mbs means."""
+    if plan.micro_batch_size > 1 or graph.example_samples <= 1:
+        return ()
+    return (
+        f"the model's example inputs hold {graph.example_samples} samples and mbs1 takes one of them: "
+        f"mbs{graph.example_samples} in the plan takes them all",
+    )
+
+
+def dispatch_notes(
+    profile: HardwareProfile, framework: FrameworkProfile, units: Sequence[Unit], micro_batch_s: float
+) -> tuple[str, ...]:
+    """A step of short kernels, one an operator, whose host's time nobody knows.
+
+    `micro_batch_s`: what all `units` compute for one micro-batch.
+    """
+    known = framework.host_operator_s or "host_operator_s" in framework.notes or "dispatch_s" in profile.host
+    if known or framework.fusion != "eager" or profile.device.kind == "cpu":
+        return ()
+    count = sum(_calls(unit.shard.local) for unit in units)
+    if not count or micro_batch_s / count >= unknown_dispatch_s():
+        return ()
+    return (
+        f"framework {framework.name!r} has no host time for GPUs, and operators take "
+        f"{1e6 * micro_batch_s / count:.1f} us each: likely less than their dispatch from Python, so that "
+        "the real step is longer",
+    )
+
+
+def _calls(segment: Segment) -> int:
+    """Operators that run something, those of one call (a recurrent layer's) together."""
+    run = [op for op in segment.operators if op.kind != "host"]
+    return sum(1 for _ in groupby(run, key=lambda op: (op.phase, op.target, op.inputs)))
 
 
 def recompute_notes(recompute: str, segments: Sequence[Segment]) -> tuple[str, ...]:

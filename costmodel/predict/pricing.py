@@ -215,8 +215,10 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
         narrow = framework.expert_products
     if op.kind in _WEIGHTED and op.dtype in ("fp16", "bf16") and math_dtype(narrow) in peaks:
         return narrow
-    tf32 = framework.fp32_products == "tf32" and "tf32" in profile.device.peak_flop_per_s
-    return "tf32" if tf32 and op.dtype == "fp32" and op.kind in _PRODUCTS else op.dtype
+    if op.dtype != "fp32" or op.kind not in _PRODUCTS or "tf32" not in peaks:
+        return op.dtype
+    own = op.kind == "conv" and framework.fp32_convolutions != "as products"
+    return framework.fp32_convolutions if own else framework.fp32_products
 
 
 def _layout_s(

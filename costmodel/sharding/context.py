@@ -50,8 +50,8 @@ def split_context(
         )
     if length % cp:
         raise PlanError(
-            f"seq_len({length}) % cp({cp}) != 0: context parallelism splits the sequence evenly; "
-            "choose a cp that divides it"
+            f"seq_len({length}) % cp({cp}) != 0: context parallelism splits the sequence evenly; choose a cp "
+            "that divides it (passes of one token, which answers are made of, take none)"
         )
     axis = Axis(name="cp", n=cp)
     rules = Rules(sequence=(length, graph.micro_batch_size), context=True)

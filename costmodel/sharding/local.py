@@ -36,10 +36,7 @@ def local_forward(
         )
     if op.kind in PRODUCT_KINDS:
         return _local_product(op, strategy.splits, n)
-    dims = dict(op.dims)
-    for key in strategy.splits:
-        if key in dims:
-            dims[key] = ceil(dims[key] / n)
+    dims = _split_dims(op, strategy.splits, n)
     if not strategy.splits:
         dims = _memory_dims(dims, outputs, strategy.outputs, inputs, strategy.inputs, n)
     read, written = _moved(inputs, strategy.inputs, n), _moved(outputs, strategy.outputs, n)
@@ -54,13 +51,17 @@ def local_backward(op: Operator, forward: Operator | None, strategy: Strategy | 
         if forward.kind in PRODUCT_KINDS:
             return _local_product(op, tuple(backward_split(op, forward, key) for key in strategy.splits), n)
         return local_generic(op, n)
-    dims = dict(op.dims)
     if strategy.splits and op.kind in ("conv", "attention"):
-        for key in strategy.splits:
-            if key in dims:
-                dims[key] = ceil(dims[key] / n)
-        return _with_bytes(op, dims, ceil(op.flop / n), 1 / n, 1 / n)
+        return _with_bytes(op, _split_dims(op, strategy.splits, n), ceil(op.flop / n), 1 / n, 1 / n)
     return local_generic(op, n, by_cols=_by_cols(strategy, forward))
+
+
+def _split_dims(op: Operator, splits: tuple[str, ...], n: int) -> dict[str, int]:
+    """Local dims of n parts. Where query heads alone are split, a rank reads the key heads of its own."""
+    dims = {name: ceil(size / n) if name in splits else size for name, size in op.dims.items()}
+    if "heads" in splits and "kv_heads" not in splits and "kv_heads" in dims:
+        dims["kv_heads"] = ceil(dims["heads"] * dims["kv_heads"] / op.dims["heads"])
+    return dims
 
 
 def local_generic(op: Operator, n: int, *, by_cols: bool = False) -> Operator:

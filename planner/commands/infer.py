@@ -91,7 +91,7 @@ def command(
 
 
 def _show_serving(model: str, hardware: str, answer: ServingPrediction) -> None:
-    from planner.render import bytes_text, duration
+    from planner.render import bytes_text, duration, per_second
 
     print(
         f"{model} on {hardware} as {answer.plan}: {answer.rate_per_s:.4g} requests/s of "
@@ -101,7 +101,7 @@ def _show_serving(model: str, hardware: str, answer: ServingPrediction) -> None:
     print(
         f"first token {duration(answer.time_to_first_token_s)}, each other "
         f"{duration(answer.time_per_output_token_s)}, an answer {duration(answer.latency_s)}, "
-        f"{answer.tokens_per_s:.5g} tokens/s; at most {answer.capacity_per_s:.4g} requests/s"
+        f"{per_second(answer.tokens_per_s)} tokens/s; at most {answer.capacity_per_s:.4g} requests/s"
     )
     print(
         f"memory per rank: parameters {bytes_text(answer.parameter_bytes)}, cache "
@@ -111,7 +111,7 @@ def _show_serving(model: str, hardware: str, answer: ServingPrediction) -> None:
 
 def _show(model: str, hardware: str, answer: InferencePrediction | ForwardCost, what: str) -> None:
     from costmodel.predict.inference import InferencePrediction
-    from planner.render import bytes_text, duration, percent, print_table
+    from planner.render import bytes_text, duration, per_second, percent, print_table
 
     low_s, high_s = answer.interval_s
     print(
@@ -132,7 +132,7 @@ def _show(model: str, hardware: str, answer: InferencePrediction | ForwardCost, 
         print(
             f"{answer.plan}, batch {answer.batch_size}{replicas}, {answer.prompt_len} tokens in, "
             f"{answer.output_len} out: first token {duration(answer.time_to_first_token_s)}, each other "
-            f"{duration(answer.time_per_output_token_s)}, {answer.tokens_per_s:.5g} tokens/s"
+            f"{duration(answer.time_per_output_token_s)}, {per_second(answer.tokens_per_s)} tokens/s"
         )
         verdict = "fits" if answer.fits else "DOES NOT FIT"
         print(

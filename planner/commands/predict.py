@@ -21,6 +21,7 @@ from planner.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from costmodel.framework import FrameworkProfile
     from costmodel.predict import Prediction
 
 __all__ = ["command", "show"]
@@ -82,12 +83,14 @@ def command(
 
         print_json(forecast.prediction.to_dict())
     else:
-        show(forecast.prediction)
+        from costmodel.framework import load_framework
+
+        show(forecast.prediction, load_framework(framework))
 
 
-def show(prediction: Prediction) -> None:
-    """Print one prediction as tables."""
-    from planner.render import bytes_text, duration, legend, percent, print_table
+def show(prediction: Prediction, framework: FrameworkProfile) -> None:
+    """Print one prediction under a framework as tables."""
+    from planner.render import bytes_text, duration, legend, per_second, percent, print_table
 
     p = prediction
     print(
@@ -114,9 +117,10 @@ def show(prediction: Prediction) -> None:
         title=f"memory per rank: {verdict} in {bytes_text(p.device_memory_bytes)}",
         caption=legend(),
     )
-    rate = f"{p.samples_per_s:.4g} samples/s"
+    rate = f"{per_second(p.samples_per_s)} samples/s"
     if p.tokens_per_s is not None:
-        rate += f", {p.tokens_per_s:.5g} tokens/s"
-    print(f"{rate}; bubble {percent(p.bubble_fraction)}; MFU {percent(p.mfu)}, HFU {percent(p.hfu)}")
+        rate += f", {per_second(p.tokens_per_s)} tokens/s"
+    print(f"{rate}; pipeline idle {percent(p.bubble_fraction)}; MFU {percent(p.mfu)}, HFU {percent(p.hfu)}")
+    print(f"framework {framework.name}, which computes in {framework.compute_dtype}")
     for warning in p.warnings:
         print(f"warning: {warning}")

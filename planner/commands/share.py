@@ -54,11 +54,12 @@ def command(
 
 
 def _show(model: str, answer: UnevenPrediction) -> None:
-    from planner.render import bytes_text, duration, print_table
+    from planner.render import bytes_text, duration, per_second, print_table
 
     print(
         f"{model}: {duration(answer.step_time_s)} a step of {answer.global_batch_size} samples, "
-        f"{answer.samples_per_s:.4g} samples/s; {duration(answer.reduction_s)} of it reduces gradients"
+        f"{per_second(answer.samples_per_s)} samples/s; "
+        f"{duration(answer.reduction_s)} of it reduces gradients"
     )
     print_table(
         ["device", "count", "samples each", "step", "inputs", "peak memory"],

@@ -142,7 +142,7 @@ def _show(study: Study) -> None:
 
 
 def _row(p: ScalingPoint, axes: list[str]) -> list[str]:
-    from planner.render import duration, percent
+    from planner.render import duration, per_second, percent
 
     prediction, varied = p.prediction, dict(p.varied)
     low, high = (prediction.step_time_low_s, prediction.step_time_high_s) if prediction else (None, None)
@@ -154,7 +154,7 @@ def _row(p: ScalingPoint, axes: list[str]) -> list[str]:
         str(prediction.plan) if prediction else p.reason,
         duration(prediction.step_time_s) if prediction else "-",
         f"{duration(low)} .. {duration(high)}" if prediction else "-",
-        f"{prediction.samples_per_s:.4g}" if prediction else "-",
+        per_second(prediction.samples_per_s) if prediction else "-",
         percent(p.efficiency),
         "-" if p.usd_per_sample is None else f"{1e6 * p.usd_per_sample:.4g}",
         p.limit,

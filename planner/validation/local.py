@@ -115,11 +115,14 @@ class LocalForecaster:
 
 def _styles(model: ModelSpec, tp: int) -> Mapping[str, str]:
     from costmodel.graph import trace
+    from costmodel.graph.quiet import quiet_fake_tensors
+    from costmodel.graph.tracing import fake_mode
     from costmodel.models import resolve
     from costmodel.sharding.module_plan import executable_styles
 
     source = resolve(model.model, micro_batch_size=2, seq_len=model.seq_len, overrides=dict(model.overrides))
-    built = source.build()
+    with quiet_fake_tensors(), fake_mode():  # shapes are all that is looked at
+        built = source.build()
     return executable_styles(built.module, built.args, built.kwargs, trace(source), tp=tp)
 
 
@@ -149,8 +152,12 @@ def _spec(
 def run_spec_of(
     model: ModelSpec, forecaster: Forecaster, plan: Plan, *, optimizer: str, needs_styles: bool
 ) -> RunSpec:
-    """The run that follows a forecaster's plan: its stages, blocks and, where needed, layer styles (finding
-    them takes real weights). Raises PlanError where the model cannot take the plan."""
+    """The run that follows a forecaster's plan: its stages, blocks and, where needed, layer styles
+    (before which it is checked that the plan has a real run). Raises PlanError where there is none."""
+    if needs_styles:
+        from planner.validation.strategies.compose import check_runnable
+
+        check_runnable(plan)
     prediction = forecaster.forecast(plan).prediction
     styles = _styles(model, plan.tp) if needs_styles and plan.tp > 1 else {}
     return _spec(model, forecaster, prediction, optimizer, styles)

@@ -13,6 +13,7 @@ from planner.render import (
     duration,
     energy_text,
     money,
+    per_second,
     percent,
     print_json,
     print_table,
@@ -33,11 +34,17 @@ from planner.render import (
         (1200.0, "20 min"),
         (4 * 3600.0, "4 h"),
         (3 * 86400.0, "3 d"),
+        (1234.5 * 86400.0, "1,234 d"),
         (-0.5, "-500 ms"),
     ],
 )
 def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.08167, "0.08167"), (12.344, "12.34"), (176787.4, "176,787")])
+def test_rates_have_no_exponent(rate: float, text: str) -> None:
+    assert per_second(rate) == text
 
 
 def test_units() -> None:

@@ -227,3 +227,20 @@ def test_models_that_look_for_padding_see_none(kind: str, tmp_path: Path) -> Non
     assert graph.flop(Phase.FORWARD) + graph.flop(Phase.BACKWARD) == flop
     padding = built.module.config.pad_token_id
     assert not (built.kwargs["input_ids"] == padding).any()
+
+
+def args_a_tensor() -> tuple[torch.nn.Module, torch.Tensor]:
+    return torch.nn.Linear(4, 4), torch.zeros(3, 4)
+
+
+def kwargs_a_tuple() -> tuple[torch.nn.Module, tuple[torch.Tensor], tuple[str]]:
+    return torch.nn.Linear(4, 4), (torch.zeros(3, 4),), ("mask",)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("args_a_tensor", "a Tensor .* args a tuple"), ("kwargs_a_tuple", "a tuple .* a mapping")],
+)
+def test_arguments_of_another_kind_are_named(name: str, said: str) -> None:
+    with pytest.raises(ModelArgumentError, match=said):
+        resolve(f"{__name__}:{name}").build("cpu")

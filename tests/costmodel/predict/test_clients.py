@@ -289,3 +289,12 @@ def test_a_profile_states_what_is_left_of_either_time() -> None:
     assert one.first_token_log_sigma == two.first_token_log_sigma == pytest.approx(0.5, rel=0.01)
     assert two.per_token_log_sigma == pytest.approx(math.hypot(0.1, 0.2), rel=0.02)
     assert two.per_token_log_sigma < one.per_token_log_sigma
+
+
+@pytest.mark.parametrize("clients", [1, 7, 40])
+def test_every_client_waits_or_runs(clients: int) -> None:
+    load = Load(clients=clients, prompt_len=1000, output_len=401, lengths=_SPREAD)
+    found = _serve(load)
+    assert found.running + found.requests_per_s * found.time_to_first_token_s == pytest.approx(
+        clients, rel=0.03
+    )

@@ -153,6 +153,24 @@ def test_tf32_products_are_faster_than_fp32_and_slower_than_half() -> None:
     assert half < tf32 < fp32
 
 
+@pytest.mark.parametrize(("gpu", "same"), [("a100-sxm4-80gb", False), ("t4", True)])
+def test_torch_convolves_in_tf32_where_there_is_and_multiplies_in_fp32(gpu: str, same: bool) -> None:
+    def times(model: str, **changes: str) -> tuple[float, float]:
+        found = Forecaster(
+            source=resolve(model),
+            profile=load_profile(gpu),
+            framework=load_framework("pytorch").model_copy(update=changes),
+        ).forecast(Plan(micro_batch_size=16, global_batch_size=16))
+        assert found.prediction.mfu is not None
+        return found.prediction.breakdown_s["compute"], found.prediction.mfu
+
+    plain = {"fp32_convolutions": "as products"}
+    (torch_s, mfu), (plain_s, _) = times("resnet-50"), times("resnet-50", **plain)
+    assert (torch_s == plain_s) if same else (torch_s < 0.7 * plain_s)
+    assert mfu < 1.0
+    assert times("mlp-mnist") == times("mlp-mnist", **plain)
+
+
 def test_half_products_run_in_fp32_where_that_is_faster() -> None:
     def compute_s(gpu: str, dtype: str) -> float:
         forecaster = Forecaster(

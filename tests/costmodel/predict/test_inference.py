@@ -177,3 +177,14 @@ def test_answers_of_encoder_decoders_are_refused() -> None:
     small = {"num_layers": 1, "num_decoder_layers": 1, "vocab_size": 128}
     with pytest.raises(PlanError, match=r"t5-small is an encoder-decoder.*forward pass"):
         inference("t5-small", small).generate(Plan(), batch_size=1, prompt_len=8, output_len=4)
+
+
+def test_more_ranks_than_key_heads_each_keep_one() -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 1024}
+    four, eight = (
+        inference("llama-3.1-8b", sizes, seq_len=128).generate(
+            Plan(tp=tp, dp=1), batch_size=4, prompt_len=128, output_len=16
+        )
+        for tp in (4, 8)
+    )
+    assert eight.kv_cache_bytes == four.kv_cache_bytes == 2 * 2 * 2 * 128 * 4 * (128 + 16)

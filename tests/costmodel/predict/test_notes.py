@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from costmodel.framework import load_framework
 from costmodel.models.images import UNSEEN
 from planner import api
 from tests.costmodel.models.test_images import LLAVA
@@ -62,3 +64,58 @@ def test_inference_says_what_its_trace_took_for_granted(tmp_path: Path) -> None:
     assert [note for note in answer.warnings if note.startswith(UNSEEN)] == [
         f"{UNSEEN}: prompts are taken to be text"
     ]
+
+
+def many_samples() -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
+    return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()), (torch.randn(32, 8),)
+
+
+@pytest.mark.parametrize(("plan", "noted"), [("dp2", True), ("dp2.mbs4", False), ("dp2.mbs32", False)])
+def test_example_samples_that_a_plan_leaves_out_are_noted(plan: str, noted: bool) -> None:
+    model = f"{__name__}:many_samples"
+    step = api.predict(model, hardware="t4", plan=plan).prediction
+    said = [note for note in step.warnings if "hold 32 samples and mbs1 takes one" in note]
+    assert len(said) == noted
+
+
+@pytest.mark.parametrize(
+    ("framework", "batch", "noted"),
+    [("pytorch", 1, True), ("pytorch", 4096, False), ("pytorch-amp", 1, False), ("static-graph", 1, False)],
+)
+def test_short_kernels_of_unknown_host_time_are_noted(framework: str, batch: int, noted: bool) -> None:
+    step = api.predict("mlp-mnist", hardware="t4", plan=f"dp1.mbs{batch}", framework=framework).prediction
+    assert any("no host time for GPUs" in note for note in step.warnings) == noted
+
+
+def recurrent() -> tuple[torch.nn.Module, tuple[torch.Tensor]]:
+    return torch.nn.LSTM(64, 256, num_layers=2), (torch.randn(100, 16, 64),)
+
+
+def test_a_recurrent_layer_is_one_call_to_dispatch() -> None:
+    step = api.predict(f"{__name__}:recurrent", hardware="t4", plan="mbs100").prediction
+    assert step.step_time_s > 1e-3
+    assert not any("no host time for GPUs" in note for note in step.warnings)
+
+
+def test_a_quantised_configuration_is_noted_where_it_is_not_priced(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    stored = {"quantization_config": {"quant_method": "fp8"}, "architectures": ["LlamaForCausalLM"]}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "llama", "vocab_size": 512, **sizes, **stored}))
+    server = load_framework("vllm").model_copy(update={"half_products": "fp8", "parameter_bytes": 1})
+    priced = tmp_path / "fp8.json"
+    priced.write_text(server.model_dump_json())
+    answers = [
+        api.infer(str(config), hardware="h200", prompt_len=64, output_len=8, framework=name)
+        for name in ("vllm", str(priced))
+    ]
+    assert [any("quantisation (fp8)" in w for w in a.warnings) for a in answers] == [True, False]
+    assert answers[1].parameter_bytes == pytest.approx(answers[0].parameter_bytes / 2)
+
+
+def test_inference_says_what_stays_whole() -> None:
+    sizes = {"num_hidden_layers": 2}
+    answer = api.infer(
+        "llama-3.1-8b", hardware="h200", plan="tp3", prompt_len=64, output_len=8, overrides=sizes
+    )
+    assert any(note.startswith("tp(3): kept whole on every rank") for note in answer.warnings)

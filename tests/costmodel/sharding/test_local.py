@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from costmodel.graph.model_graph import Operator, Phase
-from costmodel.sharding.local import backward_split, local_backward, local_generic
+from costmodel.sharding.local import backward_split, local_backward, local_forward, local_generic
 from costmodel.sharding.placements import BROADCAST, sharded
 from costmodel.sharding.strategies import Strategy
 
@@ -51,3 +53,17 @@ def test_memory_bound_rows_shrink_until_they_cannot() -> None:
         outputs=(), phase=Phase.FORWARD, module="",
     )  # fmt: skip
     assert local_generic(op, 2).dims == {"rows": 1, "cols": 32, "bytes": 256}
+
+
+@pytest.mark.parametrize(
+    ("splits", "n", "heads", "kv_heads"),
+    [(("heads", "kv_heads"), 4, 10, 1), (("heads",), 8, 5, 1), (("batch",), 2, 40, 4)],
+)
+def test_a_rank_attends_to_the_key_heads_of_its_own_queries(
+    splits: tuple[str, ...], n: int, heads: int, kv_heads: int
+) -> None:
+    sizes = {"batch": 2, "heads": 40, "kv_heads": 4, "q_len": 1, "kv_len": 64, "qk_dim": 8, "v_dim": 8}
+    op = replace(DATA, kind="attention", dims=sizes)
+    strategy = Strategy(name="any", inputs=(), outputs=(), splits=splits)
+    for local in (local_forward(op, strategy, (), (), n), local_backward(op, op, strategy, n)):
+        assert (local.dims["heads"], local.dims["kv_heads"]) == (heads, kv_heads)

@@ -186,3 +186,28 @@ def test_torch_script_runs(plan: str, tmp_path: Path) -> None:
     from costmodel.plan import Plan
 
     assert Plan.parse(found["plan"]) == Plan.parse(plan)
+
+
+def test_a_torch_script_of_a_model_beyond_memory_is_made_without_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    from costmodel.sharding import module_plan
+
+    given = []
+    found = module_plan.executable_styles
+
+    def styles(module, *others, **named):  # type: ignore[no-untyped-def]
+        given.extend(module.parameters())
+        return found(module, *others, **named)
+
+    monkeypatch.setattr(module_plan, "executable_styles", styles)
+    assert exported("torch", "tp2", tmp_path)
+    assert given
+    assert all(p.is_meta or isinstance(p, FakeTensor) for p in given)
+
+
+def test_a_plan_without_a_real_run_is_refused_before_it_is_forecast(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="sequence parallelism has no real run here; use a plan without sp"):
+        exported("torch", "tp2.sp", tmp_path)
