@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from costmodel.errors import ForeshardError, InputFileError
 from costmodel.graph import GraphStore, leave_compiler_unloaded
+from costmodel.hardware.cores import usable_cores
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from costmodel.predict.inference import InferenceForecaster
@@ -81,7 +81,7 @@ def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
     shares = [sorted(numbers, key=lambda n: _traced_as(rows[n])) for numbers in models.values()]
     # the longest first: what is left for the end is short, so that processes end together
     shares.sort(key=lambda share: _work([rows[n] for n in share]), reverse=True)
-    workers = min(os.cpu_count() or 1, len(shares))
+    workers = min(usable_cores(), len(shares))
     parts = [[rows[n] for n in share] for share in shares]
     if workers < 2 or len(rows) < _ROWS_WORTH_WORKERS:
         scored = [_score_all(part) for part in parts]
