@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InfeasibleError, PlanError, UsageError
 from costmodel.estimate import Z90
-from costmodel.hardware.device import peak_flop_per_s
+from costmodel.hardware.device import product_flop_per_s
 from planner.objectives import OBJECTIVES, Terms, log_sigma, probability_within, training_time_s
 from planner.render import duration
 from planner.whatif.sweep import best_plan
@@ -280,18 +280,13 @@ class _Sizer:
             return ""
         graph = self.forecaster.graph(1)
         samples = self.terms.samples or (self.terms.tokens or 0.0) / max(1, graph.seq_len or 1)
-        peak = count * peak_flop_per_s(self.forecaster.profile.device, _fastest(self.forecaster))
+        framework, device = self.forecaster.framework, self.forecaster.profile.device
+        names = (framework.compute_dtype, framework.half_products, framework.fp32_products)
+        peak = count * max(product_flop_per_s(device, name) for name in names)
         least_s = 0.5 * samples * self.forecaster.model_flop() / peak
         if least_s <= self.goal.deadline_s:
             return ""
         return f"takes {duration(least_s)} even at half of its FLOP and the datasheet's peak rate"
-
-
-def _fastest(forecaster: Forecaster) -> str:
-    """The type with the highest rate among those that the framework computes in."""
-    framework, peaks = forecaster.framework, forecaster.profile.device.peak_flop_per_s
-    names = (framework.compute_dtype, framework.half_products, framework.fp32_products)
-    return max((n for n in names if n in peaks), key=lambda n: peaks[n], default=framework.compute_dtype)
 
 
 def _nearest(candidates: Sequence[Candidate], goal: Goal, most: int) -> str:

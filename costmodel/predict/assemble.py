@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.estimate import Z90, expected_max
-from costmodel.hardware.schema import HardwareProfile
+from costmodel.hardware.device import product_flop_per_s
 from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
@@ -121,7 +121,7 @@ def _cut(
     samples_per_s = plan.global_batch_size / step_time_s
     model_flop_per_s = forecaster.model_flop(plan.micro_batch_size) * samples_per_s
     fused_again_flop_per_s = forecaster.fused_again_flop(plan.micro_batch_size) * samples_per_s
-    peak = _peak_flop_per_s(profile, forecaster.framework.compute_dtype) * plan.world_size
+    peak = product_flop_per_s(profile.device, forecaster.framework.compute_dtype) * plan.world_size
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
     per_node = 1 if profile.network is None else profile.network.ranks_per_node
@@ -369,11 +369,6 @@ def _update(forecaster: Forecaster, groups: list[list[Unit]]) -> tuple[str, floa
     elements = max((held_elements(group) for group in groups), key=sum)
     _, sigma = optimizer_s(elements, forecaster.optimizer, forecaster.profile)
     return f"fit optimizer/{optimizer_variant(forecaster.optimizer).variant}/fp32", sigma
-
-
-def _peak_flop_per_s(profile: HardwareProfile, dtype: str) -> float:
-    peaks = profile.device.peak_flop_per_s
-    return float(peaks.get(dtype) or peaks.get("fp16") or max(peaks.values(), default=0.0))
 
 
 def _age_days(created: str) -> float | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from costmodel.errors import ForeshardError, InputFileError
 from costmodel.graph import GraphStore, leave_compiler_unloaded
 from costmodel.hardware.cores import usable_cores
+from costmodel.hardware.device import product_flop_per_s
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from costmodel.predict.inference import InferenceForecaster
@@ -246,8 +247,7 @@ def metric_of_step(
         model_flop=forecaster.model_flop(plan.micro_batch_size) * plan.global_batch_size,
         recompute=plan.recompute,
     )
-    peaks = forecaster.profile.device.peak_flop_per_s
-    peak = peaks.get(row.text("dtype")) or peaks.get("fp16") or max(peaks.values())
+    peak = product_flop_per_s(forecaster.profile.device, row.text("dtype", "fp16"))
     share = counted_step_share(row, plan.global_batch_size)
     if metric == "iter_time_s" and (batch := row.integer("global_batch")):
         share *= batch / plan.global_batch_size  # where the batch was moved to one that the replicas divide
