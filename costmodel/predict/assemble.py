@@ -46,6 +46,7 @@ from costmodel.predict.units import (
     update_ranks,
     updated_elements,
 )
+from costmodel.predict.without_rule import cost_notes, sharding_notes
 from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step import StepResult, simulate_step
@@ -124,6 +125,7 @@ def _cut(
     peak = product_flop_per_s(profile.device, forecaster.framework.compute_dtype) * plan.world_size
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
+    unmodelled, unruled = forecaster.without_rule(plan)
     per_node = 1 if profile.network is None else profile.network.ranks_per_node
     too_much = host_notes(plan, step.offload, stages, forecaster.host, per_node)
     prediction = Prediction(
@@ -152,11 +154,14 @@ def _cut(
             *offload_notes(plan, step.offload),
             *graph.notes,
             *forecaster.sharded(plan).notes,
-            *_unmodelled(graph.unmodelled_fraction),
+            *cost_notes(unmodelled),
+            *sharding_notes(unruled, plan.tp),
             *machine_notes(profile, forecaster.framework.compute_dtype),
             *model_notes(forecaster.source, graph.seq_len),
             *recompute_notes(plan.recompute, graph.segments),
         ),
+        unmodelled_operators=unmodelled,
+        unruled_operators=unruled,
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),
         host_fits=not too_much,
         errors=errors,
@@ -379,9 +384,3 @@ def _age_days(created: str) -> float | None:
     if then.tzinfo is None:
         then = then.replace(tzinfo=UTC)
     return max(0.0, (datetime.now(UTC) - then).total_seconds() / 86400)
-
-
-def _unmodelled(fraction: float) -> tuple[str, ...]:
-    return (
-        (f"{fraction:.1%} of the bytes belong to operators without a cost rule",) if fraction > 0.01 else ()
-    )
