@@ -154,3 +154,5 @@ def _show(search: SearchResult, top: int) -> None:
         )
     if search.explanation is not None:
         print(search.explanation.text())
+    for warning in search.ranked[0].prediction.warnings:
+        print(f"warning: {warning}")
