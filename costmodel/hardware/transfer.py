@@ -38,13 +38,10 @@ __all__ = [
     "transfer_fit",
 ]
 
-_FILE = Path(__file__).resolve().parent.parent / "data" / "energy.json"
+_DATA = Path(__file__).resolve().parent.parent / "data"
 _COMPUTE, _SUSTAINED, _BURST = "compute_efficiency", "sustained_fraction", "burst_s"
 _TILE = "tile_"
 _TRAFFIC = "memory_efficiency"
-_LEAST_SUSTAINED = 0.1
-_GENERATIONS = ("Pascal", "Volta", "Turing", "Ampere", "Ada", "Hopper", "Blackwell")
-_AMD = ("CDNA1", "CDNA2", "CDNA3")
 
 
 class _Reference(BaseModel):
@@ -59,6 +56,7 @@ class _Energy(BaseModel):
     source: str
     process_exponent: float
     burst_s: float
+    least_sustained: float
     attainable: dict[str, float]
     attainable_source: str
     flop_per_joule: dict[str, _Reference]
@@ -66,22 +64,39 @@ class _Energy(BaseModel):
 
 @lru_cache(maxsize=1)
 def _energy() -> _Energy:
-    return _Energy.model_validate(json.loads(_FILE.read_text(encoding="utf-8")))
+    return _Energy.model_validate(json.loads((_DATA / "energy.json").read_text(encoding="utf-8")))
 
 
-_OTHER_GENERATION = 1.0
-"""Distance from which a device is of another architecture."""
+class _Distance(BaseModel):
+    """Weights of `device_distance`; `reasons` of the file say why of each."""
+
+    model_config = ConfigDict(frozen=True)
+    generations: tuple[tuple[str, ...], ...]
+    generation: float
+    """Distance from which a device is of another architecture."""
+    other_family: float
+    other_kind: float
+    ratio: float
+    bandwidth_per_multiprocessor: float
+    power: float
+
+
+@lru_cache(maxsize=1)
+def _distance() -> _Distance:
+    return _Distance.model_validate(json.loads((_DATA / "device_distance.json").read_text(encoding="utf-8")))
 
 
 def device_distance(source: DeviceSpec, target: DeviceSpec) -> float:
     """How unlike two devices are: 0 = equal; an architecture apart counts 1, a vendor 10, and within one
-    architecture the ratios of peak, bandwidth and multiprocessors decide."""
-    apart = 10.0 * (source.kind != target.kind)
-    for family in (_GENERATIONS, _AMD):
+    architecture the ratios of peak, bandwidth and multiprocessors decide (data/device_distance.json)."""
+    weight = _distance()
+    apart = weight.other_kind * (source.kind != target.kind)
+    for family in weight.generations:
         if source.architecture in family and target.architecture in family:
-            apart += abs(family.index(source.architecture) - family.index(target.architecture))
+            between = abs(family.index(source.architecture) - family.index(target.architecture))
+            apart += weight.generation * between
     if apart == 0.0 and source.architecture != target.architecture:
-        apart = 5.0
+        apart = weight.other_family
     ratios = (
         source.memory_bytes_per_s / target.memory_bytes_per_s,
         source.multiprocessors / target.multiprocessors,
@@ -91,7 +106,9 @@ def device_distance(source: DeviceSpec, target: DeviceSpec) -> float:
     per_multiprocessor = abs(math.log(ratios[0] / ratios[1]))
     # boards of one chip differ by what they sustain
     power = math.log(source.power_w / target.power_w) if source.power_w and target.power_w else 0.0
-    unlike = 0.1 * sum(abs(math.log(ratio)) for ratio in ratios) + 0.4 * per_multiprocessor + 0.2 * abs(power)
+    unlike = weight.ratio * sum(abs(math.log(ratio)) for ratio in ratios)
+    unlike += weight.bandwidth_per_multiprocessor * per_multiprocessor
+    unlike += weight.power * abs(power)
     return apart + unlike
 
 
@@ -114,7 +131,7 @@ def sustained_fraction(
     bought = flop_per_joule * target.power_w / (burst * peak_flop_per_s(target, dtype))
     if source.architecture == target.architecture:
         bought = max(bought, held) if target.power_w >= source.power_w else bought
-    return float(min(max(bought, _LEAST_SUSTAINED), 1.0))
+    return float(min(max(bought, _energy().least_sustained), 1.0))
 
 
 def _burst_efficiency(parameters: Mapping[str, float]) -> float:
@@ -165,13 +182,13 @@ def as_fast_as_its_own_streams(
         memory_efficiency = donor's * (device's / donor's, of what both have, geometric mean)
     """
     donor = donors.get(fit.transferred_from or "")
-    if donor is None or not _streams(fit) or fit.transfer_distance < _OTHER_GENERATION:
+    if donor is None or not _streams(fit) or fit.transfer_distance < _distance().generation:
         return fit
     theirs = {_what(f): f.parameters[_TRAFFIC] for f in donor.operators if _streams(f)}
     ours = {
         _what(f): f.parameters[_TRAFFIC]
         for f in fits
-        if _streams(f) and (f.transferred_from is None or f.transfer_distance < _OTHER_GENERATION)
+        if _streams(f) and (f.transferred_from is None or f.transfer_distance < _distance().generation)
     }
     both = theirs.keys() & ours.keys()
     if not both:
@@ -211,7 +228,7 @@ def borrowed_fits(
 
     def order(way: tuple[bool, HardwareProfile]) -> tuple[bool, bool, float, str]:
         derived, donor = way
-        return (apart[donor.name] >= _OTHER_GENERATION, derived, apart[donor.name], donor.name)
+        return (apart[donor.name] >= _distance().generation, derived, apart[donor.name], donor.name)
 
     for derived, donor in sorted(product((False, True), donors), key=order):
         from_host = donor.device.kind == "cpu" and target.kind != "cpu"
