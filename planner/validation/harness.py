@@ -2,8 +2,7 @@
 
 `run_specs` starts the processes (one set per model and world size, so that no model finds what another left
 in heap and threads; single-device plans ride along with a set, on its rank 0 while the others wait) and
-returns what was measured. `validate_runs` adds what a
-`predict` callable says of each spec and scores it.
+returns what was measured. `run_planned` and `score_planned` do so for specs with their forecasts.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ __all__ = [
     "score_planned",
     "score_runs",
     "strategy_of",
-    "validate_runs",
 ]
 
 _FORMAT = 1  # 1: {"format", "runs": [RunResult]}
@@ -199,22 +197,28 @@ def save_results(results: Sequence[RunResult], path: Path) -> None:
 
 
 def load_results(*paths: Path) -> list[RunResult]:
-    """Runs of one or several files (of one or several machines), in order.
+    """Runs of one or several files (of one or several machines), in order: what `validate run` keeps with
+    --out, or prints with --json (the same with more beside it).
 
     Raises InputFileError where a file is not one, or was written by a newer version.
     """
     results: list[RunResult] = []
+    known = RunResult.__dataclass_fields__
     for path in paths:
         try:
-            data = json.loads(path.read_text())
-            if data["format"] > _FORMAT:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.get("format", _FORMAT) > _FORMAT:
                 raise InputFileError(
                     f"{path}: format {data['format']} is newer than this version reads ({_FORMAT}); "
                     "update foreshard"
                 )
-            results += [RunResult.from_dict(run) for run in data["runs"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputFileError(f"run file {path}: {error}") from error
+            results += [
+                RunResult.from_dict({k: v for k, v in run.items() if k in known}) for run in data["runs"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputFileError(
+                f"{path}: {error!r}; give a file that `foreshard validate run` wrote with --out or --json"
+            ) from error
     return results
 
 
@@ -346,26 +350,3 @@ def _run_detail(result: RunResult) -> dict[str, Any]:
     data["n_ranks"] = result.spec.plan.world_size
     data["repeats"] = sum(len(times) for times in result.step_times_s)
     return data
-
-
-def validate_runs(
-    specs: Sequence[RunSpec],
-    predict: Callable[[RunSpec], Forecasted],
-    settings: RunSettings | None = None,
-    *,
-    directory: Path | None = None,
-    progress: Callable[[str], None] | None = None,
-    loss_tolerance: float = 1e-3,
-) -> Report:
-    """Predict every spec first, then run them all, and score.
-
-    A spec that cannot be predicted is still run; its row says why it is not scored.
-    """
-    predictions: list[Forecasted | str] = []
-    for spec in specs:
-        try:
-            predictions.append(predict(spec))
-        except ForeshardError as error:
-            predictions.append(f"not predicted: {error}")
-    results = run_specs(specs, settings, directory=directory, progress=progress)
-    return score_runs(results, predictions, loss_tolerance=loss_tolerance)

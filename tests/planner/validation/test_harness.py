@@ -20,7 +20,6 @@ from planner.validation.harness import (
     score_planned,
     score_runs,
     strategy_of,
-    validate_runs,
 )
 from planner.validation.run_spec import ModelSpec, RankResult, RunResult, RunSettings, RunSpec
 from planner.validation.strategies.compose import check_runnable
@@ -227,17 +226,6 @@ def test_scores_say_why_a_run_does_not_count() -> None:
     assert reasons[2] == "rank 0: no"
     detail = report.to_dict()["runs"][0]
     assert {"environment", "n_ranks", "repeats", "spread_fraction"} <= set(detail)
-
-
-@pytest.mark.distributed
-def test_what_cannot_be_predicted_is_run_and_listed(tmp_path: Path) -> None:
-    def predict(run: RunSpec) -> Forecast:
-        raise PlanError("not this one")
-
-    report = validate_runs([perceptron_specs()[0]], predict, FAST, directory=tmp_path)
-    (row,) = report.rows
-    assert row.skipped == "not predicted: not this one"
-    assert row.measured is not None
 
 
 @pytest.mark.parametrize(
