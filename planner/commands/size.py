@@ -63,8 +63,7 @@ def command(
     from planner import sizes
     from planner.render import print_json
 
-    serving = (rate, prompt, output)
-    if any(value is not None for value in serving):
+    if any(value is not None for value in (rate, prompt, output)):
         if rate is None or prompt is None or output is None or tokens or samples:
             raise UsageError("serving takes --rate, --prompt and --output together, and no --tokens")
         if deadline is not None or budget is not None or global_batch is not None:

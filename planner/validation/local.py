@@ -205,9 +205,7 @@ def validate_local(
     from calibrate.hosts import load_hosts
     from costmodel.hardware.store import load_profile
 
-    _check_executor(executor, plans=bool(plans), traced=trace_dir is not None)
-    if executor == "onnxruntime" and (hosts or out):
-        raise UsageError("--hosts and --out are of runs under torch: leave them out for onnxruntime")
+    _check_executor(executor, plans=bool(plans), traced=trace_dir is not None, kept=bool(hosts or out))
     if (prompt_len is None) != (output_len is None) or (prompt_len and (executor != "torch" or trace_dir)):
         raise UsageError("--prompt and --output go together, under torch and without --trace")
     _check_bucket(bucket_cap_mb, trains=executor == "torch" and not prompt_len)
@@ -251,11 +249,25 @@ def validate_local(
     planned = _training_steps(chosen, parsed, profile, bucket_cap_mb)
     if repeats is None:
         settings = replace(settings, seconds_per_plan=min(_SECONDS_PER_PLAN, _SECONDS / len(planned)))
-    results = run_planned(planned, settings, hosts=where, progress=progress)
-    if out is not None:
-        save_results(results, out)
+    report = _run_and_score(planned, settings, profile, out=out, hosts=where, progress=progress)
     if trace_dir is not None and progress is not None:
         progress(f"traces, a folder for each run, are in {trace_dir}; `foreshard validate trace` reads them")
+    return report
+
+
+def _run_and_score(
+    planned: Sequence[PlannedRun],
+    settings: RunSettings,
+    profile: HardwareProfile,
+    *,
+    out: Path | None,
+    hosts: Hosts | None,
+    progress: Callable[[str], None] | None,
+) -> Report:
+    """Run what is planned, keep what was measured in `out` and compare."""
+    results = run_planned(planned, settings, hosts=hosts, progress=progress)
+    if out is not None:
+        save_results(results, out)
     return score_planned(planned, results, yardstick_s=profile.yardstick_s)
 
 
@@ -286,12 +298,14 @@ def _training_steps(
     return planned
 
 
-def _check_executor(executor: str, *, plans: bool, traced: bool) -> None:
+def _check_executor(executor: str, *, plans: bool, traced: bool, kept: bool) -> None:
     """UsageError for an executor that is not known or cannot do what is asked."""
     if executor not in ("torch", "onnxruntime") or (executor != "torch" and plans):
         raise UsageError(f"executor {executor!r}: must be torch, or onnxruntime (forward passes: no plans)")
     if traced and executor != "torch":
         raise UsageError(f"--trace records torch's profiler; executor {executor!r} has none: leave it out")
+    if kept and executor != "torch":
+        raise UsageError("--hosts and --out are of runs under torch: leave them out for onnxruntime")
 
 
 def _check_bucket(bucket_cap_mb: float | None, *, trains: bool) -> None:
