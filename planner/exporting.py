@@ -30,6 +30,7 @@ def export(
     """
     from planner import api
     from planner.export import export_job, write_export
+    from planner.render import progress
     from planner.validation.local import run_spec_of
     from planner.validation.run_spec import ModelSpec
 
@@ -51,4 +52,6 @@ def export(
         optimizer=optimizer,
         needs_styles=target == "torch",
     )
+    for note in forecaster.notes:
+        progress(f"warning: {note}")
     return write_export(target, export_job(forecaster, parsed, model=model, spec=spec), out, force=force)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from costmodel.rendering import bytes_text
@@ -20,6 +20,7 @@ __all__ = [
     "percent",
     "print_json",
     "print_table",
+    "print_warnings",
     "progress",
     "rate_text",
 ]
@@ -104,6 +105,12 @@ def _clean(value: Any) -> Any:
 def progress(message: str) -> None:
     """One line on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """A line each on stdout."""
+    for warning in warnings:
+        print(f"warning: {warning}")
 
 
 def print_table(

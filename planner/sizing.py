@@ -116,6 +116,8 @@ class Sizing:
     """None where no price is known."""
     prices: Mapping[str, str] = field(default_factory=dict)
     """Hardware -> its price and where that is from."""
+    warnings: tuple[str, ...] = ()
+    """Notes of the traces."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of `size --json`."""
@@ -127,6 +129,7 @@ class Sizing:
             "cheapest": None if self.cheapest is None else self.cheapest.to_dict(),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "prices": dict(self.prices),
+            "warnings": list(self.warnings),
         }
 
 
@@ -181,6 +184,7 @@ def size_training(
         candidates=tuple(candidates),
         fewest=min(meeting, key=lambda c: (c.n_devices, c.cost_usd or 0.0, c.time_s)),
         cheapest=min(priced, key=lambda c: (c.cost_usd, c.n_devices)) if priced else None,
+        warnings=tuple(dict.fromkeys(note for made in forecasters.values() for note in made.notes)),
     )
 
 

@@ -186,6 +186,11 @@ class Forecaster:
             autocast=self.framework.casts_to,
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the traces made so far took for granted, left out or could not do, each once."""
+        return tuple(self.graphs.notes)
+
     def graph(self, micro_batch_size: int) -> ModelGraph:
         """The graph for one micro-batch size."""
         graph: ModelGraph = self.graphs.at(micro_batch_size=micro_batch_size)

@@ -87,7 +87,7 @@ def command(
 
 def show(prediction: Prediction) -> None:
     """Print one prediction as tables."""
-    from planner.render import bytes_text, duration, legend, percent, print_table
+    from planner.render import bytes_text, duration, legend, percent, print_table, print_warnings
 
     p = prediction
     print(
@@ -118,5 +118,4 @@ def show(prediction: Prediction) -> None:
     if p.tokens_per_s is not None:
         rate += f", {p.tokens_per_s:.5g} tokens/s"
     print(f"{rate}; bubble {percent(p.bubble_fraction)}; MFU {percent(p.mfu)}, HFU {percent(p.hfu)}")
-    for warning in p.warnings:
-        print(f"warning: {warning}")
+    print_warnings(p.warnings)
