@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from calibrate.decision import Restated
     from calibrate.hosts import Hosts
     from calibrate.wanted import Wanted
+    from calibrate.worker import Settings
     from costmodel.hardware.schema import HardwareProfile
 
 __all__ = ["calibrate", "calibrate_for", "fit_profile"]
@@ -103,7 +104,6 @@ def calibrate_for(
     none those of `earlier` (of this machine, which `base` was made from) are taken over. None on a joined
     rank other than 0. Raises as `calibrate` does.
     """
-    from calibrate.asking import Answers
     from calibrate.deciding import SURE_BEFORE, Outcome, read_outcome
     from calibrate.decision import Decision
     from calibrate.environment import Machine
@@ -159,16 +159,30 @@ def calibrate_for(
         if not measure(settings, again):
             return None
     else:
-        answers = Answers(listed, again)
-        try:
-            _launch(settings, world_size, budget_s, progress, None, answers.look)
-        finally:
-            answers.close()
+        _launch_answered(settings, world_size, budget_s, progress, again)
     outcome = read_outcome(listed)
     profile = _updated(wanted, base, out, n_known)
     save_profile(profile, out)
     decision.restate(restated(profile))
     return profile, outcome.settled(decision.standing())
+
+
+def _launch_answered(
+    settings: Settings,
+    world_size: int,
+    budget_s: float,
+    progress: Callable[[str], None] | None,
+    again: Callable[[], Restated],
+) -> None:
+    """Start the ranks here; what they ask meanwhile is answered by `again`."""
+    from calibrate.asking import Answers
+
+    assert settings.wanted is not None
+    answers = Answers(settings.wanted, again)
+    try:
+        _launch(settings, world_size, budget_s, progress, None, answers.look)
+    finally:
+        answers.close()
 
 
 def _known_visits(samples: Path | None, earlier: Path | None) -> int:

@@ -17,6 +17,7 @@ from calibrate.journal import Sample
 from calibrate.parallel_fits import fit_groups
 from calibrate.runner import ALONE, TOGETHER
 from calibrate.samples import SampleTable
+from costmodel.errors import MeasurementError
 from costmodel.estimate import expected_max
 from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.kinds import COLLECTIVE_KINDS, OPERATOR_KINDS
@@ -155,7 +156,8 @@ def _fit_operators(
 
 
 def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
-    """Datasheet limits of a known device; of any other, the best rates that were measured on it."""
+    """Datasheet limits of a known device; of any other, the best rates that were measured on it, those of the
+    probe where nothing else was. MeasurementError where not even that was."""
     from costmodel.hardware.datasheets import find_datasheet
 
     known = find_datasheet(machine.device)
@@ -165,22 +167,30 @@ def _device(machine: Machine, samples: Sequence[Sample]) -> DeviceSpec:
     flow = [
         s.dims["bytes"] / s.time_s for s in samples if s.kind == "memory" and s.variant in ("copy", "read")
     ]
-    probe = [s.dims["flop"] / s.time_s for s in samples if s.kind == "probe" and s.variant == "gemm"]
+    probes = [s for s in samples if s.kind == "probe"]
+    products = [s.dims["flop"] / s.time_s for s in probes if s.variant == "gemm"]
+    copies = [s.dims["bytes"] / s.time_s for s in probes if s.variant == "copy"]
     to_host = [s.dims["bytes"] / s.time_s for s in samples if s.variant == "device_to_host"]
     large = [
         s.dims["bytes"] / s.time_s
         for s in samples
         if s.setting == TOGETHER and s.dims.get("bytes", 0) > machine.cache_bytes
     ]
-    best_flow = max(flow, default=float(np.quantile(large, _FASTEST_SHARE)) if large else 1e10)
+    if not flow and large:
+        flow = [float(np.quantile(large, _FASTEST_SHARE))]
+    if not (flow or copies) or not (rates or products):
+        raise MeasurementError(
+            f"{machine.device}: no rate of its memory or of its arithmetic was measured; calibrate again "
+            "without --only"
+        )
     measured = "highest rate measured, all ranks at once"
     return DeviceSpec(
         kind="cuda" if machine.device_kind == "cuda" else "rocm" if machine.device_kind == "rocm" else "cpu",
         name=machine.device,
         architecture=machine.os_kernel.split()[-1] if machine.device_kind == "cpu" else machine.device_kind,
         memory_bytes=machine.memory_bytes,
-        memory_bytes_per_s=best_flow,
-        peak_flop_per_s=rates or {"fp32": max(probe, default=1e10)},
+        memory_bytes_per_s=max(flow or copies),
+        peak_flop_per_s=rates or {"fp32": max(products)},
         multiprocessors=machine.multiprocessors,
         l2_bytes=machine.cache_bytes,
         boost_hz=machine.clock_hz,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from costmodel.errors import MeasurementError
+from costmodel.hardware.cores import usable_cores
 
 __all__ = ["Machine", "cpu_name", "last_level_cache_bytes", "load_per_core", "require_same_machine"]
 
@@ -57,7 +58,7 @@ class Machine:
             device_kind=("rocm" if torch.version.hip else "cuda") if cuda else "cpu",
             device=torch.cuda.get_device_name(torch.cuda.current_device()) if cuda else cpu_name(),
             n_devices=torch.cuda.device_count() if cuda else 1,
-            cores=len(os.sched_getaffinity(0)),
+            cores=usable_cores(),
             memory_bytes=(
                 properties.total_memory
                 if properties
@@ -144,7 +145,7 @@ def last_level_cache_bytes() -> int:
 
 def load_per_core() -> float:
     """One-minute load average over usable cores."""
-    return os.getloadavg()[0] / max(1, len(os.sched_getaffinity(0)))
+    return os.getloadavg()[0] / usable_cores()
 
 
 def _driver() -> str:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from costmodel.hardware.cores import usable_cores
+
 if TYPE_CHECKING:
     from calibrate.samples import SampleTable
     from costmodel.hardware.schema import DeviceSpec, OperatorFit
@@ -29,7 +31,7 @@ def fit_groups(groups: Sequence[SampleTable], device: DeviceSpec) -> list[Operat
     """One fit per group, in order. A process that fails leaves its share to this one."""
     from calibrate.fitting.operators import fit_operator
 
-    shares = max(1, min(len(os.sched_getaffinity(0)), len(groups) // _GROUPS_PER_PROCESS))
+    shares = max(1, min(usable_cores(), len(groups) // _GROUPS_PER_PROCESS))
     fits: list[OperatorFit | None] = [None] * len(groups)
     started = [_start(groups[share::shares], device) for share in range(1, shares)]
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from calibrate.timing import Agree
 from calibrate.torch_names import current_name
 from costmodel.errors import UsageError
+from costmodel.hardware.cores import core_ids
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ def _threads_per_core(control: ProcessGroup, world_size: int, threads: int) -> f
 
     here = socket.gethostname()
     places: list[tuple[str, set[int], int] | None] = [None] * world_size
-    dist.all_gather_object(places, (here, os.sched_getaffinity(0), threads), group=control)
+    dist.all_gather_object(places, (here, core_ids(), threads), group=control)
     local = [place for place in places if place is not None and place[0] == here]
     cores = set().union(*(cores for _, cores, _ in local))
     return max(1.0, sum(n for _, _, n in local) / len(cores))
@@ -114,7 +115,7 @@ def pin_rank(*, threads: int) -> bool:
     The backend's threads, started later, inherit them: communication takes its time from the rank's own
     cores, in calibration as in real runs. Returns whether it was done.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(core_ids())
     local = int(os.environ.get("LOCAL_RANK", "0"))
     n_local = _local_ranks()
     if n_local * threads > len(cores):

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from costmodel.hardware.cores import usable_cores
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
@@ -34,7 +36,7 @@ def can_fork() -> bool:
     process that nobody else started to share the cores."""
     return (
         sys.platform == "linux"
-        and len(os.sched_getaffinity(0)) > 1
+        and usable_cores() > 1
         and threading.active_count() == 1
         and threading.current_thread() is threading.main_thread()
         and multiprocessing.current_process().name == "MainProcess"

@@ -138,6 +138,7 @@ def trace(
 def graph_summary(graph: ModelGraph) -> dict[str, Any]:
     """The fields of `trace --json`."""
     from costmodel.graph.model_graph import Phase
+    from costmodel.predict.without_rule import unmodelled_bytes
 
     return {
         "model": graph.name,
@@ -148,6 +149,10 @@ def graph_summary(graph: ModelGraph) -> dict[str, Any]:
         "flop_backward": graph.flop(Phase.BACKWARD),
         "saved_activation_bytes": graph.saved_activation_bytes,
         "unmodelled_fraction": graph.unmodelled_fraction,
+        "unmodelled_operators": [
+            {"operator": name, "calls": calls, "bytes_fraction": share}
+            for name, calls, share in unmodelled_bytes(graph)
+        ],
         "n_operators": graph.n_operators,
         "trace_time_s": graph.trace_time_s,
         "traced_by": graph.traced_by,

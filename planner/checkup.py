@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from costmodel.hardware.cores import usable_cores
 from planner.render import bytes_text
 
 __all__ = ["Finding", "examine"]
@@ -62,7 +63,7 @@ def _device() -> Finding:
     return Finding(
         check="device",
         verdict="OK",
-        found=f"no CUDA device; CPU with {len(os.sched_getaffinity(0))} cores",
+        found=f"no CUDA device; CPU with {usable_cores()} cores",
         remedy="calibrate measures the CPU with gloo; shipped profiles answer for GPUs",
     )
 
@@ -87,7 +88,7 @@ def _backends() -> Finding:
 def _threads() -> Finding:
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "unset")
     found = f"{cores} cores, torch uses {torch.get_num_threads()}, OMP_NUM_THREADS {asked}"
     if cores < 2:
@@ -101,7 +102,7 @@ def _threads() -> Finding:
 
 
 def _load() -> Finding:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     load = os.getloadavg()[0]
     busy = load > _LOAD_WARN_FRACTION * cores
     return Finding(

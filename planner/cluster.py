@@ -118,6 +118,8 @@ class ClusterForecast:
     pipeline: StagedForecast | None
     replicas: MixedForecast | None
     why_not: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    """Notes of the traces."""
 
     @property
     def best(self) -> str:
@@ -140,6 +142,7 @@ class ClusterForecast:
             "pipeline": None if self.pipeline is None else self.pipeline.to_dict(),
             "replicas": None if self.replicas is None else self.replicas.to_dict(),
             "why_not": dict(self.why_not),
+            "warnings": list(self.warnings),
         }
 
 
@@ -191,6 +194,7 @@ def forecast_cluster(
         pipeline=pipeline,
         replicas=replicas,
         why_not=why_not,
+        warnings=tuple(dict.fromkeys(note for pool in pools for note in pool.forecaster.notes)),
     )
 
 

@@ -21,14 +21,16 @@ def export(
     optimizer: str = "adamw",
     overrides: Sequence[str] | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    force: bool = False,
 ) -> list[Path]:
     """Write the plan for `target` into `out`; returns the files.
 
     Raises UsageError for an unknown target, PlanError where the target cannot express the plan or the model
-    cannot take it.
+    cannot take it, ForeshardError where a file is there already without `force`.
     """
     from planner import api
     from planner.export import export_job, write_export
+    from planner.render import progress
     from planner.validation.local import run_spec_of
     from planner.validation.run_spec import ModelSpec
 
@@ -50,4 +52,6 @@ def export(
         optimizer=optimizer,
         needs_styles=target == "torch",
     )
-    return write_export(target, export_job(forecaster, parsed, model=model, spec=spec), out)
+    for note in forecaster.notes:
+        progress(f"warning: {note}")
+    return write_export(target, export_job(forecaster, parsed, model=model, spec=spec), out, force=force)

@@ -30,6 +30,8 @@ class Partition:
     """Pairs of stages of which one sends past others to the other."""
     even: Prediction | None
     """The fastest fitting forecast of a plan dp x pp of the same devices and micro-batch."""
+    warnings: tuple[str, ...] = ()
+    """Notes of the traces."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of `partition --json`."""
@@ -41,6 +43,7 @@ class Partition:
             "skips": self.skips,
             "even_plan": None if even is None else str(even.plan),
             "even_step_time_s": None if even is None else even.step_time_s,
+            "warnings": list(self.warnings),
         }
 
 
@@ -121,7 +124,9 @@ def partition(
         )
     sends, skips = _crossing(found, forecast)
     even = _even(pool, template, forecast) if objective == "latency" else None
-    return Partition(objective=objective, forecast=forecast, sends=sends, skips=skips, even=even)
+    return Partition(
+        objective=objective, forecast=forecast, sends=sends, skips=skips, even=even, warnings=found.notes
+    )
 
 
 def _crossing(found: Forecaster, forecast: StagedForecast) -> tuple[tuple[Mapping[str, Any], ...], int]:

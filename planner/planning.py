@@ -93,6 +93,7 @@ def plan(
             framework=framework,
             optimizer=optimizer,
             overrides=_as_typed(overrides),
+            trust_remote_code=trust_remote_code,
         ),
         deciding=_deciding(made, found),
         explanation=explanation,

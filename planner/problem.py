@@ -33,6 +33,7 @@ class Problem:
     framework: str = "pytorch"
     optimizer: str = "adamw"
     overrides: tuple[str, ...] = ()
+    trust_remote_code: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The key `problem` of `plan --json`."""
@@ -54,6 +55,7 @@ class Problem:
             framework=self.framework,
             optimizer=self.optimizer,
             overrides=list(self.overrides),
+            trust_remote_code=self.trust_remote_code,
         )
         return found if profile is None else found.on(profile=profile)
 

@@ -1,12 +1,14 @@
-"""The one place where numbers become text: units, rounding, tables, JSON."""
+"""The one place where numbers become text: units, rounding, tables, JSON; sizes by `costmodel.rendering`."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from costmodel.rendering import bytes_text
 
 __all__ = [
     "bytes_text",
@@ -19,12 +21,12 @@ __all__ = [
     "percent",
     "print_json",
     "print_table",
+    "print_warnings",
     "progress",
     "rate_text",
 ]
 
 _TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
-_BYTES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _COUNT = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -44,16 +46,6 @@ def duration(seconds: float | None) -> str:
         if abs(seconds) >= unit:
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds / 1e-9:.3g} ns"
-
-
-def bytes_text(size: float | None) -> str:
-    """Bytes in binary units: 1.50 GiB."""
-    if size is None:
-        return "-"
-    for unit, name in _BYTES:
-        if abs(size) >= unit:
-            return f"{size / unit:.2f} {name}"
-    return f"{size:.0f} B"
 
 
 def count_text(value: float | None) -> str:
@@ -119,6 +111,12 @@ def _clean(value: Any) -> Any:
 def progress(message: str) -> None:
     """One line on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """A line each on stdout."""
+    for warning in warnings:
+        print(f"warning: {warning}")
 
 
 def print_table(

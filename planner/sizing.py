@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from costmodel.errors import InfeasibleError, PlanError, UsageError
 from costmodel.estimate import Z90
-from costmodel.hardware.device import peak_flop_per_s
+from costmodel.hardware.device import product_flop_per_s
 from planner.objectives import OBJECTIVES, Terms, log_sigma, probability_within, training_time_s
 from planner.render import duration
 from planner.whatif.sweep import best_plan
@@ -116,6 +116,8 @@ class Sizing:
     """None where no price is known."""
     prices: Mapping[str, str] = field(default_factory=dict)
     """Hardware -> its price and where that is from."""
+    warnings: tuple[str, ...] = ()
+    """Notes of the traces."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of `size --json`."""
@@ -127,6 +129,7 @@ class Sizing:
             "cheapest": None if self.cheapest is None else self.cheapest.to_dict(),
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "prices": dict(self.prices),
+            "warnings": list(self.warnings),
         }
 
 
@@ -181,6 +184,7 @@ def size_training(
         candidates=tuple(candidates),
         fewest=min(meeting, key=lambda c: (c.n_devices, c.cost_usd or 0.0, c.time_s)),
         cheapest=min(priced, key=lambda c: (c.cost_usd, c.n_devices)) if priced else None,
+        warnings=tuple(dict.fromkeys(note for made in forecasters.values() for note in made.notes)),
     )
 
 
@@ -280,19 +284,15 @@ class _Sizer:
             return ""
         graph = self.forecaster.graph(1)
         samples = self.terms.samples or (self.terms.tokens or 0.0) / max(1, graph.seq_len or 1)
-        peak = count * peak_flop_per_s(self.forecaster.profile.device, _fastest(self.forecaster))
+        framework, device = self.forecaster.framework, self.forecaster.profile.device
+        names = [framework.compute_dtype, framework.half_products, framework.fp32_products]
+        if framework.fp32_convolutions != "as products":
+            names.append(framework.fp32_convolutions)
+        peak = count * max(product_flop_per_s(device, name) for name in names)
         least_s = 0.5 * samples * self.forecaster.model_flop() / peak
         if least_s <= self.goal.deadline_s:
             return ""
         return f"takes {duration(least_s)} even at half of its FLOP and the datasheet's peak rate"
-
-
-def _fastest(forecaster: Forecaster) -> str:
-    """The type with the highest rate among those that the framework computes in."""
-    framework, peaks = forecaster.framework, forecaster.profile.device.peak_flop_per_s
-    names: list[str] = [framework.compute_dtype, framework.half_products]
-    names += [framework.fp32_products, framework.fp32_convolutions]
-    return max((n for n in names if n in peaks), key=lambda n: peaks[n], default=framework.compute_dtype)
 
 
 def _nearest(candidates: Sequence[Candidate], goal: Goal, most: int) -> str:

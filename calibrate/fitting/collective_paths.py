@@ -2,8 +2,8 @@
 
 All group shapes are fitted together, so that what grows with the ranks (steps, volumes) is told from what
 does not, and the fit carries to rank counts that were not measured. Parameters are fitted in logarithms,
-drawn to the priors of `costmodel/data/network/constants.json` as far as the samples leave them open; the
-loss is on ln(time), robust (soft L1).
+drawn to the priors of `costmodel/data/network/constants.json`, as firmly as `prior_spreads.json` beside it
+says, as far as the samples leave them open; the loss is on ln(time), robust (soft L1).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from calibrate.collective_samples import CollectiveSample
 from costmodel.estimate import FloatArray
 from costmodel.hardware.collectives.algorithms import path_shape
+from costmodel.hardware.collectives.constants import prior_spreads
 from costmodel.hardware.collectives.pricing import nic_fraction
 from costmodel.hardware.kinds import CollectiveGroup
 from costmodel.hardware.network_schema import Link, PathFit
@@ -34,22 +35,8 @@ _FIELDS = (
     "ramp_s",
     "own_bytes_per_s",
 )
-# Spread of ln(parameter) around its prior; bandwidths of links between nodes bring their own.
-_PRIOR_LOG_SIGMA = {
-    "base_s": 0.5,
-    "step_s": 0.6,
-    "node_step_s": 0.8,
-    "intra_bytes_per_s": 0.6,
-    "inter_bytes_per_s": 0.3,
-    "ramp_s": 1.5,
-    "own_bytes_per_s": 0.5,
-}
-_TIME_LOG_SIGMA = 0.05
 _NO_TIME_S = 1e-12
 _STEP_ORDER = ("ll", "ll128", "simple")
-_STEP_LOG_SIGMA = 0.2
-# Protocols that carry flags beside the data: LL128 at most 120 of 128 bytes (NCCL src/include/device.h).
-_FLAG_SHARE = 120.0 / 128.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,10 +156,11 @@ def fit_paths(
     """
     from scipy.optimize import least_squares
 
+    spreads = prior_spreads()
     table = ShapeTable.of(samples, [entry.path for entry in prior], wiring)
     start = starting_paths(prior)
     spread = np.array(
-        [[entry.log_sigma.get(name, _PRIOR_LOG_SIGMA[name]) for name in _FIELDS] for entry in prior]
+        [[entry.log_sigma.get(name, spreads.usual[name]) for name in _FIELDS] for entry in prior]
     )
     absent = np.array([[not getattr(entry.path, name) for name in _FIELDS] for entry in prior])
     index, slots = _free(prior, spread, absent)
@@ -186,15 +174,15 @@ def fit_paths(
         return values
 
     def residuals(x: FloatArray) -> FloatArray:
-        error = (np.log(median_times(table, unpack(x))) - table.log_time) / _TIME_LOG_SIGMA
+        error = (np.log(median_times(table, unpack(x))) - table.log_time) / spreads.time_log_sigma
         # Soft L1 by hand, so that the priors keep their squares.
         robust = np.sign(error) * np.sqrt(2.0 * (np.sqrt(1.0 + error**2) - 1.0))
         values = unpack(x)
-        above = np.log(values[low_latency, 3:5] / (_FLAG_SHARE * values[bulk, 3:5]))
-        order = np.maximum(0.0, above).ravel() / _TIME_LOG_SIGMA
+        above = np.log(values[low_latency, 3:5] / (spreads.flag_share * values[bulk, 3:5]))
+        order = np.maximum(0.0, above).ravel() / spreads.time_log_sigma
         # Flags beside the data are there to make a step short: LL's is the shortest (_STEP_ORDER).
         behind = np.log(values[quick, 1] / values[slow, 1])
-        order = np.concatenate([order, np.maximum(0.0, behind) / _STEP_LOG_SIGMA])
+        order = np.concatenate([order, np.maximum(0.0, behind) / spreads.step_order_log_sigma])
         return np.concatenate([table.weight * robust, x / slots, order])
 
     best = None

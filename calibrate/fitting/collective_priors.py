@@ -1,6 +1,7 @@
 """Which paths a collective may take over a link, and where their parameters start.
 
-Latencies and protocol ratios come from `costmodel/data/network/constants.json`, bandwidths from the link.
+Latencies and protocol ratios come from `costmodel/data/network/constants.json`, how firmly a fit is drawn to
+them from `prior_spreads.json` beside it, bandwidths from the link.
 Between nodes the samples rarely say whether a ring or a tree carried them (two nodes' trees move half of
 what a ring moves), so there are several hypotheses and the fit takes the likeliest under the link's prior.
 """
@@ -12,7 +13,12 @@ from collections.abc import Sequence
 from calibrate.collective_samples import CollectiveSample
 from calibrate.fitting.collective_paths import PathPrior
 from costmodel.hardware.collectives.algorithms import allowed_algorithms
-from costmodel.hardware.collectives.constants import NetworkConstants, ProtocolPrior, network_constants
+from costmodel.hardware.collectives.constants import (
+    NetworkConstants,
+    ProtocolPrior,
+    network_constants,
+    prior_spreads,
+)
 from costmodel.hardware.network_schema import Link, PathFit
 
 __all__ = ["hypotheses"]
@@ -28,9 +34,6 @@ _HOST_ALGORITHMS = {
     "p2p": "direct",
     "p2p_bidirectional": "direct",
 }
-# Rings of 8 GB on 4 to 7 ranks reach 0.81 of H200's ports and 0.75 of B200's (ml-engineering
-# all_reduce_bench), 0.76 of A100's at 1 GB (vTrain): the prior's 0.78 within this spread.
-_SWITCH_LOG_SIGMA = 0.05
 _PAIRED_KINDS = ("pcie", "nvlink_bridge")
 
 
@@ -60,7 +63,7 @@ def _path(
     copies = intra.kind == "nvswitch"
     own_rate = network_constants().own_rate_ratio * prior.bandwidth_fraction * intra.bytes_per_s
     # Pairwise exchanges launch side by side: a peer costs a fraction of a ring step.
-    scale = 0.1 if algorithm == "direct" else 1.0
+    scale = prior_spreads().direct_step_share if algorithm == "direct" else 1.0
     return PathFit(
         algorithm=algorithm,
         protocol=prior.protocol,
@@ -75,6 +78,7 @@ def _path(
 
 
 def _node_priors(op: str, intra: Link, constants: NetworkConstants) -> list[PathPrior]:
+    spreads = prior_spreads()
     algorithm = allowed_algorithms(op, n_nodes=1, multicast=False)[0]
     ranges: list[tuple[int, int | None]] = [(2, None)]
     if intra.kind in _PAIRED_KINDS:
@@ -83,19 +87,17 @@ def _node_priors(op: str, intra: Link, constants: NetworkConstants) -> list[Path
     priors = []
     for ranks in ranges:
         for prior in constants.priors:
-            wide = 1.2 if ranks[0] > 2 else 0.6
+            wide = spreads.beyond_a_pair if ranks[0] > 2 else spreads.node
             if intra.kind == "nvswitch" and prior.protocol == "simple":
-                wide = _SWITCH_LOG_SIGMA
+                wide = spreads.switch
             path = _path(prior, algorithm, intra, ranks=ranks)
-            priors.append(PathPrior(path=path, log_sigma={"intra_bytes_per_s": wide}))
+            priors.append(PathPrior(path=path, log_sigma=wide))
     if op == "all_reduce" and intra.mesh:
         simple = constants.priors[-1]
-        for path_algorithm in ("tree",):
-            path = _path(simple, path_algorithm, intra)
-            priors.append(PathPrior(path=path, log_sigma={"intra_bytes_per_s": 0.1}, shared="mesh"))
-        priors[len(constants.priors) - 1] = PathPrior(
-            path=priors[len(constants.priors) - 1].path, log_sigma={"intra_bytes_per_s": 0.1}, shared="mesh"
-        )
+        path = _path(simple, "tree", intra)
+        priors.append(PathPrior(path=path, log_sigma=spreads.mesh, shared="mesh"))
+        ring = len(constants.priors) - 1
+        priors[ring] = PathPrior(path=priors[ring].path, log_sigma=spreads.mesh, shared="mesh")
     if op == "all_reduce" and intra.multicast:
         priors.append(_multicast_prior("nvls", intra, None, constants))
     return priors
@@ -114,9 +116,9 @@ def _multicast_prior(
         ramp_s=constants.ramp_s,
         min_ranks=constants.multicast_min_ranks,
     )
-    sigma = {"intra_bytes_per_s": 0.06, "base_s": 0.2, "ramp_s": 0.5}
+    sigma = dict(prior_spreads().multicast)
     if inter:
-        sigma |= {"inter_bytes_per_s": _inter_log_sigma(inter), "base_s": 1.2, "node_step_s": 0.6}
+        sigma |= {"inter_bytes_per_s": _inter_log_sigma(inter), **prior_spreads().multicast_between}
     return PathPrior(path=path, log_sigma=sigma, shared="between" if inter else "")
 
 
@@ -125,15 +127,16 @@ def _line_rate(inter: Link) -> float:
 
 
 def _inter_log_sigma(inter: Link) -> float:
-    """How far large transfers stray from the usual efficiency: half of what is left to the line rate."""
-    return max(0.03, 0.5 * (1.0 - inter.efficiency))
+    """How far large transfers stray from the usual efficiency: a share of what is left to the line rate."""
+    spreads = prior_spreads()
+    return max(spreads.least_inter_log_sigma, spreads.inter_share_of_lost * (1.0 - inter.efficiency))
 
 
 def _between_priors(
     algorithms: Sequence[str], samples: Sequence[CollectiveSample], intra: Link, inter: Link
 ) -> list[PathPrior]:
     """Paths between nodes. One rank per node has fewer channels than several: its paths are its own."""
-    constants = network_constants()
+    constants, spreads = network_constants(), prior_spreads()
     local = {s.n_ranks // s.n_nodes for s in samples}
     ranges: list[tuple[int, int | None]] = [(1, None)]
     if 1 in local and len(local) > 1:
@@ -156,12 +159,11 @@ def _between_priors(
                     }
                 )
                 alone = ranks == (1, 1)
-                sigma = {
-                    "base_s": 1.2,
-                    "node_step_s": 0.6,
-                    "intra_bytes_per_s": 0.1 if simple else 0.5,
-                    "inter_bytes_per_s": _inter_log_sigma(inter) if simple and not alone else 0.7,
-                }
+                sigma = dict(spreads.between)
+                if simple:
+                    sigma |= spreads.between_simple
+                if simple and not alone:
+                    sigma["inter_bytes_per_s"] = _inter_log_sigma(inter)
                 shared = f"between {ranks[0]}" if simple else ""
                 priors.append(PathPrior(path=path, log_sigma=sigma, shared=shared))
     return priors
@@ -173,7 +175,7 @@ def _custom_priors(intra: Link, constants: NetworkConstants) -> list[PathPrior]:
     return [
         PathPrior(
             path=_path(simple, algorithm, intra).model_copy(update={"base_s": constants.priors[0].base_s}),
-            log_sigma={"base_s": 1.0, "step_s": 1.5, "intra_bytes_per_s": 1.0},
+            log_sigma=prior_spreads().custom,
         )
         for algorithm in ("one_shot", "direct")
     ]
@@ -192,5 +194,4 @@ def _host_prior(op: str, intra: Link, inter: Link | None, constants: NetworkCons
         ramp_s=constants.ramp_s,
         min_ranks=1,
     )
-    wide = {"base_s": 1.5, "step_s": 1.0, "intra_bytes_per_s": 1.5, "inter_bytes_per_s": 1.0, "ramp_s": 2.0}
-    return PathPrior(path=path, log_sigma=wide)
+    return PathPrior(path=path, log_sigma=prior_spreads().host)

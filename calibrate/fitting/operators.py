@@ -1,6 +1,6 @@
 """Fitting operator times: physical form, then corrections, then what their errors were.
 
-    fits = fit_operators(table, devices)          one OperatorFit per (device, variant, dtype, timing)
+    fit = fit_operator(group, device)             rows of one group (`fitting_groups`)
     check = cross_validate(group, device)         predictions of rows by fits that never saw their shape
 
 Cross-validation is grouped by shape: all rows of one shape, whoever measured them, are in one fold. Its
@@ -34,7 +34,7 @@ from costmodel.hardware.schema import (
     Residual,
 )
 
-__all__ = ["CrossValidation", "cross_validate", "fit_operator", "fit_operators", "fitting_groups"]
+__all__ = ["CrossValidation", "cross_validate", "fit_operator", "fitting_groups"]
 
 FOLDS = 5
 MIN_SHAPES_FOR_CORRECTION = 8
@@ -101,13 +101,6 @@ class CrossValidation:
     def coverage(self) -> float:
         """Share of rows inside their 90 % interval."""
         return float(np.mean(np.abs(self.log_error) <= Z90 * self.log_sigma))
-
-
-def fit_operators(table: SampleTable, devices: Mapping[str, DeviceSpec]) -> Iterator[tuple[str, OperatorFit]]:
-    """(device name, fit) of every group of a table whose device is known."""
-    for group, rows in fitting_groups(table):
-        if group.device in devices:
-            yield group.device, fit_operator(rows, devices[group.device])
 
 
 def fit_operator(table: SampleTable, device: DeviceSpec, *, folds: int = FOLDS, seed: int = 0) -> OperatorFit:

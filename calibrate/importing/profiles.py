@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from calibrate.importing.networks import fit_network, import_network
 from calibrate.importing.operator_tables import read_operator_tables
 from calibrate.samples import SampleTable
 from costmodel.errors import InputFileError, UsageError
+from costmodel.hardware.cores import usable_cores
 from costmodel.hardware.datasheets import Datasheet, datasheets, find_datasheet
 from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.network_schema import NetworkModel
@@ -135,7 +135,7 @@ def _tell(problems: Sequence[str], on_problem: Callable[[str], None] | None) -> 
 def _fit_all(jobs: Sequence[tuple[SampleTable, DeviceSpec]]) -> list[OperatorFit]:
     """The fit of each job, in order; on several processes where there is enough work to pay for them."""
     tables, devices = [table for table, _ in jobs], [device for _, device in jobs]
-    workers = min(os.cpu_count() or 1, len(jobs), _MOST_WORKERS)
+    workers = min(usable_cores(), len(jobs), _MOST_WORKERS)
     if workers < 2 or sum(map(len, tables)) < _ROWS_WORTH_WORKERS:
         return [fit_operator(table, device) for table, device in jobs]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

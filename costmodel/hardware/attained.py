@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from costmodel.hardware.datasheets import datasheets, find_datasheet
 from costmodel.hardware.device import math_dtype, peak_flop_per_s, units_of
-from costmodel.hardware.distance import OTHER_GENERATION, device_distance
+from costmodel.hardware.distance import device_distance, other_generation
 from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.schema import DeviceSpec, OperatorFit
 
@@ -104,7 +104,7 @@ def attained_share(device: DeviceSpec, dtype: str) -> AttainedShare | None:
         lender = datasheets()[name].device
         apart = device_distance(lender, device)
         share = _published(name, wanted)
-        if share is None or apart >= OTHER_GENERATION or not _same_units(lender, device, wanted):
+        if share is None or apart >= other_generation() or not _same_units(lender, device, wanted):
             continue
         lenders_w, own_w = _watts_per_peak(lender, wanted), _watts_per_peak(device, wanted)
         if lenders_w * most < own_w or own_w == 0.0:

@@ -19,6 +19,8 @@ __all__ = [
     "element_bytes",
     "math_dtype",
     "peak_flop_per_s",
+    "product_dtype",
+    "product_flop_per_s",
     "units_of",
     "weight_bytes",
 ]
@@ -42,7 +44,7 @@ _ELEMENT_BYTES = {
     "int4_wo": 2.0,
 }
 _WEIGHT_BYTES = {"int8_wo": 1.0, "int4_wo": 0.5}
-_MATH = {"fp8_block": "fp8", "sq": "int8", "int8_wo": "fp16", "int4_wo": "fp16"}
+_MATH = {"fp8_block": "fp8", "fp4": "nvfp4", "sq": "int8", "int8_wo": "fp16", "int4_wo": "fp16"}
 _RUNS_ON = {
     "tf32": ("fp32",),
     "fp8": ("bf16", "fp16", "fp32"),
@@ -106,6 +108,19 @@ def peak_flop_per_s(device: DeviceSpec, dtype: str) -> float:
     units = units_of(device, dtype)
     halved = dtype in ("fp64", "int64") and units in (dtype, "fp32")
     return device.peak_flop_per_s[units] * (0.5 if halved else 1.0)
+
+
+def product_dtype(device: DeviceSpec, dtype: str) -> str:
+    """The type that libraries compute products of `dtype` operands in: fp32 on GPUs that are slower in half
+    precision than in fp32 (consumer Pascal) or have no units for it (bf16 before Ampere)."""
+    peaks = device.peak_flop_per_s
+    slower = peaks.get(dtype, 0.0) < peaks.get("fp32", 0.0)
+    return "fp32" if dtype in ("fp16", "bf16") and device.kind != "cpu" and slower else dtype
+
+
+def product_flop_per_s(device: DeviceSpec, dtype: str) -> float:
+    """Dense peak of products of `dtype` operands, FLOP/s: what MFU and forecasts without skill divide by."""
+    return peak_flop_per_s(device, product_dtype(device, dtype))
 
 
 def units_of(device: DeviceSpec, dtype: str) -> str:

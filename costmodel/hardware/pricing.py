@@ -20,7 +20,6 @@ and from fits that hold the host's dispatch the kernel's part.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from numpy.typing import ArrayLike
 from costmodel.errors import UsageError
 from costmodel.estimate import FloatArray, TimeEstimate
 from costmodel.hardware.attained import at_attained_rate
+from costmodel.hardware.cores import usable_cores
 from costmodel.hardware.device import dtype_fallbacks, element_bytes, peak_flop_per_s
 from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.base import FORMS, Dims, Form, load_forms
@@ -149,7 +149,7 @@ def _evaluated(
         return evaluate_fit(fit, device, part, framework=framework, device_only=device_only)
 
     form_of(fit.kind)  # registered before threads ask for it
-    with ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(_THREADS, usable_cores())) as pool:
         parts = list(pool.map(one, range(0, n, _BLOCK)))
     return TimeEstimate(
         median_s=np.concatenate([part.median_s for part in parts]),

@@ -20,7 +20,6 @@ from costmodel.hardware.network_schema import NetworkModel
 
 __all__ = [
     "FORMAT_VERSION",
-    "HOST_KEYS",
     "Adjustment",
     "BorrowedFit",
     "Correction",
@@ -41,24 +40,6 @@ __all__ = [
 FORMAT_VERSION = 2
 
 _DERIVED = "derived_from_efficiency"
-HOST_KEYS = (
-    "dispatch_s",
-    "host_view_s",
-    "autograd_s",
-    "module_s",
-    "kernel_launch_s",
-    "dtensor_dispatch_s",
-    "dtensor_module_s",
-    "dtensor_update_s",
-    "ddp_bucket_s",
-    "fsdp_unit_s",
-    "fsdp_copy_s_per_byte",
-    "pipeline_action_s",
-    "pipeline_listed_action_s",
-    "split_parameter_s",
-    "step_s",
-)
-"""Names of measured host costs; each is optional in a profile."""
 
 
 class _Frozen(BaseModel):

@@ -26,7 +26,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from costmodel.hardware.device import math_dtype, peak_flop_per_s
-from costmodel.hardware.distance import OTHER_GENERATION, device_distance
+from costmodel.hardware.distance import device_distance, other_generation
 from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.base import load_forms
 from costmodel.hardware.schema import BorrowedFit, DeviceSpec, HardwareProfile, OperatorFit
@@ -38,11 +38,10 @@ __all__ = [
     "transfer_fit",
 ]
 
-_FILE = Path(__file__).resolve().parent.parent / "data" / "energy.json"
+_DATA = Path(__file__).resolve().parent.parent / "data"
 _COMPUTE, _SUSTAINED, _BURST = "compute_efficiency", "sustained_fraction", "burst_s"
 _TILE = "tile_"
 _TRAFFIC = "memory_efficiency"
-_LEAST_SUSTAINED = 0.1
 
 
 class _Reference(BaseModel):
@@ -57,6 +56,7 @@ class _Energy(BaseModel):
     source: str
     process_exponent: float
     burst_s: float
+    least_sustained: float
     attainable: dict[str, float]
     attainable_source: str
     flop_per_joule: dict[str, _Reference]
@@ -64,7 +64,7 @@ class _Energy(BaseModel):
 
 @lru_cache(maxsize=1)
 def _energy() -> _Energy:
-    return _Energy.model_validate(json.loads(_FILE.read_text(encoding="utf-8")))
+    return _Energy.model_validate(json.loads((_DATA / "energy.json").read_text(encoding="utf-8")))
 
 
 def sustained_fraction(
@@ -86,7 +86,7 @@ def sustained_fraction(
     bought = flop_per_joule * target.power_w / (burst * peak_flop_per_s(target, dtype))
     if source.architecture == target.architecture:
         bought = max(bought, held) if target.power_w >= source.power_w else bought
-    return float(min(max(bought, _LEAST_SUSTAINED), 1.0))
+    return float(min(max(bought, _energy().least_sustained), 1.0))
 
 
 def _burst_efficiency(parameters: Mapping[str, float]) -> float:
@@ -137,13 +137,13 @@ def as_fast_as_its_own_streams(
         memory_efficiency = donor's * (device's / donor's, of what both have, geometric mean)
     """
     donor = donors.get(fit.transferred_from or "")
-    if donor is None or not _streams(fit) or fit.transfer_distance < OTHER_GENERATION:
+    if donor is None or not _streams(fit) or fit.transfer_distance < other_generation():
         return fit
     theirs = {_what(f): f.parameters[_TRAFFIC] for f in donor.operators if _streams(f)}
     ours = {
         _what(f): f.parameters[_TRAFFIC]
         for f in fits
-        if _streams(f) and (f.transferred_from is None or f.transfer_distance < OTHER_GENERATION)
+        if _streams(f) and (f.transferred_from is None or f.transfer_distance < other_generation())
     }
     both = theirs.keys() & ours.keys()
     if not both:
@@ -183,7 +183,7 @@ def borrowed_fits(
 
     def order(way: tuple[bool, HardwareProfile]) -> tuple[bool, bool, float, str]:
         derived, donor = way
-        return (apart[donor.name] >= OTHER_GENERATION, derived, apart[donor.name], donor.name)
+        return (apart[donor.name] >= other_generation(), derived, apart[donor.name], donor.name)
 
     for derived, donor in sorted(product((False, True), donors), key=order):
         from_host = donor.device.kind == "cpu" and target.kind != "cpu"

@@ -6,7 +6,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
@@ -21,7 +21,7 @@ from costmodel.models.capacity import with_full_experts
 from costmodel.models.images import UNSEEN, has_placeholders, with_images
 from costmodel.models.inputs import default_seq_len, diffusers_inputs, transformers_inputs
 from costmodel.models.libraries import load_library, load_losses
-from costmodel.models.source import BuiltModel, ModelSource, open_dataclasses, samples_in
+from costmodel.models.source import BuiltModel, ModelSource, open_dataclasses, samples_in, tensors_in
 
 __all__ = ["resolve", "resolve_config", "shipped_config", "shipped_names"]
 
@@ -67,6 +67,18 @@ def resolve(
         raise ModelArgumentError(
             f"micro-batch {micro_batch_size} and sequence {seq_len} must be at least 1; give positive sizes"
         )
+    source = _resolved(argument, micro_batch_size, seq_len, overrides, task, trust_remote_code)
+    return source if seq_len is None else replace(source, builder=_noting_length(source.builder, seq_len))
+
+
+def _resolved(
+    argument: str,
+    micro_batch_size: int | None,
+    seq_len: int | None,
+    overrides: Mapping[str, Any] | None,
+    task: str,
+    trust_remote_code: bool,
+) -> ModelSource:
     if ":" in argument and not Path(argument).exists():
         return _from_callable(argument, micro_batch_size or 0, seq_len, overrides)
     micro_batch_size = micro_batch_size or 1
@@ -84,6 +96,22 @@ def resolve(
         f"unknown model {argument!r}: give a config.json or its folder, module:callable, or one of "
         f"{', '.join(shipped_names())}"
     )
+
+
+def _noting_length(builder: Callable[[int, int], BuiltModel], asked: int) -> Callable[[int, int], BuiltModel]:
+    """The builder, whose models say where the sequence length that was asked for changes none of their
+    inputs: tokens are whole numbers, and their row is as long as the sequence."""
+
+    def build(batch: int, seq_len: int) -> BuiltModel:
+        made = builder(batch, seq_len)
+        inputs = [t for t in tensors_in(made.args, made.kwargs) if t.ndim > 1]
+        if seq_len and any(seq_len in t.shape[1:] for t in inputs if not t.is_floating_point()):
+            return made
+        sizes = ", ".join("x".join(map(str, t.shape[1:])) for t in inputs)
+        why = f"no input is a row of tokens (a sample is {sizes})"
+        return replace(made, notes=(*made.notes, f"a sequence length of {asked} changes nothing: {why}"))
+
+    return build
 
 
 def resolve_config(
@@ -325,9 +353,10 @@ def _instance(transformers: Any, config: Any, architectures: list[str], remote: 
     cls = getattr(transformers, architectures[0], None) if architectures else None
     if cls is not None:
         return cls._from_config(_part_for(cls, config))
+    own = (getattr(config, "auto_map", None) or {}) if remote else {}
     for auto in ("CausalLM", "Seq2SeqLM", "MaskedLM", "ImageClassification"):
         loader = getattr(transformers, f"AutoModelFor{auto}")
-        if type(config) in loader._model_mapping:
+        if type(config) in loader._model_mapping or loader.__name__ in own:
             return loader.from_config(config, trust_remote_code=remote)
     return transformers.AutoModel.from_config(config, trust_remote_code=remote)
 

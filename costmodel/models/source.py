@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["BuiltModel", "ModelSource", "open_dataclasses", "samples_in"]
+__all__ = ["BuiltModel", "ModelSource", "open_dataclasses", "samples_in", "tensors_in"]
 
 
 def open_dataclasses(values: Any) -> None:
@@ -24,11 +24,16 @@ def open_dataclasses(values: Any) -> None:
 
 def samples_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """Samples in a call's inputs: size of dimension 0 of the first tensor that has one; 0 without any."""
+    return next((t.shape[0] for t in tensors_in(args, kwargs) if t.ndim), 0)
+
+
+def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among a call's inputs, in order, also inside lists and dictionaries."""
     import torch
     from torch.utils import _pytree as pytree
 
     leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
-    return next((t.shape[0] for t in leaves if isinstance(t, torch.Tensor) and t.ndim), 0)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

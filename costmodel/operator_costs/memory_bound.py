@@ -48,7 +48,7 @@ def elementwise(variant: str) -> Callable[[Call], list[Piece]]:
 _ELEMENTWISE = {
     "add": ("add", "add_", "sub", "sub_", "rsub"),
     "mul": ("mul", "mul_", "tanh_backward", "sigmoid_backward"),
-    "div": ("div", "div_"),
+    "div": ("div", "div_", "floor_divide"),
     "pow": ("pow", "pow_", "sqrt", "rsqrt", "exp", "log", "reciprocal"),
     "relu": (
         "relu",

@@ -6,7 +6,7 @@ asynchronous one (PipeDream). `crossing`: what each cut costs in a model with sk
 or profiles.
 """
 
-from costmodel.partition.balanced import balanced_partition, bottleneck_s, even_partition
+from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.partition.crossing import Crossing, crossings, cut_bytes, direct_bytes
 from costmodel.partition.hierarchical import Level, Replicated, Throughput, fastest_pipeline
 from costmodel.partition.latency import Phases, StageTime, phases
@@ -27,7 +27,6 @@ __all__ = [
     "StageTime",
     "Throughput",
     "balanced_partition",
-    "bottleneck_s",
     "crossings",
     "cut_bytes",
     "cuts",

@@ -9,7 +9,7 @@ import numpy as np
 from costmodel.errors import PlanError
 from costmodel.estimate import FloatArray
 
-__all__ = ["Partitions", "balanced_partition", "bottleneck_s", "even_partition"]
+__all__ = ["Partitions", "balanced_partition", "even_partition"]
 
 
 _ALIKE = 1.0 + 1e-9
@@ -94,9 +94,3 @@ def even_partition(blocks: Sequence[int], n_stages: int, stages: str) -> tuple[i
         return ()
     late = n_stages - more
     return (0, *(blocks[k * each + max(0, k - late)] for k in range(1, n_stages)))
-
-
-def bottleneck_s(unit_s: Sequence[float], starts: Sequence[int]) -> float:
-    """Time of the slowest stage of a partition."""
-    ends = [*starts[1:], len(unit_s)]
-    return max(sum(unit_s[a:b]) for a, b in zip(starts, ends, strict=True))

@@ -34,11 +34,6 @@ class Crossing:
     """Later units that read it, in order."""
     size_bytes: int
 
-    @property
-    def is_skip(self) -> bool:
-        """Whether it goes further than to the next unit."""
-        return self.used_by[-1] > self.made_by + 1
-
 
 def crossings(graph: ModelGraph) -> tuple[Crossing, ...]:
     """Every tensor that crosses a cut, by maker. Sizes: the whole model's, one micro-batch.

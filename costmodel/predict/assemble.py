@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.estimate import Z90, expected_max
+from costmodel.hardware.device import product_flop_per_s
 from costmodel.partition.balanced import balanced_partition, even_partition
 from costmodel.plan import Plan
 from costmodel.predict.emptied import waits_for_wiping_s
@@ -47,6 +48,7 @@ from costmodel.predict.units import (
     update_ranks,
     updated_elements,
 )
+from costmodel.predict.without_rule import cost_notes, sharding_notes
 from costmodel.schedules import SCHEDULES
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts
 from costmodel.step import StepResult, simulate_step
@@ -126,6 +128,7 @@ def _cut(
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
     micro_batch_s = breakdown["compute"] * plan.pp / plan.num_microbatches
+    unmodelled, unruled = forecaster.without_rule(plan)
     per_node = 1 if profile.network is None else profile.network.ranks_per_node
     too_much = host_notes(plan, step.offload, stages, forecaster.host, per_node)
     prediction = Prediction(
@@ -154,13 +157,16 @@ def _cut(
             *offload_notes(plan, step.offload),
             *graph.notes,
             *forecaster.sharded(plan).notes,
-            *_unmodelled(graph.unmodelled_fraction),
+            *cost_notes(unmodelled),
+            *sharding_notes(unruled, plan.tp),
             *machine_notes(profile, forecaster.framework.compute_dtype),
             *model_notes(forecaster.source, graph.seq_len),
             *sample_notes(graph, plan),
             *dispatch_notes(profile, forecaster.framework, units, micro_batch_s),
             *recompute_notes(plan.recompute, graph.segments),
         ),
+        unmodelled_operators=unmodelled,
+        unruled_operators=unruled,
         stage_modules=tuple(tuple(u.module for u in group) for group in groups),
         host_fits=not too_much,
         errors=errors,
@@ -376,12 +382,12 @@ def _update(forecaster: Forecaster, groups: list[list[Unit]]) -> tuple[str, floa
 
 
 def _peak_flop_per_s(forecaster: Forecaster, micro_batch_size: int) -> float:
-    """Peak rate of the type computed in; convolutions at that of theirs."""
-    peaks, framework = forecaster.profile.device.peak_flop_per_s, forecaster.framework
-    found = float(peaks.get(framework.compute_dtype) or peaks.get("fp16") or max(peaks.values(), default=0.0))
-    own = peaks.get(framework.fp32_convolutions, 0.0) if framework.compute_dtype == "fp32" else 0.0
+    """Peak rate of products in the type computed in; convolutions at that of theirs."""
+    device, framework = forecaster.profile.device, forecaster.framework
+    found = product_flop_per_s(device, framework.compute_dtype)
+    own = device.peak_flop_per_s.get(framework.fp32_convolutions, 0.0)
     flop = forecaster.model_flop(micro_batch_size)
-    if not (own and flop and found):
+    if framework.compute_dtype != "fp32" or not (own and flop and found):
         return found
     share = forecaster.convolution_flop(micro_batch_size) / flop
     return 1.0 / ((1.0 - share) / found + share / own)
@@ -395,9 +401,3 @@ def _age_days(created: str) -> float | None:
     if then.tzinfo is None:
         then = then.replace(tzinfo=UTC)
     return max(0.0, (datetime.now(UTC) - then).total_seconds() / 86400)
-
-
-def _unmodelled(fraction: float) -> tuple[str, ...]:
-    return (
-        (f"{fraction:.1%} of the bytes belong to operators without a cost rule",) if fraction > 0.01 else ()
-    )

@@ -33,6 +33,7 @@ from costmodel.predict.learnt import with_learnt
 from costmodel.predict.placement import axis_groups, crosses_node
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import Kernels, SegmentCosts, price_kernels, price_segment
+from costmodel.predict.without_rule import WithoutRule, without_cost, without_sharding
 from costmodel.sharding import ShardedGraph, shard
 from costmodel.strategies.splitting import branches_of, split_otherwise, splitting_words
 
@@ -184,6 +185,11 @@ class Forecaster:
             dtype=self.framework.traced_dtype,
             autocast=self.framework.casts_to,
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the traces made so far took for granted, left out or could not do, each once."""
+        return tuple(self.graphs.notes)
 
     def graph(self, micro_batch_size: int) -> ModelGraph:
         """The graph for one micro-batch size."""
@@ -339,6 +345,13 @@ class Forecaster:
                 for segment, kernels in zip(segments, self._kernels[id(graph)], strict=True)
             )
         return self._priced[key]
+
+    def without_rule(self, plan: Plan) -> tuple[tuple[WithoutRule, ...], tuple[WithoutRule, ...]]:
+        """Operators of the plan without a cost rule, and under tensor parallelism without a sharding rule."""
+        self.segments(plan)
+        graph = self.sharded(plan)
+        local, kernels = [s.local for s in graph.segments], self._kernels[id(graph)]
+        return without_cost(local, kernels), without_sharding(local, kernels) if plan.tp > 1 else ()
 
     def forecast(self, plan: Plan) -> Forecast:
         """Price, schedule and sum up one plan. Raises PlanError where it cannot be run."""

@@ -34,6 +34,7 @@ from costmodel.predict.notes import machine_notes, model_notes, quantisation_not
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, expand
+from costmodel.rendering import bytes_text
 from costmodel.stage_costs import CostParts
 from costmodel.strategies.inference import choose_micro_batches, streamed_s, streams_from
 from costmodel.strategies.offload import host_rates
@@ -220,8 +221,8 @@ class InferenceForecaster:
             },
             host_fits=not too_much,
             warnings=(
-                f"DOES NOT FIT the host: weights of {on_host / 2**30:.0f} GiB stream from one of "
-                f"{self.host.memory_bytes / 2**30:.0f} GiB; use drives (zero-inference-nvme) or name "
+                f"DOES NOT FIT the host: weights of {bytes_text(on_host)} stream from one of "
+                f"{bytes_text(self.host.memory_bytes)}; use drives (zero-inference-nvme) or name "
                 "your host (--host)",
             )
             if too_much

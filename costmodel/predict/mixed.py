@@ -26,6 +26,7 @@ from costmodel.predict.pools import Interlink, Pool, StagePricer
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.staged import micro_batches
 from costmodel.predict.uneven import balanced_shares
+from costmodel.rendering import bytes_text
 from costmodel.schedules import Step
 from costmodel.stage_costs import BREAKDOWN_PARTS, StageCosts, UnitCosts
 from costmodel.step import Options, StepResult, simulate_order
@@ -135,7 +136,7 @@ def best_shares(
         )
         replicas = [_Replica(pricer, number) for number in range(len(pools))]
         if all(math.isinf(replica.work_s(1)) for replica in replicas):
-            needs += [f"{r.memory_bytes / 2**30:.1f} GiB on {r.pool.name}" for r in replicas]
+            needs += [f"{bytes_text(r.memory_bytes)} on {r.pool.name}" for r in replicas]
             continue
         found.append(_forecast(pricer, replicas))
     if not found:

@@ -11,6 +11,7 @@ from costmodel.graph.model_graph import Phase
 from costmodel.hardware.device import math_dtype, units_of
 from costmodel.hardware.host_machine import unknown_dispatch_s
 from costmodel.recompute import Recompute
+from costmodel.rendering import bytes_text
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -78,8 +79,8 @@ def host_notes(
     if need <= host.memory_bytes:
         return ()
     return (
-        f"DOES NOT FIT the host: its ranks offload {need / 2**30:.0f} GiB to a node of "
-        f"{host.memory_bytes / 2**30:.0f} GiB; shard over more nodes, use drives, or name your host (--host)",
+        f"DOES NOT FIT the host: its ranks offload {bytes_text(need)} to a node of "
+        f"{bytes_text(host.memory_bytes)}; shard over more nodes, use drives, or name your host (--host)",
     )
 
 

@@ -109,43 +109,20 @@ def memory_of_rank(
     the update works on flat tensors, blocks of activations and of single gradients are too small for those:
     the pool holds both.
     """
-    framework, optimizer = forecaster.framework, forecaster.optimizer
+    framework = forecaster.framework
     units = [unit for stage in stages for unit in stage]
     elements = held_elements(units)
-    state = model_state(
-        sum(elements),
-        framework=framework,
-        optimizer_bytes=state_bytes_per_parameter(optimizer, framework),
-        zero_stage=plan.zero_stage,
-        dp=plan.dp,
-        dp_shard=plan.dp_shard,
-        cp=plan.cp,
-        n_expert_parameters=expert_elements(units),
-        ep=plan.ep,
-        n_frozen=frozen_elements(units),
-        n_frozen_experts=expert_elements(units, frozen=True),
-    )
-    updates = optimizer_variant(optimizer).updates
+    updates = optimizer_variant(forecaster.optimizer).updates
     # flat buffers, the reducer's buckets and gradients that nobody takes are there before backward
     stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view) or not updates
     if offload is not None and not offload.host_update_bytes_per_s:
         offload = None
     appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2 and offload is None
-    if offload is not None:
-        sizes = sorted(u.stored_elements for u in units)
-        state = _on_device(state, offload, sum(sizes[-2:]), framework)
-    if servers_of(plan) is not None:
-        state = replace(state, optimizer=0)
+    state = _state(forecaster, plan, units, offload)
     resting = _resting(state, appear, weight_versions)
     peaks = [_beside(resting, stage, held_bytes, gradients_appear=appear) for stage in stages]
-    update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
+    update = _update_bytes(forecaster, elements, offload)
     shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
-    if framework.fused_optimizer:
-        update = 0
-    if updates:
-        update += round(sum(elements) * framework.update_copy_bytes)
-    if offload is not None:  # what the host updates leaves no temporaries here
-        update = round(update * offload.device_fraction)
     passing = max((p.total for p in peaks), default=0)
     peaks.append(Peak(activations=0, gradients=state.gradients, temporary=update // shard))
     highest = max(peaks, key=lambda p: p.total)
@@ -176,6 +153,41 @@ def memory_of_rank(
         framework=framework.memory_overhead_bytes,
         fragments=round(fragments),
     )
+
+
+def _state(forecaster: Forecaster, plan: Plan, units: Sequence[Unit], offload: Offload | None) -> ModelState:
+    """Parameters, gradients and optimizer states on the device, without what the host or servers hold."""
+    framework = forecaster.framework
+    state = model_state(
+        sum(held_elements(units)),
+        framework=framework,
+        optimizer_bytes=state_bytes_per_parameter(forecaster.optimizer, framework),
+        zero_stage=plan.zero_stage,
+        dp=plan.dp,
+        dp_shard=plan.dp_shard,
+        cp=plan.cp,
+        n_expert_parameters=expert_elements(units),
+        ep=plan.ep,
+        n_frozen=frozen_elements(units),
+        n_frozen_experts=expert_elements(units, frozen=True),
+    )
+    if offload is not None:
+        sizes = sorted(u.stored_elements for u in units)
+        state = _on_device(state, offload, sum(sizes[-2:]), framework)
+    return replace(state, optimizer=0) if servers_of(plan) is not None else state
+
+
+def _update_bytes(forecaster: Forecaster, elements: Sequence[int], offload: Offload | None) -> int:
+    """Temporaries of updating tensors of so many elements, before they are divided among replicas."""
+    framework, optimizer = forecaster.framework, forecaster.optimizer
+    update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
+    if framework.fused_optimizer:
+        update = 0
+    if optimizer_variant(optimizer).updates:
+        update += round(sum(elements) * framework.update_copy_bytes)
+    if offload is not None:  # what the host updates leaves no temporaries here
+        update = round(update * offload.device_fraction)
+    return update
 
 
 def _beside(resting: ModelState, stage: list[Unit], held_bytes: int, *, gradients_appear: bool) -> Peak:

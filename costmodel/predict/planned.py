@@ -13,6 +13,7 @@ from costmodel.errors import InfeasibleError, PlanError
 from costmodel.partition import Placement, Problem, StageTime, cuts
 from costmodel.predict.peak import memory_of_rank
 from costmodel.predict.stage_sums import StageSums, updates_s
+from costmodel.rendering import bytes_text
 from costmodel.schedules import SCHEDULES, in_flight
 
 if TYPE_CHECKING:
@@ -106,6 +107,6 @@ def _nearest(model: _Stages, held: Sequence[int]) -> str:
     have = model.forecaster.profile.device.memory_bytes
     change = "recompute=full" if plan.recompute == "none" else f"pp({2 * plan.pp})"
     return (
-        f"plan {plan}: no cut into {plan.pp} stages fits {have / 2**30:.1f} GiB per device (equal runs need "
-        f"{needs / 2**30:.1f} GiB); try {change}, a smaller micro-batch or zero1"
+        f"plan {plan}: no cut into {plan.pp} stages fits {bytes_text(have)} per device (equal runs need "
+        f"{bytes_text(needs)}); try {change}, a smaller micro-batch or zero1"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from costmodel.plan import Plan
 from costmodel.predict.uncertainty import NO_ERRORS, StepErrors
+from costmodel.predict.without_rule import WithoutRule
 from costmodel.stage_costs import BREAKDOWN_PARTS
 
 __all__ = ["HardwareUsed", "Prediction", "StageMemory"]
@@ -104,8 +105,13 @@ class Prediction:
     mfu: float | None
     hfu: float | None
     unmodelled_fraction: float
+    """Share of the bytes that operators without a cost rule move."""
     hardware: HardwareUsed
     warnings: tuple[str, ...] = ()
+    unmodelled_operators: tuple[WithoutRule, ...] = ()
+    """Operators without a cost rule: priced by their bytes."""
+    unruled_operators: tuple[WithoutRule, ...] = ()
+    """Under tensor parallelism, operators without a sharding rule: whole on every rank."""
     host_fits: bool = True
     """Whether a node's host has the memory for what is offloaded to it."""
     errors: StepErrors = NO_ERRORS
@@ -147,6 +153,8 @@ class Prediction:
             "mfu": self.mfu,
             "hfu": self.hfu,
             "unmodelled_fraction": self.unmodelled_fraction,
+            "unmodelled_operators": [one.to_dict() for one in self.unmodelled_operators],
+            "unruled_operators": [one.to_dict() for one in self.unruled_operators],
             "hardware": {
                 "name": self.hardware.name,
                 "source": self.hardware.source,

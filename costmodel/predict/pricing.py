@@ -11,7 +11,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
-from costmodel.hardware.device import cache_bytes, element_bytes, math_dtype
+from costmodel.hardware.device import cache_bytes, element_bytes, math_dtype, product_dtype
 from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
@@ -202,14 +202,10 @@ def _routed(
 
 
 def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkProfile) -> str:
-    """The type an operator computes in: products of fp32 operands may be tf32, with weights fp8.
-
-    Where a GPU is slower in half precision than in fp32 (consumer Pascal), libraries compute in fp32.
-    """
+    """The type an operator computes in: products of fp32 operands may be tf32, with weights fp8."""
     peaks = profile.device.peak_flop_per_s
-    half = op.kind in _PRODUCTS and op.dtype in ("fp16", "bf16")
-    if half and profile.device.kind != "cpu" and peaks.get(op.dtype, 0.0) < peaks.get("fp32", 0.0):
-        return "fp32"
+    if op.kind in _PRODUCTS and product_dtype(profile.device, op.dtype) != op.dtype:
+        return product_dtype(profile.device, op.dtype)
     narrow = framework.half_products
     if op.kind in _EXPERTS and framework.expert_products != "as the others":
         narrow = framework.expert_products

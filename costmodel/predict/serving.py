@@ -29,9 +29,10 @@ import numpy as np
 
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.plan import Plan
-from costmodel.predict.clients import Load, serve_clients
+from costmodel.predict.clients import ClientsPrediction, Load, serve_clients
 from costmodel.predict.inference import InferenceForecaster
 from costmodel.predict.passes import PassCosts
+from costmodel.rendering import bytes_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,14 +120,7 @@ def serve(
     Raises PlanError where not exactly one of the two is given, InfeasibleError (with the rate that can be
     held) where the rate is too high or nothing fits.
     """
-    if (rate_per_s is None) == (concurrency is None):
-        raise PlanError("give a rate of requests or a number of clients, and not both")
-    given = rate_per_s if rate_per_s is not None else concurrency
-    if given is None or not 0 < given < math.inf or output_len < 2:
-        raise PlanError(
-            f"rate({rate_per_s}), concurrency({concurrency}), output({output_len}): must be positive, and an "
-            "answer at least 2 tokens"
-        )
+    given = _require_one(rate_per_s, concurrency, output_len)
     replicas = plan.dp
     if rate_per_s is not None:
         rate_per_s = rate_per_s / replicas
@@ -142,24 +136,16 @@ def serve(
     most = min(_MOST_RUNNING, int(room / each)) if each else _MOST_RUNNING
     if most < 1:
         raise InfeasibleError(
-            f"{plan}: parameters of {alone.parameter_bytes / 2**30:.1f} GiB and one request's cache of "
-            f"{each / 2**30:.2f} GiB do not fit {alone.device_memory_bytes / 2**30:.1f} GiB; take a higher tp"
+            f"{plan}: parameters of {bytes_text(alone.parameter_bytes)} and one request's cache of "
+            f"{bytes_text(each)} do not fit {bytes_text(alone.device_memory_bytes)}; take a higher tp"
         )
     decode_s = _decode(forecaster, plan, prompt_len, output_len, most)
     prefill_s, tokens = alone.time_to_first_token_s, output_len - 1
     capacity = _capacity(decode_s, prefill_s, tokens, most)
     if concurrency is not None and plan.pp == 1 and not plan.flags:
         load = Load(clients=concurrency, prompt_len=prompt_len, output_len=output_len, lengths=_LENGTHS)
-        framework = forecaster.framework
-        if not paged:
-            framework = framework.model_copy(update={"reserves_answers": True})
-        played = serve_clients(
-            PassCosts(forecaster, plan),
-            framework,
-            load,
-            most_running=_MOST_RUNNING,
-            room_tokens=room / per_token if per_token else math.inf,
-        )
+        room_tokens = room / per_token if per_token else math.inf
+        played = _played(forecaster, plan, load, room_tokens=room_tokens, paged=paged)
         rate_per_s, running = played.requests_per_s, played.running
         first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
     else:
@@ -192,6 +178,31 @@ def serve(
         parameter_bytes=alone.parameter_bytes,
         kv_cache_bytes=ceil(running * each),
         device_memory_bytes=alone.device_memory_bytes,
+    )
+
+
+def _require_one(rate_per_s: float | None, concurrency: int | None, output_len: int) -> float:
+    """The rate or the number of clients, whichever is given. Raises PlanError."""
+    if (rate_per_s is None) == (concurrency is None):
+        raise PlanError("give a rate of requests or a number of clients, and not both")
+    given = rate_per_s if rate_per_s is not None else concurrency
+    if given is None or not 0 < given < math.inf or output_len < 2:
+        raise PlanError(
+            f"rate({rate_per_s}), concurrency({concurrency}), output({output_len}): must be positive, and an "
+            "answer at least 2 tokens"
+        )
+    return given
+
+
+def _played(
+    forecaster: InferenceForecaster, plan: Plan, load: Load, *, room_tokens: float, paged: bool
+) -> ClientsPrediction:
+    """One replica under its clients, pass by pass."""
+    framework = forecaster.framework
+    if not paged:
+        framework = framework.model_copy(update={"reserves_answers": True})
+    return serve_clients(
+        PassCosts(forecaster, plan), framework, load, most_running=_MOST_RUNNING, room_tokens=room_tokens
     )
 
 

@@ -22,6 +22,7 @@ from costmodel.predict.peak import memory_of_rank
 from costmodel.predict.pools import Interlink, Pool, StagePricer
 from costmodel.predict.pricing import host_cost_s
 from costmodel.predict.units import tied_elements
+from costmodel.rendering import bytes_text
 from costmodel.schedules import SCHEDULES, in_flight
 from costmodel.stage_costs import BREAKDOWN_PARTS
 
@@ -171,7 +172,7 @@ _Search = Callable[[Sequence[Pool], "Plan", Sequence[int]], list[tuple[Cut, Stag
 def _nearest(pools: Sequence[Pool], template: Plan, sizes: Sequence[int], search: _Search) -> str:
     """What was asked for, and the first change that makes it fit."""
     n_devices = sum(p.n_nodes * p.devices_per_node for p in pools)
-    limits = ", ".join(f"{p.name} {p.memory_bytes / 2**30:.1f} GiB" for p in pools)
+    limits = ", ".join(f"{p.name} {bytes_text(p.memory_bytes)}" for p in pools)
     said = f"no pipeline of {n_devices} devices holds the model with {template} ({limits} per device)"
     for change, more_pools, plan, smaller in _changes(pools, template, sizes):
         if search(more_pools, plan, smaller):

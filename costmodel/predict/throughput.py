@@ -21,6 +21,7 @@ from costmodel.predict.assemble import send_s
 from costmodel.predict.pools import Pool, StagePricer
 from costmodel.predict.staged import StagedForecast, forecast_cut
 from costmodel.predict.units import unit_costs
+from costmodel.rendering import bytes_text
 
 __all__ = ["fastest_stages"]
 
@@ -62,8 +63,8 @@ def fastest_stages(
     for stage in forecast.stages:
         if stage.memory_bytes > stage.memory_limit_bytes:
             raise InfeasibleError(
-                f"the fastest asynchronous pipeline puts {stage.memory_bytes / 2**30:.1f} GiB on a device of "
-                f"{stage.memory_limit_bytes / 2**30:.1f} GiB ({stage.first_module} and on); take "
+                f"the fastest asynchronous pipeline puts {bytes_text(stage.memory_bytes)} on a device of "
+                f"{bytes_text(stage.memory_limit_bytes)} ({stage.first_module} and on); take "
                 "--objective latency, which knows memory, a smaller micro-batch or recompute=full"
             )
     return forecast

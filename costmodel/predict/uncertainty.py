@@ -77,14 +77,6 @@ class StepErrors:
         """Standard deviation of ln(step time)."""
         return math.hypot(*self.seconds) / step_time_s if step_time_s else 0.0
 
-    def by_component(self) -> dict[str, float]:
-        """Component -> seconds of one standard deviation, its factors together."""
-        found: dict[str, float] = {}
-        for key, seconds in zip(self.keys, self.seconds, strict=True):
-            name = component_of(key)
-            found[name] = math.hypot(found.get(name, 0.0), seconds)
-        return found
-
 
 NO_ERRORS = StepErrors()
 

@@ -60,6 +60,8 @@ class UnevenPrediction:
     shares: tuple[DeviceShare, ...]
     alone_s: tuple[tuple[str, float], ...]
     """Step of each group without the others, all of the batch on it; missing where that does not fit."""
+    warnings: tuple[str, ...] = ()
+    """Notes of the traces."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -192,4 +194,5 @@ def predict_uneven(
         prefetch=prefetch,
         shares=tuple(found),
         alone_s=tuple(alone),
+        warnings=tuple(dict.fromkeys(note for group in groups for note in group.forecaster.notes)),
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from costmodel.errors import PlanError
-from costmodel.graph.model_graph import ModelGraph, Phase
+from costmodel.graph.model_graph import ModelGraph
 from costmodel.sharding.context import split_context
 from costmodel.sharding.cost import ShardingCost, reference_cost
 from costmodel.sharding.expert import Routing, expert_tensors, split_experts
 from costmodel.sharding.placements import Placement
 from costmodel.sharding.sharded import ShardedGraph, ShardedSegment, unsharded_segment
-from costmodel.sharding.strategies import has_rule
 from costmodel.sharding.tensor_parallel import TensorSplit
 
 __all__ = ["shard"]
@@ -78,12 +77,6 @@ def shard(
         parts = [
             split_experts(p, ep=ep, over=over, routing=routing or Routing(), slices=slices) for p in parts
         ]
-    unruled = sum(
-        s.count * (not has_rule(op.target))
-        for s in whole
-        for op in s.phase(Phase.FORWARD)
-        if op.kind != "host"
-    )
     return ShardedGraph(
         graph=graph,
         segments=tuple(parts),
@@ -92,5 +85,4 @@ def shard(
         ep=ep,
         sequence_parallel=sequence_parallel,
         notes=notes,
-        unruled_operators=unruled,
     )

@@ -113,8 +113,6 @@ class ShardedGraph:
     ep: int = 1
     sequence_parallel: bool = False
     notes: tuple[str, ...] = field(default=())
-    unruled_operators: int = 0
-    """Forward operators that no sharding rule knows (they run whole on every rank)."""
 
     @property
     def local(self) -> ModelGraph:

@@ -55,6 +55,7 @@ def command(
         print_json(answer.to_dict())
         return
     from planner.commands.partition import show_stages
+    from planner.render import print_warnings
 
     print(f"{answer.cluster}: {answer.n_devices} devices; faster as {answer.best}")
     if answer.pipeline is not None:
@@ -63,6 +64,7 @@ def command(
         _show_shares(answer.replicas)
     for way, reason in answer.why_not.items():
         print(f"no {way}: {reason}")
+    print_warnings(answer.warnings)
 
 
 def _show_shares(forecast: MixedForecast) -> None:

@@ -30,6 +30,7 @@ def command(
     ],
     plan: PlanText = "dp1",
     out: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("foreshard-out"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
     seq: Seq = None,
     framework: Framework = "pytorch-bf16",
     optimizer: Optimizer = "adamw",
@@ -52,6 +53,7 @@ def command(
         optimizer=optimizer,
         overrides=set_,
         trust_remote_code=trust_remote_code,
+        force=force,
     )
     if json:
         from planner.render import print_json

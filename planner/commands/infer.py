@@ -86,8 +86,9 @@ def command(
         _show_serving(model, hardware, answer)
     else:
         _show(model, hardware, answer, "a forward pass" if steps == 1 else f"{steps} forward passes")
-    for warning in answer.warnings:
-        print(f"warning: {warning}")
+    from planner.render import print_warnings
+
+    print_warnings(answer.warnings)
 
 
 def _show_serving(model: str, hardware: str, answer: ServingPrediction) -> None:

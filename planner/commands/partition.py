@@ -92,13 +92,14 @@ def command(
 
 
 def _show(answer: Partition) -> None:
-    from planner.render import bytes_text, duration
+    from planner.render import bytes_text, duration, print_warnings
 
     show_stages(answer.forecast)
     for send in answer.sends:
         print(f"stage {send['from']} makes {bytes_text(send['bytes'])} that stage {send['to']} reads")
     if answer.even is not None:
         print(f"best plan of equal degrees: {answer.even.plan}, {duration(answer.even.step_time_s)} a step")
+    print_warnings(answer.warnings)
 
 
 def show_stages(forecast: StagedForecast) -> None:

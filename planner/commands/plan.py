@@ -121,7 +121,7 @@ def command(
 
 def _show(search: SearchResult, top: int) -> None:
     """The first plans, what would tell them apart, and what was asked of the search."""
-    from planner.render import bytes_text, duration, percent, print_table
+    from planner.render import bytes_text, duration, percent, print_table, print_warnings
 
     print_table(
         ["plan", "step", "90 % interval", "memory", "bubble", "P(faster)", "why it loses"],
@@ -154,3 +154,4 @@ def _show(search: SearchResult, top: int) -> None:
         )
     if search.explanation is not None:
         print(search.explanation.text())
+    print_warnings(search.ranked[0].prediction.warnings)

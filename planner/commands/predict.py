@@ -90,7 +90,7 @@ def command(
 
 def show(prediction: Prediction, framework: FrameworkProfile) -> None:
     """Print one prediction under a framework as tables."""
-    from planner.render import bytes_text, duration, legend, per_second, percent, print_table
+    from planner.render import bytes_text, duration, legend, per_second, percent, print_table, print_warnings
 
     p = prediction
     print(
@@ -122,5 +122,4 @@ def show(prediction: Prediction, framework: FrameworkProfile) -> None:
         rate += f", {per_second(p.tokens_per_s)} tokens/s"
     print(f"{rate}; pipeline idle {percent(p.bubble_fraction)}; MFU {percent(p.mfu)}, HFU {percent(p.hfu)}")
     print(f"framework {framework.name}, which computes in {framework.compute_dtype}")
-    for warning in p.warnings:
-        print(f"warning: {warning}")
+    print_warnings(p.warnings)

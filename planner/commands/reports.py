@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["show_report"]
 
 _WORST = 10
+_NAMED = 3
+"""Rows named beside the reason that left them out."""
 
 
 def show_report(report: Report) -> None:
@@ -57,14 +59,17 @@ def show_report(report: Report) -> None:
         ],
         title="rows" if few else "worst rows",
     )
-    reasons: dict[str, int] = {}
+    reasons: dict[str, list[str]] = {}
     for row in report.rows:
         if row.skipped is not None:
-            reasons[row.skipped] = reasons.get(row.skipped, 0) + 1
+            reasons.setdefault(row.skipped, []).append(row.id)
     if reasons:
         print_table(
-            ["skipped because", "rows"],
-            [[reason, str(n)] for reason, n in sorted(reasons.items(), key=lambda item: -item[1])],
+            ["skipped because", "rows", "which"],
+            [
+                [reason, str(len(ids)), ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")]
+                for reason, ids in sorted(reasons.items(), key=lambda item: -len(item[1]))
+            ],
         )
 
 

@@ -54,7 +54,7 @@ def command(
 
 
 def _show(model: str, answer: UnevenPrediction) -> None:
-    from planner.render import bytes_text, duration, per_second, print_table
+    from planner.render import bytes_text, duration, per_second, print_table, print_warnings
 
     print(
         f"{model}: {duration(answer.step_time_s)} a step of {answer.global_batch_size} samples, "
@@ -77,3 +77,4 @@ def _show(model: str, answer: UnevenPrediction) -> None:
     )
     for name, seconds in answer.alone_s:
         print(f"{name} without the others: {duration(seconds)}")
+    print_warnings(answer.warnings)

@@ -63,8 +63,7 @@ def command(
     from planner import sizes
     from planner.render import print_json
 
-    serving = (rate, prompt, output)
-    if any(value is not None for value in serving):
+    if any(value is not None for value in (rate, prompt, output)):
         if rate is None or prompt is None or output is None or tokens or samples:
             raise UsageError("serving takes --rate, --prompt and --output together, and no --tokens")
         if deadline is not None or budget is not None or global_batch is not None:
@@ -121,7 +120,7 @@ def command(
 
 
 def _show_training(model: str, sized: Sizing) -> None:
-    from planner.render import duration, energy_text, money, percent, print_table
+    from planner.render import duration, energy_text, money, percent, print_table, print_warnings
 
     def span(ends: tuple[float, float] | None) -> str:
         return "-" if ends is None else f"{duration(ends[0])} .. {duration(ends[1])}"
@@ -161,10 +160,11 @@ def _show_training(model: str, sized: Sizing) -> None:
                 f"{what}: {c.n_devices} x {c.hardware} as {c.prediction.plan}, {duration(c.time_s)}, "
                 f"{money(c.cost_usd)}, met with probability {percent(c.probability)}"
             )
+    print_warnings(sized.warnings)
 
 
 def _show_serving(model: str, served: ServingSize) -> None:
-    from planner.render import duration, money, print_table
+    from planner.render import duration, money, print_table, print_warnings
 
     print_table(
         [
@@ -198,5 +198,4 @@ def _show_serving(model: str, served: ServingSize) -> None:
     for what, r in (("fewest GPUs", served.fewest), ("cheapest", served.cheapest)):
         if r is not None:
             print(f"{what}: {r.n_devices} x {r.hardware}, {r.n_replicas} replicas as {r.plan}")
-    for warning in served.warnings:
-        print(f"warning: {warning}")
+    print_warnings(served.warnings)

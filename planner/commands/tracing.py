@@ -124,5 +124,9 @@ def _show(graph: ModelGraph, summary: Mapping[str, Any], *, model: str, hardware
         f"unmodelled {summary['unmodelled_fraction']:.2%} of bytes; {summary['n_operators']} operators; "
         f"traced by {graph.traced_by} in {duration(summary['trace_time_s'])}"
     )
+    if unmodelled := summary["unmodelled_operators"]:
+        names = ", ".join(f"{one['operator']} ({one['calls']} calls)" for one in unmodelled)
+        share = summary["unmodelled_fraction"]
+        print(f"warning: no cost rule, priced by the bytes they move: {names}; {share:.2%} of all bytes")
     for note in graph.notes:
         print(f"note: {note}")

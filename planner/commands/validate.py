@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from costmodel.errors import CheckFailed
 from planner.commands import validate_report, validate_trace
 from planner.commands.options import HostsFile, Json
 
@@ -159,6 +160,11 @@ def run(
         output_len=output,
     )
     _finish(report, plot, json)
+    if left_out := [row.id for row in report.rows if row.skipped is not None]:
+        raise CheckFailed(
+            f"{len(left_out)} of {len(report.details['runs'])} runs were not compared: {', '.join(left_out)}"
+            "; the report says why of each"
+        )
 
 
 def _finish(report: Report, plot: Path | None, json: bool) -> None:

@@ -58,7 +58,7 @@ def command(
     """Scaling and swap curves: the best plan at each point with its interval, which term of the step is the
     largest and where another takes over, and what more of each speed would buy."""
     from planner import whatif
-    from planner.render import print_json, progress
+    from planner.render import print_json, print_warnings, progress
 
     with whatif.backend(backend):
         study = whatif.run_study(
@@ -87,6 +87,7 @@ def command(
         print_json(study.to_dict())
     else:
         _show(study)
+        print_warnings(study.warnings)
 
 
 def _show(study: Study) -> None:

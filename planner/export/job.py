@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibrate.runner import ALONE, TOGETHER
-from costmodel.errors import PlanError, UsageError
+from costmodel.errors import ForeshardError, PlanError, UsageError
 from costmodel.files import write_whole
 from costmodel.plan import Plan
 from costmodel.registry import Registry
@@ -92,12 +92,18 @@ def _class_of(forecaster: Forecaster, path: str) -> str:
     return type(module.get_submodule(path.partition("+")[0])).__name__
 
 
-def write_export(target: str, job: ExportJob, folder: Path) -> list[Path]:
+def write_export(target: str, job: ExportJob, folder: Path, *, force: bool = False) -> list[Path]:
     """Write the target's files into `folder` and return their paths.
 
-    Raises UsageError for an unknown target, PlanError for a plan that it cannot express.
+    Raises UsageError for an unknown target, PlanError for a plan that it cannot express, ForeshardError where
+    one of the files is there without `force`; nothing is written then.
     """
     if target not in EXPORTERS:
         known = ", ".join(sorted(str(name) for name in EXPORTERS))
         raise UsageError(f"export target {target!r}: there are {known}")
-    return [write_whole(folder / name, text) for name, text in EXPORTERS[target](job).items()]
+    files = {folder / name: text for name, text in EXPORTERS[target](job).items()}
+    if not force and (there := [str(path) for path in files if path.exists()]):
+        raise ForeshardError(
+            f"{', '.join(there)}: there already; pass --force to overwrite or choose another folder (--out)"
+        )
+    return [write_whole(path, text) for path, text in files.items()]

@@ -55,11 +55,11 @@ def _fingerprint(*what: Any) -> str:
 
 def _results(profile: HardwareProfile, path: Path, skipped: _Skipped) -> Iterator[LearningRun]:
     """Runs measured here. Their times are restated for the speed that the machine had at calibration."""
-    from planner.validation.harness import machine_slowdowns
+    from planner.validation.harness import load_results, machine_slowdowns
     from planner.validation.local import LocalForecaster
     from planner.validation.run_spec import ModelSpec
 
-    results = _load(path)
+    results = load_results(path)
     slowdowns = machine_slowdowns(results, profile.yardstick_s)
     forecasters: dict[tuple[str, str], LocalForecaster] = {}
     for result, slowdown in zip(results, slowdowns, strict=True):
@@ -92,21 +92,6 @@ def _results(profile: HardwareProfile, path: Path, skipped: _Skipped) -> Iterato
             step_time_s=result.step_time_s / slowdown,
             log_sigma=spread / _P90_HALF_WIDTH / n_steps**0.5,
         )
-
-
-def _load(path: Path) -> list[Any]:
-    """Results of a `--out` file, or of what `--json` printed (the same runs with more beside them)."""
-    from planner.validation.run_spec import RunResult
-
-    try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        names = RunResult.__dataclass_fields__
-        return [RunResult.from_dict({k: v for k, v in run.items() if k in names}) for run in runs]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputFileError(
-            f"{path}: {error!r}; give a table (.csv, .csv.gz) or a file that `foreshard validate run` wrote "
-            "with --out or --json"
-        ) from error
 
 
 def _skip(skipped: _Skipped, reason: str) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from costmodel.errors import ForeshardError, ModelArgumentError
 from costmodel.plan import Plan
-from planner.validation.harness import machine_slowdowns, save_results, score_runs, strategy_of
-from planner.validation.harness import run_specs as run_all
+from planner.validation.harness import (
+    PlannedRun,
+    machine_slowdowns,
+    run_planned,
+    save_results,
+    score_planned,
+    strategy_of,
+)
 from planner.validation.run_spec import ModelSpec, RunResult, RunSettings, RunSpec
 from planner.validation.scoring import Report, ScoredRow
 from planner.validation.standard import StandardModel
@@ -75,37 +82,42 @@ def validate_answers(
 ) -> Report:
     """Forecast and run answers of each model under each plan: whole answer, first token, each other token.
 
-    Raises PlanError where a plan has no real run, UsageError where a model keeps no keys and values.
+    A plan that cannot be forecast, or whose ranks fail, is a row that says why. Raises the reason where none
+    can be: PlanError where a plan has no real run, UsageError where a model keeps no keys and values.
     """
-    specs: list[RunSpec] = []
-    forecasts: list[AnswerForecast] = []
+    parsed = [Plan.parse(text) for text in plans or ()]
+    planned: list[PlannedRun] = []
     for entry in chosen:
         local = local_of(entry.model)
-        parsed = [Plan.parse(text) for text in plans or ()]
         for plan in parsed or answer_plans(entry.global_batch_size):
-            check_answerable(plan)
-            specs.append(
-                RunSpec(
-                    model=entry.model,
-                    plan=plan,
-                    prompt_len=prompt_len,
-                    output_len=output_len,
-                    tp_styles=local.styles(plan.tp) if plan.tp > 1 else {},
-                )
-            )
-            answer = local.inference.generate(
-                plan, batch_size=plan.micro_batch_size, prompt_len=prompt_len, output_len=output_len
-            )
-            forecasts.append(AnswerForecast(answer))
-    results = run_all(specs, settings, hosts=hosts, progress=progress)
+            spec = RunSpec(model=entry.model, plan=plan, prompt_len=prompt_len, output_len=output_len)
+            planned.append(_planned(local, spec))
+    results = run_planned(planned, settings, hosts=hosts, progress=progress)
     if out is not None:
         save_results(results, out)
-    whole = score_runs(results, forecasts, yardstick_s=profile.yardstick_s)
+    whole = score_planned(planned, results, yardstick_s=profile.yardstick_s)
     slowdowns = machine_slowdowns(results, profile.yardstick_s)
     rows = list(whole.rows)
-    for row, result, forecast, slowdown in zip(whole.rows, results, forecasts, slowdowns, strict=True):
-        rows += _by_token(row, result, forecast.answer, slowdown)
+    for row, result, run, slowdown in zip(whole.rows, results, planned, slowdowns, strict=True):
+        if isinstance(run.forecast, AnswerForecast):
+            rows += _by_token(row, result, run.forecast.answer, slowdown)
     return Report.of(rows, by=("model", "strategy", "figure"), details=whole.details)
+
+
+def _planned(local: LocalForecaster, spec: RunSpec) -> PlannedRun:
+    """The run of an answer with its forecast, or why there is none. Raises ModelArgumentError."""
+    plan = spec.plan
+    try:
+        check_answerable(plan)
+        answer = local.inference.generate(
+            plan, batch_size=plan.micro_batch_size, prompt_len=spec.prompt_len, output_len=spec.output_len
+        )
+        styles = local.styles(plan.tp) if plan.tp > 1 else {}
+    except ModelArgumentError:  # of all plans of the model
+        raise
+    except ForeshardError as error:
+        return PlannedRun(spec=spec, forecast=error)
+    return PlannedRun(spec=replace(spec, tp_styles=styles), forecast=AnswerForecast(answer))
 
 
 def _by_token(

@@ -3,7 +3,7 @@
     time = FLOP / (ranks x peak FLOP/s / 2) x (1 + (p - 1) / (v m))
 
 FLOP: forward and backward of our own traced graph for the global batch, and what the plan computes again.
-peak: dense datasheet FLOP/s of the run's type (fp8 rows: the fp8 peak). p stages of v chunks and m
+peak: dense datasheet FLOP/s of products in the run's type (fp8 rows: fp8's). p stages of v chunks and m
 micro-batches stand idle for (p - 1) / (v m) of the time they compute (arXiv 2104.04473, section 2.2). Nothing
 is fitted; memory traffic, communication, host and optimizer take no time.
 
@@ -15,29 +15,20 @@ is fitted; memory traffic, communication, host and optimizer take no time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from costmodel.graph.liveness import recomputed_operators
 from costmodel.graph.model_graph import Phase
+from costmodel.hardware.device import product_flop_per_s
 from costmodel.recompute import Recompute
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
     from costmodel.predict import Forecaster
 
-__all__ = ["bubble_factor", "no_skill_s", "no_skill_step_s", "peak_of", "step_flop"]
+__all__ = ["bubble_factor", "no_skill_s", "no_skill_step_s", "step_flop"]
 
 _SHARE_OF_PEAK = 0.5
-_TAKES_PEAK_OF = {
-    "fp4": "nvfp4",
-    "nvfp4": "fp8",
-    "fp8": "bf16",
-    "bf16": "fp16",
-    "fp16": "fp32",
-    "tf32": "fp32",
-}
-"""Type -> whose units do its arithmetic where the device has none of its own."""
 
 
 def bubble_factor(*, pp: int, vpp: int, num_microbatches: int) -> float:
@@ -48,19 +39,6 @@ def bubble_factor(*, pp: int, vpp: int, num_microbatches: int) -> float:
 def no_skill_s(flop: float, *, n_ranks: int, peak_flop_per_s: float, bubble: float = 1.0) -> float:
     """Seconds in which `n_ranks` devices do `flop` at half of their peak, times the `bubble` factor."""
     return flop / (n_ranks * _SHARE_OF_PEAK * peak_flop_per_s) * bubble
-
-
-def peak_of(peaks: Mapping[str, float], dtype: str) -> float:
-    """Datasheet FLOP/s of a type, or of the type whose units do its arithmetic.
-
-    Raises ValueError where the device has no peak at all.
-    """
-    if not peaks:
-        raise ValueError(f"no peak FLOP/s for {dtype!r}: the device lists none")
-    name: str | None = dtype
-    while name is not None and name not in peaks:
-        name = _TAKES_PEAK_OF.get(name)
-    return float(peaks[name]) if name is not None else float(max(peaks.values()))
 
 
 def step_flop(forecaster: Forecaster, plan: Plan) -> float:
@@ -93,6 +71,6 @@ def no_skill_step_s(forecaster: Forecaster, plan: Plan, *, dtype: str) -> float:
     return no_skill_s(
         step_flop(forecaster, plan),
         n_ranks=plan.world_size,
-        peak_flop_per_s=peak_of(forecaster.profile.device.peak_flop_per_s, dtype),
+        peak_flop_per_s=product_flop_per_s(forecaster.profile.device, dtype),
         bubble=bubble_factor(pp=plan.pp, vpp=plan.vpp, num_microbatches=plan.num_microbatches),
     )

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from costmodel.hardware.cores import usable_cores
+
 __all__ = ["environment", "software"]
 
 _PACKAGES = ("torch", "transformers", "numpy", "foreshard")
@@ -48,7 +50,7 @@ def _fixed(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": device,
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions,

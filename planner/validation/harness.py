@@ -2,8 +2,7 @@
 
 `run_specs` starts the processes (one set per model and world size, so that no model finds what another left
 in heap and threads; single-device plans ride along with a set, on its rank 0 while the others wait) and
-returns what was measured. `validate_runs` adds what a
-`predict` callable says of each spec and scores it.
+returns what was measured. `run_planned` and `score_planned` do so for specs with their forecasts.
 """
 
 from __future__ import annotations
@@ -13,29 +12,31 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from calibrate.hosts import Hosts
 from calibrate.runner import ALONE, TOGETHER
-from costmodel.errors import ForeshardError, InputFileError, UsageError
+from costmodel.errors import ForeshardError, InputFileError, UsageError, WorkerError
 from costmodel.files import write_whole
-from planner.validation.launch import run_job
+from planner.validation.launch import culprit, run_job
 from planner.validation.reliability import PLAN
 from planner.validation.run_spec import Job, RunResult, RunSettings, RunSpec
 from planner.validation.scoring import Report, ScoredRow, shares_of, summarise
 
 __all__ = [
     "Forecasted",
+    "PlannedRun",
     "bubble_fraction",
     "load_results",
     "machine_slowdowns",
+    "run_planned",
     "run_specs",
     "save_results",
+    "score_planned",
     "score_runs",
     "strategy_of",
-    "validate_runs",
 ]
 
 _FORMAT = 1  # 1: {"format", "runs": [RunResult]}
@@ -52,6 +53,16 @@ class Forecasted(Protocol):
     def step_time_high_s(self) -> float: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRun:
+    """What to run, and its forecast or why there is none."""
+
+    spec: RunSpec
+    forecast: Forecasted | ForeshardError
+    no_skill_s: float | None = None
+    """Seconds by the forecast without skill (planner.validation.baseline)."""
+
+
 def run_specs(
     specs: Sequence[RunSpec],
     settings: RunSettings | None = None,
@@ -64,8 +75,8 @@ def run_specs(
 
     Plans of one model and world size take turns, round by round. Job, logs and one result file per plan
     are kept in `directory`, or nowhere. `hosts`: where the ranks run, if not
-    here. A plan that cannot be built has `failed` set. Raises WorkerError
-    where a rank dies or hangs; no process is left behind.
+    here. A plan that cannot be built, or one of whose ranks dies or hangs, has `failed` set, and the others
+    go on without it; no process is left behind.
     """
     settings = settings or RunSettings()
     if not specs:
@@ -74,17 +85,83 @@ def run_specs(
     with ExitStack() as stack:
         folder = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foreshard-")))
         for position, (world_size, numbers) in enumerate(_sets(specs)):
-            job = Job(
-                specs=tuple(specs[i] for i in numbers),
-                world_size=world_size,
-                directory=str((folder / f"set{position}-world{world_size}").resolve()),
-                **{name: getattr(settings, name) for name in RunSettings.__dataclass_fields__},
-            )
-            _clear(Path(job.directory))
-            run_job(job, hosts=hosts, progress=progress)
-            for place, number in enumerate(numbers):
-                results[number] = _read(Path(job.directory) / f"result.{place}.json")
+            left, start = numbers, 0
+            while left:
+                name = f"set{position}-world{world_size}" + (f"-again{start}" if start else "")
+                job = Job(
+                    specs=tuple(specs[i] for i in left),
+                    world_size=world_size,
+                    directory=str((folder / name).resolve()),
+                    **{name: getattr(settings, name) for name in RunSettings.__dataclass_fields__},
+                )
+                found = _results(job, hosts, progress)
+                results |= {left[place]: result for place, result in found.items()}
+                left, start = [number for number in left if number not in results], start + 1
     return [results[i] for i in range(len(specs))]
+
+
+def _results(job: Job, hosts: Hosts | None, progress: Callable[[str], None] | None) -> dict[int, RunResult]:
+    """Place among the job's runs -> result: of all of them, or where a rank died or hung of those that were
+    done and the one that did it, which `failed`; of all that are left where none can be told."""
+    folder = Path(job.directory)
+    _clear(folder)
+    files = {place: folder / f"result.{place}.json" for place in range(len(job.specs))}
+    try:
+        run_job(job, hosts=hosts, progress=progress)
+    except WorkerError as error:
+        done = {place: _read(file) for place, file in files.items() if file.exists()}
+        guilty = culprit(folder)
+        left = [place for place in files if place not in done]
+        for place in [guilty] if guilty in left else left:
+            assert place is not None
+            if progress is not None:
+                progress(f"{job.specs[place].id} failed; the other plans go on without it")
+            done[place] = RunResult(spec=job.specs[place], device=job.device, failed=str(error))
+        return done
+    return {place: _read(file) for place, file in files.items()}
+
+
+def run_planned(
+    planned: Sequence[PlannedRun],
+    settings: RunSettings | None = None,
+    *,
+    hosts: Hosts | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[RunResult]:
+    """Run those that have a forecast; the results of the others say why they have none (`failed`).
+
+    Raises the first reason where no run has a forecast.
+    """
+    settings = settings or RunSettings()
+    reasons = {i: run.forecast for i, run in enumerate(planned) if isinstance(run.forecast, ForeshardError)}
+    if planned and len(reasons) == len(planned):
+        raise reasons[0]
+    results = {
+        i: RunResult(spec=planned[i].spec, device=settings.device, failed=f"not forecast: {reason}")
+        for i, reason in reasons.items()
+    }
+    if progress is not None:
+        for result in results.values():
+            progress(f"{result.spec.id} is {result.failed}; the other plans go on without it")
+    left = [i for i in range(len(planned)) if i not in reasons]
+    run = run_specs([planned[i].spec for i in left], settings, hosts=hosts, progress=progress)
+    results |= dict(zip(left, run, strict=True))
+    return [results[i] for i in range(len(planned))]
+
+
+def score_planned(
+    planned: Sequence[PlannedRun],
+    results: Sequence[RunResult],
+    *,
+    yardstick_s: Mapping[str, float] | None = None,
+) -> Report:
+    """`score_runs` of planned runs: those without a forecast are rows that say why."""
+    return score_runs(
+        results,
+        [str(run.forecast) if isinstance(run.forecast, ForeshardError) else run.forecast for run in planned],
+        yardstick_s=yardstick_s,
+        no_skill_s=[run.no_skill_s for run in planned],
+    )
 
 
 def _sets(specs: Sequence[RunSpec]) -> list[tuple[int, list[int]]]:
@@ -120,22 +197,28 @@ def save_results(results: Sequence[RunResult], path: Path) -> None:
 
 
 def load_results(*paths: Path) -> list[RunResult]:
-    """Runs of one or several files (of one or several machines), in order.
+    """Runs of one or several files (of one or several machines), in order: what `validate run` keeps with
+    --out, or prints with --json (the same with more beside it).
 
     Raises InputFileError where a file is not one, or was written by a newer version.
     """
     results: list[RunResult] = []
+    known = RunResult.__dataclass_fields__
     for path in paths:
         try:
-            data = json.loads(path.read_text())
-            if data["format"] > _FORMAT:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.get("format", _FORMAT) > _FORMAT:
                 raise InputFileError(
                     f"{path}: format {data['format']} is newer than this version reads ({_FORMAT}); "
                     "update foreshard"
                 )
-            results += [RunResult.from_dict(run) for run in data["runs"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputFileError(f"run file {path}: {error}") from error
+            results += [
+                RunResult.from_dict({k: v for k, v in run.items() if k in known}) for run in data["runs"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputFileError(
+                f"{path}: {error!r}; give a file that `foreshard validate run` wrote with --out or --json"
+            ) from error
     return results
 
 
@@ -176,7 +259,7 @@ def score_runs(
     *,
     loss_tolerance: float = 1e-3,
     yardstick_s: Mapping[str, float] | None = None,
-    no_skill_s: Sequence[float] | None = None,
+    no_skill_s: Sequence[float | None] | None = None,
 ) -> Report:
     """Compare runs with their predictions (a string: the reason why there is none).
 
@@ -267,26 +350,3 @@ def _run_detail(result: RunResult) -> dict[str, Any]:
     data["n_ranks"] = result.spec.plan.world_size
     data["repeats"] = sum(len(times) for times in result.step_times_s)
     return data
-
-
-def validate_runs(
-    specs: Sequence[RunSpec],
-    predict: Callable[[RunSpec], Forecasted],
-    settings: RunSettings | None = None,
-    *,
-    directory: Path | None = None,
-    progress: Callable[[str], None] | None = None,
-    loss_tolerance: float = 1e-3,
-) -> Report:
-    """Predict every spec first, then run them all, and score.
-
-    A spec that cannot be predicted is still run; its row says why it is not scored.
-    """
-    predictions: list[Forecasted | str] = []
-    for spec in specs:
-        try:
-            predictions.append(predict(spec))
-        except ForeshardError as error:
-            predictions.append(f"not predicted: {error}")
-    results = run_specs(specs, settings, directory=directory, progress=progress)
-    return score_runs(results, predictions, loss_tolerance=loss_tolerance)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from calibrate.hosts import Hosts, RankProcesses
 from calibrate.launch import MALLOC_SETTINGS
@@ -17,7 +18,7 @@ from costmodel.errors import WorkerError
 from costmodel.files import write_whole
 from planner.validation.run_spec import Job
 
-__all__ = ["FAILED", "run_job"]
+__all__ = ["FAILED", "culprit", "run_job"]
 
 FAILED = "failed:"
 """Begins the phase of a rank that met an error and waits for the others to say theirs."""
@@ -31,6 +32,16 @@ _START_S = 60.0
 """Allowed beside the timeout until every rank has taken a first step: imports on a busy machine."""
 _SETTING_UP = ("starting", "building", "warm-up step 0")
 """Begin the phases in which ranks import what their strategy needs, compiled anew after an installation."""
+
+
+class _Beat(NamedTuple):
+    """A rank's last sign of life."""
+
+    when: float
+    pid: int
+    phase: str
+    place: int | None
+    """Which of the job's runs was at work."""
 
 
 def run_job(job: Job, *, hosts: Hosts | None = None, progress: Callable[[str], None] | None = None) -> None:
@@ -87,10 +98,10 @@ def _watch(
     while process.poll() is None:
         time.sleep(_POLL_S)
         beats = _beats(folder)
-        stamp = max((when for when, _, _ in beats.values()), default=0.0)
+        stamp = max((beat.when for beat in beats.values()), default=0.0)
         if stamp > newest:
             newest, last_sign = stamp, time.monotonic()
-            now = beats[0][2] if 0 in beats else ""
+            now = beats[0].phase if 0 in beats else ""
             if progress is not None and now != phase:
                 phase = now
                 progress(phase)
@@ -100,39 +111,54 @@ def _watch(
         raise WorkerError(_died(process.returncode, folder))
 
 
-def _patience_s(job: Job, beats: dict[int, tuple[float, int, str]]) -> float:
+def _patience_s(job: Job, beats: dict[int, _Beat]) -> float:
     if len(beats) < job.world_size:
         return job.timeout_s + _START_S
-    if any(phase.startswith(FAILED) for _, _, phase in beats.values()):
+    if any(beat.phase.startswith(FAILED) for beat in beats.values()):
         return min(job.timeout_s, _FAILED_S)
-    if any(phase.startswith(_SETTING_UP) for _, _, phase in beats.values()):
+    if any(beat.phase.startswith(_SETTING_UP) for beat in beats.values()):
         return job.timeout_s + _START_S
     return job.timeout_s
 
 
-def _beats(folder: Path) -> dict[int, tuple[float, int, str]]:
-    """rank -> (time of the last sign of life, process id, phase)."""
+def _beats(folder: Path) -> dict[int, _Beat]:
+    """The last sign of life of each rank."""
     beats = {}
     for path in folder.glob("heartbeat.*"):
         with contextlib.suppress(OSError, ValueError):
-            pid, phase = path.read_text().splitlines()[:2]
-            beats[int(path.suffix[1:])] = (path.stat().st_mtime, int(pid), phase)
+            pid, phase, place = path.read_text().splitlines()[:3]
+            beats[int(path.suffix[1:])] = _Beat(
+                path.stat().st_mtime, int(pid), phase, int(place) if place else None
+            )
     return beats
 
 
-def _hung(job: Job, folder: Path, beats: dict[int, tuple[float, int, str]]) -> str:
+def culprit(folder: Path) -> int | None:
+    """Place among the job's runs of the one that ended a job: of the rank that died first, that met an error
+    while others waited, or that was silent longest; None where no run was at work."""
+    beats = _beats(folder)
+    if not beats:
+        return None
+    dead = _first_dead(folder)
+    if dead in beats:
+        return beats[dead].place
+    concerned = [b for b in beats.values() if b.phase.startswith(FAILED)] or list(beats.values())
+    return min(concerned, key=lambda beat: beat.when).place
+
+
+def _hung(job: Job, folder: Path, beats: dict[int, _Beat]) -> str:
     """Ask every rank for its stack, then say where each one stands, the longest silent first."""
-    for _, pid, _ in beats.values():
+    for beat in beats.values():
         with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGUSR1)
+            os.kill(beat.pid, signal.SIGUSR1)
     time.sleep(_DUMP_S)
-    order = sorted(beats, key=lambda rank: beats[rank][0])
+    order = sorted(beats, key=lambda rank: beats[rank].when)
     parts = [
         f"no rank made progress for {_patience_s(job, beats):g} s (the limit); the run was ended. "
         "Where each rank stood, the longest silent first:"
     ]
     for rank in order or range(job.world_size):
-        phase = beats[rank][2] if rank in beats else "never started"
+        phase = beats[rank].phase if rank in beats else "never started"
         parts.append(f"rank {rank}: {phase}\n{_tail(folder, rank)}")
     parts.append("Raise the limit (--timeout-s) if the steps are this long; else see the stacks above.")
     return "\n".join(parts)
@@ -144,7 +170,7 @@ def _died(code: int, folder: Path) -> str:
     ranks = [dead] if dead is not None else sorted(beats)
     parts = [f"the launcher ended with exit code {code}: a rank of the run died"]
     for rank in ranks:
-        phase = beats[rank][2] if rank in beats else "before its first sign of life"
+        phase = beats[rank].phase if rank in beats else "before its first sign of life"
         parts.append(f"rank {rank} ({phase}), last lines of its log:\n{_tail(folder, rank)}")
     if not ranks:
         parts.append(_last_lines(folder / "torchrun.log"))
@@ -154,7 +180,10 @@ def _died(code: int, folder: Path) -> str:
 
 def _first_dead(folder: Path) -> int | None:
     """The rank torchrun names as the root cause."""
-    lines = (folder / "torchrun.log").read_text(errors="replace").splitlines()
+    try:
+        lines = (folder / "torchrun.log").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
     seen = False
     for line in lines:
         seen = seen or "Root Cause" in line
@@ -182,7 +211,7 @@ def _last_lines(path: Path) -> str:
 
 def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
     """Kill what is left: the ranks (each its own session under torchrun) and torchrun itself."""
-    pids = [pid for _, pid, _ in _beats(folder).values()]
+    pids = [beat.pid for beat in _beats(folder).values()]
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGSTOP)  # no new children while the ranks are killed

@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from costmodel.errors import MeasurementError, UsageError
+from costmodel.errors import ForeshardError, MeasurementError, ModelArgumentError, UsageError
 from costmodel.plan import Plan
 from planner.validation.baseline import no_skill_step_s
-from planner.validation.harness import run_specs as run_all
-from planner.validation.harness import save_results, score_runs
+from planner.validation.harness import PlannedRun, run_planned, save_results, score_planned
 from planner.validation.run_spec import ModelSpec, RunSettings, RunSpec
 from planner.validation.scoring import Report
 from planner.validation.standard import StandardModel, standard_models, standard_plans
@@ -213,14 +212,13 @@ def validate_local(
     from calibrate.hosts import load_hosts
     from costmodel.hardware.store import load_profile
 
-    _check_executor(executor, plans=bool(plans), traced=trace_dir is not None)
-    if executor == "onnxruntime" and (hosts or out):
-        raise UsageError("--hosts and --out are of runs under torch: leave them out for onnxruntime")
+    _check_executor(executor, plans=bool(plans), traced=trace_dir is not None, kept=bool(hosts or out))
     if (prompt_len is None) != (output_len is None) or (prompt_len and (executor != "torch" or trace_dir)):
         raise UsageError("--prompt and --output go together, under torch and without --trace")
     _check_bucket(bucket_cap_mb, trains=executor == "torch" and not prompt_len)
     where = load_hosts(hosts) if hosts else None
     chosen = chosen_models(models, global_batch_size)
+    parsed = [Plan.parse(text) for text in plans or ()]
     profile = load_profile(hardware) if hardware else _calibrated(budget_s, where, progress)
     if executor == "onnxruntime":
         from planner.validation.onnx_runs import validate_onnx
@@ -255,45 +253,66 @@ def validate_local(
             hosts=where,
             progress=progress,
         )
-    specs, predictions, no_skill_s = _training_steps(chosen, plans, profile, bucket_cap_mb)
+    planned = _training_steps(chosen, parsed, profile, bucket_cap_mb)
     if repeats is None:
-        settings = replace(settings, seconds_per_plan=min(_SECONDS_PER_PLAN, _SECONDS / len(specs)))
-    results = run_all(specs, settings, hosts=where, progress=progress)
-    if out is not None:
-        save_results(results, out)
+        settings = replace(settings, seconds_per_plan=min(_SECONDS_PER_PLAN, _SECONDS / len(planned)))
+    report = _run_and_score(planned, settings, profile, out=out, hosts=where, progress=progress)
     if trace_dir is not None and progress is not None:
         progress(f"traces, a folder for each run, are in {trace_dir}; `foreshard validate trace` reads them")
-    return score_runs(results, predictions, yardstick_s=profile.yardstick_s, no_skill_s=no_skill_s)
+    return report
+
+
+def _run_and_score(
+    planned: Sequence[PlannedRun],
+    settings: RunSettings,
+    profile: HardwareProfile,
+    *,
+    out: Path | None,
+    hosts: Hosts | None,
+    progress: Callable[[str], None] | None,
+) -> Report:
+    """Run what is planned, keep what was measured in `out` and compare."""
+    results = run_planned(planned, settings, hosts=hosts, progress=progress)
+    if out is not None:
+        save_results(results, out)
+    return score_planned(planned, results, yardstick_s=profile.yardstick_s)
 
 
 def _training_steps(
     chosen: Sequence[StandardModel],
-    plans: Sequence[str] | None,
+    plans: Sequence[Plan],
     profile: HardwareProfile,
     bucket_cap_mb: float | None,
-) -> tuple[list[RunSpec], list[Prediction], list[float]]:
-    """Of each plan of each model: what to run, what is predicted, and the no-skill baseline's seconds."""
-    specs: list[RunSpec] = []
-    predictions: list[Prediction] = []
-    no_skill_s: list[float] = []
+) -> list[PlannedRun]:
+    """Each plan (none: the standard ones) of each model with its forecast, or why there is none.
+
+    Raises ModelArgumentError for a model that cannot be built under any plan.
+    """
+    planned: list[PlannedRun] = []
     for entry in chosen:
         local = LocalForecaster(entry.model, profile, bucket_cap_mb=bucket_cap_mb)
-        wanted = [Plan.parse(text) for text in plans] if plans else standard_plans(entry.global_batch_size)
-        for plan in wanted:
-            spec, prediction = local.spec(plan)
-            specs.append(spec)
-            predictions.append(prediction)
-            dtype = local.forecaster.framework.compute_dtype
-            no_skill_s.append(no_skill_step_s(local.forecaster, plan, dtype=dtype))
-    return specs, predictions, no_skill_s
+        for plan in plans or standard_plans(entry.global_batch_size):
+            try:
+                spec, prediction = local.spec(plan)
+                dtype = local.forecaster.framework.compute_dtype
+                no_skill_s = no_skill_step_s(local.forecaster, plan, dtype=dtype)
+            except ModelArgumentError:
+                raise
+            except ForeshardError as error:
+                planned.append(PlannedRun(spec=RunSpec(model=entry.model, plan=plan), forecast=error))
+            else:
+                planned.append(PlannedRun(spec=spec, forecast=prediction, no_skill_s=no_skill_s))
+    return planned
 
 
-def _check_executor(executor: str, *, plans: bool, traced: bool) -> None:
+def _check_executor(executor: str, *, plans: bool, traced: bool, kept: bool) -> None:
     """UsageError for an executor that is not known or cannot do what is asked."""
     if executor not in ("torch", "onnxruntime") or (executor != "torch" and plans):
         raise UsageError(f"executor {executor!r}: must be torch, or onnxruntime (forward passes: no plans)")
     if traced and executor != "torch":
         raise UsageError(f"--trace records torch's profiler; executor {executor!r} has none: leave it out")
+    if kept and executor != "torch":
+        raise UsageError("--hosts and --out are of runs under torch: leave them out for onnxruntime")
 
 
 def _check_bucket(bucket_cap_mb: float | None, *, trains: bool) -> None:

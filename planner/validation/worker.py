@@ -44,14 +44,21 @@ class Heartbeat:
         self._path = folder / f"heartbeat.{rank}"
         self._parent = os.getppid()
         self._launcher = _launcher(folder)
+        self._place: int | None = None
         threading.Thread(target=self._watch, name="orphan-watch", daemon=True).start()
         self.beat("starting")
 
     def beat(self, phase: str) -> None:
         """Note the phase; the file's modification time is the sign of life."""
         temporary = self._path.with_name(f".{self._path.name}")
-        temporary.write_text(f"{os.getpid()}\n{phase}\n")
+        place = "" if self._place is None else str(self._place)
+        temporary.write_text(f"{os.getpid()}\n{phase}\n{place}\n")
         temporary.replace(self._path)
+
+    def turn_to(self, place: int | None, phase: str) -> None:
+        """Note that the job's run of that place is at work, on this rank or while it waits; None: no run."""
+        self._place = place
+        self.beat(phase)
 
     def _watch(self) -> None:
         while os.getppid() == self._parent and _is_alive(self._launcher):
@@ -170,7 +177,7 @@ class _Worker:
         from planner.validation.strategies.compose import build_mesh, build_runner
 
         slot = _Slot(number=number, spec=spec, runner=None)
-        self.heartbeat.beat(f"building {spec.id}")
+        self.heartbeat.turn_to(number, f"building {spec.id}")
         self.dist.barrier()
         start = time.perf_counter()
         error = None
@@ -222,10 +229,10 @@ class _Worker:
         from planner.validation.measure import timed_step
 
         self.dist.barrier()
+        self.heartbeat.turn_to(slot.number, f"round {round_number} of {slot.spec.id}")
         barrier = self._barrier(slot.spec)
         times: list[float] = []
         if slot.runner is not None:
-            self.heartbeat.beat(f"round {round_number} of {slot.spec.id}")
             self._gauge(slot)
             typical = self._longest(slot, timed_step(slot.runner, barrier, self.device)[0])
             steps = max(self.job.steps, min(50, int(self.job.min_round_s / max(typical, 1e-6))))
@@ -259,6 +266,7 @@ class _Worker:
         import numpy as np
 
         spec = slot.spec
+        self.heartbeat.turn_to(slot.number, f"last steps of {spec.id}")
         if slot.failed is not None:
             self._write(slot, RunResult(spec=spec, device=self.job.device, failed=slot.failed))
             return
@@ -374,7 +382,7 @@ class _Worker:
 
     def close(self) -> None:
         """Leave together."""
-        self.heartbeat.beat("closing")
+        self.heartbeat.turn_to(None, "closing")
         self.dist.barrier()
         self.dist.destroy_process_group()
 

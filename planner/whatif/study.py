@@ -28,6 +28,12 @@ class Study:
     prices: Mapping[str, str]
     """Hardware -> its price and where that is from."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is noted of every point's forecast."""
+        noted = [p.prediction.warnings for p in self.points if p.prediction is not None]
+        return tuple(w for w in noted[0] if all(w in others for others in noted)) if noted else ()
+
     def to_dict(self) -> dict[str, Any]:
         """The fields of `whatif --json`."""
         return {
@@ -47,6 +53,7 @@ class Study:
                 for point, found in self.elasticities
             ],
             "prices": dict(self.prices),
+            "warnings": list(self.warnings),
         }
 
 

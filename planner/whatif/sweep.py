@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from costmodel.errors import ForeshardError, InfeasibleError, UsageError
+from costmodel.hardware.cores import usable_cores
 
 if TYPE_CHECKING:
     from costmodel.plan import Plan
@@ -166,9 +167,7 @@ def _workers(n_jobs: int) -> int:
         import joblib
 
         return max(1, int(joblib.effective_n_jobs(n_jobs)))
-    import os
-
-    return n_jobs if n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + n_jobs)
+    return n_jobs if n_jobs > 0 else max(1, usable_cores() + 1 + n_jobs)
 
 
 def _map(work: Callable[[list[Setting]], T], chunks: list[list[Setting]], n_jobs: int) -> list[T]:

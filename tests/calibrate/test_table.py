@@ -12,6 +12,7 @@ from calibrate.table import collective_table, noise
 from costmodel.errors import InputFileError
 from costmodel.hardware.store import save_profile
 from tests.calibrate.machines import a_machine
+from tests.calibrate.test_assemble import probes
 
 
 def write(out: Path) -> None:
@@ -33,7 +34,8 @@ def write(out: Path) -> None:
                     )
                 )
     journal.close()
-    save_profile(assemble_profile("x", a_machine(), merge_visits(journal.visits)), out)
+    samples = [*probes(), *merge_visits(journal.visits)]
+    save_profile(assemble_profile("x", a_machine(), samples), out)
 
 
 def test_rows_have_bandwidths_as_nccl_tests_defines_them(tmp_path: Path) -> None:

@@ -212,3 +212,26 @@ def test_compression_is_a_finite_factor(capsys: pytest.CaptureFixture[str], comp
         main(["predict", "mlp-mnist", "--hardware", "h100", "--compression", compression])
     assert error.value.code == 2
     assert "must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("predict", "-H", PROFILE),
+        ("infer", "-H", PROFILE),
+        ("plan", "-H", PROFILE, "-n", "1", "-B", "4"),
+        ("size", "-H", PROFILE, "-B", "8", "--samples", "1e6", "--max-gpus", "1"),
+        ("whatif", "-H", PROFILE, "--gpus", "1,2", "-B", "8"),
+        ("share", "--devices", "t4,a10", "--global-batch", "8"),
+        ("partition", "-H", PROFILE, "-n", "2", "-B", "8", "--micro-batch", "2"),
+        ("export", "-H", PROFILE, "--to", "megatron"),
+    ],
+    ids=lambda args: args[0],
+)
+def test_a_sequence_without_effect_is_said_once(
+    args: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, args[0], "mlp-mnist", *args[1:], "--seq", "128")
+    assert code == 0, err
+    assert (out + err).count("warning: a sequence length of 128 changes nothing") == 1

@@ -1,14 +1,16 @@
-"""Constants that stand in where nothing was measured, read from `costmodel/data/network/constants.json`."""
+"""Constants that stand in where nothing was measured, and how firmly fits are drawn to them: read from
+`constants.json` and `prior_spreads.json` in `costmodel/data/network`."""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["NetworkConstants", "ProtocolPrior", "network_constants"]
+__all__ = ["NetworkConstants", "PriorSpreads", "ProtocolPrior", "network_constants", "prior_spreads"]
 
 
 class _Frozen(BaseModel):
@@ -46,8 +48,48 @@ class NetworkConstants(_Frozen):
     sources: dict[str, str]
 
 
+class PriorSpreads(_Frozen):
+    """Spread of ln(parameter) around its prior in a fit, by what carries the samples; 0 = held.
+
+    `sources` says why of each.
+    """
+
+    about: str
+    direct_step_share: float = Field(gt=0, le=1)
+    """Of a ring's step: what a peer of a direct exchange costs."""
+    least_inter_log_sigma: float = Field(gt=0)
+    inter_share_of_lost: float = Field(gt=0)
+    """Of what is left to the line rate between nodes: how far large transfers stray from the usual share."""
+    time_log_sigma: float = Field(gt=0)
+    """Of a measured time."""
+    step_order_log_sigma: float = Field(gt=0)
+    flag_share: float = Field(gt=0, le=1)
+    """Most data among the bytes of a protocol that carries flags beside it."""
+    usual: dict[str, float]
+    node: dict[str, float]
+    beyond_a_pair: dict[str, float]
+    switch: dict[str, float]
+    mesh: dict[str, float]
+    multicast: dict[str, float]
+    multicast_between: dict[str, float]
+    between: dict[str, float]
+    between_simple: dict[str, float]
+    custom: dict[str, float]
+    host: dict[str, float]
+    sources: dict[str, str]
+
+
+def _read(name: str) -> Any:
+    return json.loads(files("costmodel").joinpath(f"data/network/{name}.json").read_text(encoding="utf-8"))
+
+
 @lru_cache(maxsize=1)
 def network_constants() -> NetworkConstants:
     """The shipped constants."""
-    text = files("costmodel").joinpath("data/network/constants.json").read_text(encoding="utf-8")
-    return NetworkConstants.model_validate(json.loads(text))
+    return NetworkConstants.model_validate(_read("constants"))
+
+
+@lru_cache(maxsize=1)
+def prior_spreads() -> PriorSpreads:
+    """The shipped spreads."""
+    return PriorSpreads.model_validate(_read("prior_spreads"))

@@ -28,6 +28,7 @@ __all__ = [
     "normalise",
     "pointwise",
     "products",
+    "rule_name",
     "strategies_for",
     "views",
 ]

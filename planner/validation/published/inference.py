@@ -14,9 +14,10 @@ import costmodel
 from costmodel.errors import UsageError
 from costmodel.estimate import Z90
 from costmodel.graph import GraphStore
+from costmodel.hardware.device import product_flop_per_s
 from costmodel.plan import Plan
 from costmodel.predict.inference import InferenceForecaster
-from planner.validation.baseline import bubble_factor, no_skill_s, peak_of
+from planner.validation.baseline import bubble_factor, no_skill_s
 from planner.validation.published.model_map import RowModel
 from planner.validation.published.rows import PublishedRow
 from planner.validation.published.setting import row_arguments
@@ -86,7 +87,7 @@ def predict_inference(
     no_skill = no_skill_s(
         flop * batch,
         n_ranks=plan.tp * plan.pp * plan.cp,
-        peak_flop_per_s=peak_of(cache[key].profile.device.peak_flop_per_s, row.text("dtype", "fp16")),
+        peak_flop_per_s=product_flop_per_s(cache[key].profile.device, row.text("dtype", "fp16")),
         bubble=bubble_factor(pp=plan.pp, vpp=1, num_microbatches=1),
     )
     each = [_in_metric(metric, seconds * math.exp(s * Z90 * sigma), batch, tokens, plan) for s in (-1, 0, 1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -15,6 +14,8 @@ from pathlib import Path
 
 from costmodel.errors import ForeshardError, InputFileError
 from costmodel.graph import GraphStore, leave_compiler_unloaded
+from costmodel.hardware.cores import usable_cores
+from costmodel.hardware.device import product_flop_per_s
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from costmodel.predict.inference import InferenceForecaster
@@ -81,7 +82,7 @@ def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
     shares = [sorted(numbers, key=lambda n: _traced_as(rows[n])) for numbers in models.values()]
     # the longest first: what is left for the end is short, so that processes end together
     shares.sort(key=lambda share: _work([rows[n] for n in share]), reverse=True)
-    workers = min(os.cpu_count() or 1, len(shares))
+    workers = min(usable_cores(), len(shares))
     parts = [[rows[n] for n in share] for share in shares]
     if workers < 2 or len(rows) < _ROWS_WORTH_WORKERS:
         scored = [_score_all(part) for part in parts]
@@ -246,8 +247,7 @@ def metric_of_step(
         model_flop=forecaster.model_flop(plan.micro_batch_size) * plan.global_batch_size,
         recompute=plan.recompute,
     )
-    peaks = forecaster.profile.device.peak_flop_per_s
-    peak = peaks.get(row.text("dtype")) or peaks.get("fp16") or max(peaks.values())
+    peak = product_flop_per_s(forecaster.profile.device, row.text("dtype", "fp16"))
     share = counted_step_share(row, plan.global_batch_size)
     if metric == "iter_time_s" and (batch := row.integer("global_batch")):
         share *= batch / plan.global_batch_size  # where the batch was moved to one that the replicas divide

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from costmodel.errors import ForeshardError, InputFileError
 from costmodel.estimate import Z90
+from costmodel.hardware.cores import usable_cores
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config
 from costmodel.predict.clients import serve_clients
@@ -65,7 +65,7 @@ def _scored(rows: Sequence[PublishedRow]) -> list[ScoredRow]:
     models: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         models.setdefault(row.text("model"), []).append(number)
-    workers = min(os.cpu_count() or 1, len(models))
+    workers = min(usable_cores(), len(models))
     if workers < 2 or len(rows) < _ROWS_WORTH_WORKERS:
         return [score for scores in _score_all(rows) for score in scores]
     shares: list[list[int]] = [[] for _ in range(workers)]

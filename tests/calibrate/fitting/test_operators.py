@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibrate.fitting.operators import cross_validate, fit_operator, fit_operators, fitting_groups
+from calibrate.fitting.operators import cross_validate, fit_operator, fitting_groups
 from calibrate.samples import SampleTable
 from costmodel.errors import MeasurementError
 from costmodel.hardware.datasheets import datasheets
@@ -104,9 +104,9 @@ def test_groups_do_not_mix() -> None:
     both = SampleTable.concat([table, other])
     with pytest.raises(MeasurementError, match="2 groups"):
         fit_operator(both, DEVICE)
-    fits = list(fit_operators(both, {"A100-SXM4-80GB": DEVICE}))
-    assert [fit.timing for _, fit in fits] == ["cuda_graph", "event_eager"]
-    assert "floor_s" in fits[1][1].parameters
+    fits = [fit_operator(rows, DEVICE) for _, rows in fitting_groups(both)]
+    assert [fit.timing for fit in fits] == ["cuda_graph", "event_eager"]
+    assert "floor_s" in fits[1].parameters
 
 
 def test_variants_that_differ_in_a_size_share_one_fit() -> None:

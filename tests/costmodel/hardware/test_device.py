@@ -10,6 +10,8 @@ from costmodel.hardware.device import (
     dtype_fallbacks,
     element_bytes,
     peak_flop_per_s,
+    product_dtype,
+    product_flop_per_s,
     weight_bytes,
 )
 from tests.costmodel.hardware.devices import device
@@ -22,6 +24,26 @@ def test_peaks_fall_to_wider_units() -> None:
     assert peak_flop_per_s(v100, "bf16") == 15.7e12  # no bf16 units: fp32 ones
     assert peak_flop_per_s(device("H100-SXM5-80GB"), "fp8_block") == 1979e12
     assert peak_flop_per_s(a100, "bf16+fp8kv") == 312e12
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "computed_in", "peak"),
+    [
+        ("A100-SXM4-80GB", "fp32", "fp32", 19.5e12),
+        ("A100-SXM4-80GB", "tf32", "tf32", 156e12),
+        ("A100-SXM4-80GB", "fp8", "fp8", 312e12),  # no such units: bf16 ones
+        ("V100-SXM2-32GB", "bf16", "fp32", 15.7e12),
+        ("GTX-1080-Ti", "fp16", "fp32", 11.34e12),  # slower in half precision than in fp32
+        ("P4", "fp16", "fp32", 5.7e12),
+        ("P100-PCIe-16GB", "fp16", "fp16", 19.05e12),
+        ("GB200", "fp4", "fp4", 1e16),
+    ],
+)
+def test_products_run_on_the_units_that_libraries_take(
+    name: str, dtype: str, computed_in: str, peak: float
+) -> None:
+    assert product_dtype(device(name), dtype) == computed_in
+    assert product_flop_per_s(device(name), dtype) == peak
 
 
 def test_widths() -> None:

@@ -1,22 +1,15 @@
-"""The machine as a graph, and rings on V100's cube mesh against published bandwidths."""
+"""Rings on V100's cube mesh against published bandwidths."""
 
 from __future__ import annotations
 
 import itertools
 
-import networkx as nx
 import pytest
 
 from costmodel.errors import UsageError
 from costmodel.hardware.network_schema import MeshEdge
-from costmodel.hardware.node_links import device_network, intra_link
-from costmodel.hardware.topology import (
-    build_topology,
-    chain_capacity,
-    link_capacity,
-    path_limits,
-    ring_capacity,
-)
+from costmodel.hardware.node_links import intra_link
+from costmodel.hardware.topology import chain_capacity, link_capacity, ring_capacity
 
 MESH = intra_link("nvlink2-cube-mesh").mesh
 
@@ -67,34 +60,3 @@ def test_group_without_a_ring_still_has_a_capacity() -> None:
 def test_too_large_a_mesh_is_refused() -> None:
     with pytest.raises(UsageError, match="at most 8"):
         ring_capacity(MESH, 9)
-
-
-@pytest.mark.parametrize("device", ["V100-SXM2", "A100-SXM4", "A100-PCIe", "H200", "T4", "B200"])
-def test_every_pair_of_devices_is_joined(device: str) -> None:
-    network = device_network(device)
-    graph = build_topology(network, n_nodes=2)
-    devices = [node for node in graph if node[0] == "gpu"]
-    assert len(devices) == 2 * network.ranks_per_node
-    assert all(data["bytes_per_s"] > 0 for _, _, data in graph.edges(data=True))
-    assert nx.has_path(graph, ("gpu", 0, 0), ("gpu", 1, network.ranks_per_node - 1))
-
-
-def test_widest_path_is_the_switch_inside_and_the_interface_between() -> None:
-    network = device_network("H100-SXM5")
-    graph = build_topology(network, n_nodes=2)
-    assert path_limits(graph, ("gpu", 0, 0), ("gpu", 0, 5))[0] == network.intra[0].bytes_per_s
-    width, latency = path_limits(graph, ("gpu", 0, 0), ("gpu", 1, 5))
-    assert width == network.inter[0].bytes_per_s
-    assert latency >= network.inter[0].latency_s
-
-
-def test_mesh_path_uses_the_double_link() -> None:
-    network = device_network("V100-SXM2")
-    graph = build_topology(network)
-    assert path_limits(graph, ("gpu", 0, 0), ("gpu", 0, 3))[0] == 2 * network.intra[0].bytes_per_s
-
-
-def test_several_nodes_need_a_link_between() -> None:
-    network = device_network("T4").model_copy(update={"inter": ()})
-    with pytest.raises(UsageError, match="no link between nodes"):
-        build_topology(network, n_nodes=2)

@@ -244,3 +244,56 @@ def kwargs_a_tuple() -> tuple[torch.nn.Module, tuple[torch.Tensor], tuple[str]]:
 def test_arguments_of_another_kind_are_named(name: str, said: str) -> None:
     with pytest.raises(ModelArgumentError, match=said):
         resolve(f"{__name__}:{name}").build("cpu")
+
+
+VIT = {
+    "model_type": "vit",
+    "architectures": ["ViTForImageClassification"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+}
+WHISPER = {
+    "model_type": "whisper",
+    "architectures": ["WhisperForConditionalGeneration"],
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_source_positions": 20,
+    "max_target_positions": 64,
+}
+
+
+def image_classifier() -> torch.nn.Module:
+    """A transformers module alone, whose inputs follow from its configuration."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return ViTForImageClassification(ViTConfig(**VIT))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"), [(VIT, True), (WHISPER, False), ({"model_type": "gpt2", "n_layer": 1}, False)]
+)
+def test_a_sequence_that_changes_no_input_is_said_once(
+    config: dict[str, object], said: bool, tmp_path: Path
+) -> None:
+    """By the inputs that the model gets: images have no rows of tokens, whatever the model is called."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    graphs = scalable_graph(resolve(str(tmp_path), seq_len=32), training=True)
+    for batch in (1, 3):
+        notes = [n for n in graphs.at(micro_batch_size=batch).notes if "sequence length of 32" in n]
+        assert len(notes) == said, notes
+    assert len([n for n in graphs.notes if "changes nothing" in n]) == said
+    assert not any("changes nothing" in n for n in trace(resolve(str(tmp_path))).notes)
+
+
+def test_a_callables_images_have_no_sequence_either() -> None:
+    (note,) = resolve(f"{__name__}:image_classifier", seq_len=32).build("meta").notes
+    assert note.startswith("a sequence length of 32 changes nothing")
+    assert "a sample is 3x32x32" in note

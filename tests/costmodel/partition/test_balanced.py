@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.errors import PlanError
-from costmodel.partition import balanced_partition, bottleneck_s, even_partition
+from costmodel.partition import balanced_partition, even_partition
+
+
+def bottleneck_s(unit_s: list[float], starts: tuple[int, ...]) -> float:
+    """Time of the slowest stage of a partition."""
+    return max(sum(unit_s[a:b]) for a, b in zip(starts, [*starts[1:], len(unit_s)], strict=True))
 
 
 @given(st.lists(st.floats(0.01, 10.0), min_size=1, max_size=9), st.integers(1, 9))

@@ -53,6 +53,21 @@ def test_breakdown_and_interval(plan: str) -> None:
     assert p.fits
 
 
+@pytest.mark.parametrize(("hardware", "framework"), [("gtx-1080-ti", "pytorch-amp"), ("t4", "pytorch-bf16")])
+def test_mfu_divides_by_the_units_that_products_run_on(hardware: str, framework: str) -> None:
+    """Types without fast units had the peak of units that the run does not use: MFU was up to 34."""
+    made = Forecaster(
+        source=resolve("gpt2", overrides=SIZES, seq_len=64),
+        profile=load_profile(hardware),
+        framework=load_framework(framework),
+    )
+    p = made.forecast(Plan(micro_batch_size=8)).prediction
+    assert p.mfu == pytest.approx(
+        made.model_flop(8) * p.samples_per_s / load_profile(hardware).device.peak_flop_per_s["fp32"]
+    )
+    assert 0.0 < p.mfu < 1.0
+
+
 def test_mfu_counts_no_scores_that_fused_attention_computes_again() -> None:
     """Six products of attention are the model's (two forward, four backward); the seventh is hfu's alone."""
     made = forecaster()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from costmodel.errors import PlanError, UsageError
+from costmodel.errors import ForeshardError, PlanError, UsageError
 from planner.exporting import export
 
 SMALL = ["n_layer=4", "n_embd=64", "n_head=4", "vocab_size=128", "n_positions=32"]
@@ -211,3 +211,21 @@ def test_a_torch_script_of_a_model_beyond_memory_is_made_without_weights(
 def test_a_plan_without_a_real_run_is_refused_before_it_is_forecast(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="sequence parallelism has no real run here; use a plan without sp"):
         exported("torch", "tp2.sp", tmp_path)
+
+
+def test_files_that_are_there_are_overwritten_only_when_told_so(tmp_path: Path) -> None:
+    exported("megatron", "dp2.mbs2", tmp_path)
+    held = tmp_path / "megatron.args"
+    held.write_text("mine")
+    with pytest.raises(ForeshardError, match=r"megatron\.args.* --force "):
+        exported("megatron", "dp2.mbs2", tmp_path)
+    assert held.read_text() == "mine"
+    exported("megatron", "dp2.mbs2", tmp_path, force=True)
+    assert "--micro-batch-size 2" in held.read_text()
+
+
+def test_of_several_files_none_is_written_where_one_is_there(tmp_path: Path) -> None:
+    (tmp_path / "torchtitan.args").write_text("mine")
+    with pytest.raises(ForeshardError, match="there already"):
+        exported("torchtitan", "dp2.mbs2", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["torchtitan.args"]

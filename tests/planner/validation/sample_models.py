@@ -12,6 +12,7 @@ from torch import nn
 
 __all__ = [
     "conv_net",
+    "dies_for_two",
     "dies_on_rank_1",
     "hangs_on_rank_1",
     "mixed",
@@ -134,6 +135,25 @@ def dies_on_rank_1() -> tuple[nn.Module, tuple[torch.Tensor]]:
 def hangs_on_rank_1() -> tuple[nn.Module, tuple[torch.Tensor]]:
     """Stops rank 1 in its third forward."""
     return _Sick("hang"), (torch.randn(2, 4),)
+
+
+class _SickForTwo(nn.Module):
+    """Kills rank 1 in its third forward where a micro-batch has two samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if os.environ.get("RANK") == "1" and self.calls == 3 and x.shape[0] == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.layer(x)
+
+
+def dies_for_two() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Kills rank 1 under micro-batches of two, batch 4."""
+    return _SickForTwo(), (torch.randn(4, 4),)
 
 
 def raises() -> tuple[nn.Module, tuple[torch.Tensor]]:

@@ -9,7 +9,7 @@ from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster
-from planner.validation.baseline import bubble_factor, no_skill_s, no_skill_step_s, peak_of, step_flop
+from planner.validation.baseline import bubble_factor, no_skill_s, no_skill_step_s, step_flop
 
 LAYERS, HIDDEN, VOCAB, SEQ = 4, 256, 1024, 128
 
@@ -82,18 +82,3 @@ def test_what_it_cannot_see_does_not_count(forecaster: Forecaster) -> None:
         for text in ("dp4.gbs16", "tp4.gbs16", "dp2.tp2.gbs16", "dp4.mbs4.gbs16.zero3")
     }
     assert max(times) == pytest.approx(min(times), rel=1e-12)
-
-
-def test_peak_of_the_type_or_of_the_units_that_do_its_arithmetic() -> None:
-    a100 = load_profile("a100-sxm4-80gb").device.peak_flop_per_s
-    v100 = load_profile("v100-sxm2-16gb").device.peak_flop_per_s
-    gb200 = load_profile("gb200").device.peak_flop_per_s
-    assert peak_of(a100, "fp32") == 19.5e12
-    assert peak_of(a100, "tf32") == 156e12
-    assert peak_of(a100, "fp8") == 312e12  # no such units: bf16
-    assert peak_of(v100, "tf32") == 15.7e12
-    assert peak_of(v100, "bf16") == 125e12
-    assert peak_of(gb200, "fp4") == 1e16
-    assert peak_of({"int8": 3.0}, "fp16") == 3.0
-    with pytest.raises(ValueError, match="lists none"):
-        peak_of({}, "fp16")

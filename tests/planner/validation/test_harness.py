@@ -9,14 +9,17 @@ import pytest
 
 from costmodel.errors import InputFileError, PlanError
 from costmodel.plan import Plan
+from planner.validation import harness, launch
 from planner.validation.harness import (
+    PlannedRun,
     bubble_fraction,
     load_results,
+    run_planned,
     run_specs,
     save_results,
+    score_planned,
     score_runs,
     strategy_of,
-    validate_runs,
 )
 from planner.validation.run_spec import ModelSpec, RankResult, RunResult, RunSettings, RunSpec
 from planner.validation.strategies.compose import check_runnable
@@ -141,6 +144,58 @@ def test_hybrids_on_four_ranks(tmp_path: Path) -> None:
         assert result.loss_error < 1e-5, str(result.spec.plan)
 
 
+@pytest.mark.distributed
+def test_a_plan_whose_rank_dies_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    plans = [
+        Plan(micro_batch_size=4),
+        Plan(dp=2, micro_batch_size=2, zero_stage=3),
+        Plan(dp=2, micro_batch_size=1, global_batch_size=4),
+    ]
+    heard: list[str] = []
+    results = run_specs(
+        [spec("dies_for_two", plan) for plan in plans], FAST, directory=tmp_path, progress=heard.append
+    )
+    assert [result.failed is None for result in results] == [True, False, True]
+    assert "rank 1" in (results[1].failed or "")
+    assert "SIGKILL" in (results[1].failed or "") or "exit code" in (results[1].failed or "")
+    assert any("dies_for_two/dp2.mbs2.zero3 failed" in line for line in heard)
+    forecast = Forecast(1.0, 0.9, 1.1)
+    rows = score_runs(results, [forecast] * 3).rows
+    assert [row.predicted for row in rows] == [1.0, None, 1.0]
+
+
+@pytest.mark.distributed
+def test_ranks_that_never_start_fail_every_plan_of_their_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.sys, "executable", "/bin/false")
+    results = run_specs(perceptron_specs()[:2], FAST, directory=tmp_path)
+    assert ["exit code 1" in (result.failed or "") for result in results] == [True, True]
+
+
+def test_plans_without_a_forecast_are_rows_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = perceptron_specs()[:3]
+    forecast = Forecast(1.1, 0.9, 1.3)
+    planned = [
+        PlannedRun(spec=first, forecast=forecast, no_skill_s=2.0),
+        PlannedRun(spec=second, forecast=PlanError("tp(3) does not divide")),
+        PlannedRun(spec=third, forecast=forecast, no_skill_s=2.0),
+    ]
+
+    def run(specs: list[RunSpec], settings: RunSettings, **others: object) -> list[RunResult]:
+        assert specs == [first, third]
+        return [result_of(one, 1.0) for one in specs]
+
+    monkeypatch.setattr(harness, "run_specs", run)
+    results = run_planned(planned, FAST)
+    rows = score_planned(planned, results).rows
+    assert [row.measured for row in rows] == [1.0, None, 1.0]
+    assert rows[1].skipped == "not forecast: tp(3) does not divide"
+    assert [row.baseline_value for row in rows] == [2.0, None, 2.0]
+    with pytest.raises(PlanError, match="does not divide"):
+        run_planned(planned[1:2], FAST)
+
+
 def result_of(run: RunSpec, seconds: float, error: float = 0.0) -> RunResult:
     return RunResult(
         spec=run,
@@ -171,17 +226,6 @@ def test_scores_say_why_a_run_does_not_count() -> None:
     assert reasons[2] == "rank 0: no"
     detail = report.to_dict()["runs"][0]
     assert {"environment", "n_ranks", "repeats", "spread_fraction"} <= set(detail)
-
-
-@pytest.mark.distributed
-def test_what_cannot_be_predicted_is_run_and_listed(tmp_path: Path) -> None:
-    def predict(run: RunSpec) -> Forecast:
-        raise PlanError("not this one")
-
-    report = validate_runs([perceptron_specs()[0]], predict, FAST, directory=tmp_path)
-    (row,) = report.rows
-    assert row.skipped == "not predicted: not this one"
-    assert row.measured is not None
 
 
 @pytest.mark.parametrize(

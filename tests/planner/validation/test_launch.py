@@ -13,7 +13,7 @@ import pytest
 
 from costmodel.errors import WorkerError
 from costmodel.plan import Plan
-from planner.validation.launch import run_job
+from planner.validation.launch import FAILED, culprit, run_job
 from planner.validation.run_spec import Job, ModelSpec, RunSpec
 
 SAMPLES = "tests.planner.validation.sample_models"
@@ -40,6 +40,35 @@ def alive(folder: Path) -> list[int]:
         if state != "Z" and str(folder) in command:
             found.append(pid)
     return found
+
+
+@pytest.mark.parametrize(
+    ("beats", "place"),
+    [
+        ([], None),
+        ([(1.0, "starting", ""), (2.0, "starting", "")], None),
+        # rank 1 is silent longest, in the third run, while the other has gone on
+        ([(9.0, "round 1 of d", "3"), (5.0, "round 1 of c", "2")], 2),
+        # rank 0 met an error and waits for the others
+        ([(9.0, f"{FAILED} OSError", "1"), (5.0, "warm-up step 0 of b", "0")], 1),
+    ],
+)
+def test_which_run_ended_a_job(
+    beats: list[tuple[float, str, str]], place: int | None, tmp_path: Path
+) -> None:
+    for rank, (when, phase, of) in enumerate(beats):
+        path = tmp_path / f"heartbeat.{rank}"
+        path.write_text(f"1\n{phase}\n{of}\n")
+        os.utime(path, (when, when))
+    assert culprit(tmp_path) == place
+
+
+def test_the_rank_that_died_first_tells_which_run_it_was(tmp_path: Path) -> None:
+    for rank, of in enumerate(("0", "4")):
+        (tmp_path / f"heartbeat.{rank}").write_text(f"1\nround 0 of x\n{of}\n")
+    log = "Root Cause (first observed failure):\n[0]:\n  rank      : 1 (local_rank: 1)\n"
+    (tmp_path / "torchrun.log").write_text(log)
+    assert culprit(tmp_path) == 4
 
 
 @pytest.mark.distributed
