@@ -33,7 +33,10 @@ def test_what_is_not_run_is_known() -> None:
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - STARTS_RANKS))
-def test_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # what it writes is not there when the tests run again
     with pytest.raises(SystemExit) as stop:
         main(shlex.split(command)[1:])
     assert not stop.value.code, capsys.readouterr().err

@@ -64,8 +64,16 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
         "server": CollectiveGroup(n_ranks=2, n_nodes=2 if plan.world_size > ranks_per_node else 1),
         # replicas of stages that lie at both ends of a pipeline (Chimera): on one node where all ranks are
         "copies": _copies(plan, per_node, ranks_per_node),
-        "pp": axis_group(min(plan.pp, 2), inner * (1 if inside else plan.dp), per_node),
+        "pp": _neighbours(plan.pp, inner * (1 if inside else plan.dp), per_node),
     }
+
+
+def _neighbours(depth: int, stride: int, per_node: int) -> CollectiveGroup:
+    """Two stages of `depth` that follow each other, `stride` ranks apart: across nodes as soon as the pipeline
+    is longer than one, since the stages at a node's edge set its pace; they alone use its interfaces."""
+    if depth * stride <= per_node:
+        return CollectiveGroup(n_ranks=min(depth, 2), n_nodes=1)
+    return CollectiveGroup(n_ranks=2, n_nodes=2, nic_sharing=min(stride, per_node))
 
 
 def _replicas(plan: Plan, degree: int, depth: int, per_node: int) -> CollectiveGroup:

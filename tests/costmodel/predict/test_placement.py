@@ -22,4 +22,5 @@ def test_groups_equal_an_enumeration(tp: int, dp: int, pp: int, per_node: int) -
         assert groups[name].n_ranks == len(ranks)
         assert groups[name].n_nodes == len({r // per_node for r in ranks})
     if pp > 1:
-        assert groups["pp"].n_nodes == len({0, (tp * dp) // per_node})
+        stages = [{rank // per_node for rank in (at * tp * dp, (at + 1) * tp * dp)} for at in range(pp - 1)]
+        assert groups["pp"].n_nodes == max(len(nodes) for nodes in stages)
