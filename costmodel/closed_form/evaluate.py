@@ -56,6 +56,7 @@ _HELD_COLUMNS = (
     "largest_trained",
     "frozen_elements",
     "frozen_expert_elements",
+    "unused_elements",
     "copied_on_rank",
     "frozen_copied_on_rank",
 )
@@ -224,6 +225,7 @@ class Pricer:
             experts=stage["expert_elements"],
             frozen=stage["frozen_elements"] + stage["frozen_copied_on_rank"],
             frozen_experts=stage["frozen_expert_elements"],
+            unused=stage["unused_elements"],
             largest=stage["largest_elements"],
             second=stage["second_elements"],
             largest_trained=stage["largest_trained"],

@@ -48,13 +48,16 @@ class StageBytes:
     experts: FloatArray
     frozen: FloatArray
     frozen_experts: FloatArray
+    unused: FloatArray
+    """Of those frozen here, the ones that a reducer has room for."""
     largest: FloatArray
     second: FloatArray
     largest_trained: FloatArray
 
     def of_ranks(self, *, with_two_largest: bool) -> FloatArray:
-        """Elements of each rank, shape [8, c, p]: trained, experts, trained and frozen, experts of both, the
-        largest unit, the most trained ones of a unit, frozen, the two largest units (0 where not asked)."""
+        """Elements of each rank, shape [9, c, p]: trained, experts, trained and frozen, experts of both, the
+        largest unit, the most trained ones of a unit, frozen, the two largest units (0 where not asked),
+        those in buckets without a gradient."""
         elements, experts = self.elements.sum(axis=1), self.experts.sum(axis=1)
         frozen = self.frozen.sum(axis=1)
         return np.stack(
@@ -67,6 +70,7 @@ class StageBytes:
                 self.largest_trained.max(axis=1),
                 frozen,
                 two_largest(self.largest, self.second) if with_two_largest else np.zeros_like(frozen),
+                self.unused.sum(axis=1),
             ]
         )
 
@@ -168,13 +172,13 @@ def levels_of(
     looped: bool,
     offload: Offload | None = None,
 ) -> Levels:
-    """The levels of plans of any schedule; `of_ranks` [8, n, p] as `StageBytes.of_ranks` says; `zero_stage`,
+    """The levels of plans of any schedule; `of_ranks` [9, n, p] as `StageBytes.of_ranks` says; `zero_stage`,
     `dp`, `shard`, `ep`, `num_microbatches`: shape [n].
 
     `shard`: ranks that divide what ZeRO divides, of `ep` of which each holds other experts.
     `looped`: the optimizer updates tensor by tensor; its temporary is left out then (it is small).
     """
-    elements, experts, all_elements, all_experts, largest, largest_trained, frozen, two = of_ranks
+    elements, experts, all_elements, all_experts, largest, largest_trained, frozen, two, unused = of_ranks
     zero, parts = zero_stage[:, None], shard[:, None].astype(np.float64)
     expert_parts = np.maximum(1.0, parts // ep[:, None])
 
@@ -192,7 +196,10 @@ def levels_of(
     if frozen.any():
         stored = shares(all_elements, all_experts)
     parameters = divided(3, stored) * framework.parameter_bytes
+    bucketed = np.where(zero < 2, unused, 0.0)
     gradients = divided(2, trained) * framework.gradient_bytes
+    if framework.gradient_as_bucket_view:
+        gradients = gradients + np.where(dp[:, None] > 1, bucketed, 0.0) * framework.gradient_bytes
     if offload is None:
         state = divided(1, trained) * state_bytes_per_parameter(optimizer, framework)
     else:  # as `predict.peak` counts what stays on the device
@@ -210,7 +217,7 @@ def levels_of(
     if each and traffic.updates and offload is None:
         update = gradients + np.floor(each * elements / np.where(zero >= 1, parts, 1.0))
     gathered = 2 * framework.parameter_comm_bytes * largest + framework.gradient_comm_bytes * largest_trained
-    buffers = _communication(elements, gathered, framework, zero, dp[:, None])
+    buffers = _communication(elements + bucketed, gathered, framework, zero, dp[:, None])
     return Levels(
         lasting=parameters + gradients + state + buffers,
         gradients=gradients,

@@ -34,6 +34,7 @@ _SUMS = (
     "expert_elements",
     "frozen_elements",
     "frozen_expert_elements",
+    "unused_elements",
 )
 _SUMMED = np.array([COLUMNS.index(name) for name in _SUMS])
 STAGE_COLUMNS = (

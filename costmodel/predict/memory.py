@@ -44,6 +44,7 @@ def model_state(
     ep: int = 1,
     n_frozen: int = 0,
     n_frozen_experts: int = 0,
+    n_bucketed: int = 0,
 ) -> ModelState:
     """Model state of a rank that holds `n_parameters` before data-parallel sharding.
 
@@ -51,7 +52,8 @@ def model_state(
     optimizer = P * b_o / (shard if zero >= 1), with shard = (dp_shard or dp) * cp: context-parallel ranks
     hold the same parameters. The `n_expert_parameters` among them have 1 / ep as many copies to be divided
     over (arXiv 2201.05596, section 4.1.3). Beside them `n_frozen` parameters that are not trained, of which
-    `n_frozen_experts` experts', are stored like the others and have nothing else.
+    `n_frozen_experts` experts', are stored like the others and have nothing else; `n_bucketed` of them have
+    room in the reducer's buckets, where gradients live.
     """
     shard = (dp_shard or dp) * cp
     stored = n_parameters + n_frozen, n_expert_parameters + n_frozen_experts
@@ -65,6 +67,8 @@ def model_state(
         among = shard if zero_stage >= needed else 1
         held = math.ceil((count - experts) / among) + math.ceil(experts / max(1, among // ep))
         sizes.append(held * size)
+    if dp > 1 and framework.gradient_as_bucket_view:
+        sizes[1] += n_bucketed * framework.gradient_bytes
     return ModelState(parameters=round(sizes[0]), gradients=round(sizes[1]), optimizer=round(sizes[2]))
 
 
@@ -77,7 +81,7 @@ def communication_bytes(
     zero_stage: int,
     dp: int,
 ) -> int:
-    """Buffers of data parallelism on a rank that holds `n_parameters` before sharding.
+    """Buffers of data parallelism on a rank whose reducer was told of `n_parameters`, before sharding.
 
     Plain data parallelism copies gradients into buckets of their size, unless they live there. Under ZeRO-3
     two gathered units (the one in use and the prefetched one) and one unsharded gradient are there, each of

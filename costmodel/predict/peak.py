@@ -15,7 +15,7 @@ from costmodel.graph.model_graph import Phase
 from costmodel.predict.memory import ModelState, communication_bytes, model_state
 from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
-from costmodel.predict.units import expert_elements, frozen_elements, held_elements
+from costmodel.predict.units import bucketed_elements, expert_elements, frozen_elements, held_elements
 from costmodel.strategies.parameter_server import servers_of
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def memory_of_rank(
         ep=plan.ep,
         n_frozen=frozen_elements(units),
         n_frozen_experts=expert_elements(units, frozen=True),
+        n_bucketed=bucketed_elements(plan, units),
     )
     updates = optimizer_variant(optimizer).updates
     # flat buffers, the reducer's buckets and gradients that nobody takes are there before backward
@@ -166,7 +167,7 @@ def memory_of_rank(
         activations=above - temporary,
         temporary=temporary + framework.workspace_bytes,
         communication=communication_bytes(
-            sum(elements),
+            sum(elements) + bucketed_elements(plan, units),
             largest_unit_parameters=max((u.stored_elements for u in units), default=0),
             largest_unit_gradients=max((sum(u.elements) for u in units), default=0),
             framework=framework,

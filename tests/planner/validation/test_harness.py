@@ -57,6 +57,10 @@ def perceptron_specs() -> list[RunSpec]:
         spec("perceptron", pipeline.with_(schedule="zb")),
         spec("perceptron", pipeline.with_(vpp=2)),
         spec("perceptron", pipeline.with_(vpp=2, schedule="zbv")),
+        spec("unused_branch", Plan(dp=2, micro_batch_size=2, global_batch_size=8)),
+        spec("unused_branch", Plan(dp=2, micro_batch_size=4, zero_stage=1, recompute="full")),
+        spec("unused_branch", Plan(dp=2, micro_batch_size=4, zero_stage=3)),
+        spec("unused_branch", pipeline),
     ]
 
 
