@@ -126,7 +126,8 @@ def _cut(
     again = breakdown["recompute"] / breakdown["compute"] if breakdown["compute"] else 0.0
     graph = forecaster.graph(plan.micro_batch_size)
     per_node = 1 if profile.network is None else profile.network.ranks_per_node
-    too_much = host_notes(plan, step.offload, stages, forecaster.host, per_node)
+    parameter_bytes = forecaster.framework.parameter_bytes
+    too_much = host_notes(plan, step.offload, groups, parameter_bytes, forecaster.host, per_node)
     prediction = Prediction(
         model=forecaster.source.name,
         plan=asked,

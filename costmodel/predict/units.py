@@ -27,6 +27,7 @@ __all__ = [
     "expert_elements",
     "frozen_elements",
     "held_elements",
+    "shares_of_rank",
     "tied_elements",
     "two_ways",
     "unit_costs",
@@ -117,6 +118,17 @@ def _copies(units: Sequence[Unit], *, frozen: bool) -> list[int]:
 def update_ranks(plan: Plan) -> int:
     """Ranks that share the update of parameters which all of them hold: data- and context-parallel ones."""
     return (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
+
+
+def shares_of_rank(plan: Plan, units: Sequence[Unit]) -> tuple[float, float]:
+    """Elements that a rank with these units updates, and that it holds of its parameters, under ZeRO."""
+    ranks = update_ranks(plan)
+    among = max(1, ranks // plan.ep)
+    trained, frozen = sum(held_elements(units)), frozen_elements(units)
+    experts, frozen_experts = expert_elements(units), expert_elements(units, frozen=True)
+    stored, stored_experts = trained + frozen, experts + frozen_experts
+    held = (stored - stored_experts) / ranks + stored_experts / among
+    return (trained - experts) / ranks + experts / among, held if plan.zero_stage == 3 else float(stored)
 
 
 def updated_elements(plan: Plan, units: Sequence[Unit]) -> list[int]:
