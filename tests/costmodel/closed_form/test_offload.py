@@ -102,8 +102,10 @@ def test_closed_forms_and_the_engine_agree_on_the_host(framework: str) -> None:
         assert refused.any()
         assert np.isinf(again.bound_s[refused]).all()
         assert again.n_excluded["what is offloaded does not fit the host's memory"] == refused.sum()
-        assert again.n_runnable - again.fits(capacity).sum() == (again.memory_bytes > capacity).sum() - (
-            again.n_excluded["offload of a plan that fits without it"]
+        assert (
+            again.n_runnable - again.fits(capacity).sum()
+            == (again.memory_bytes > capacity).sum()
+            - (again.n_excluded["offload of a plan that fits without it"])
         )
     assert again.host_fits[sampled].any()
 
