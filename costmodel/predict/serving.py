@@ -32,7 +32,7 @@ from costmodel.errors import InfeasibleError, PlanError
 from costmodel.plan import Plan
 from costmodel.predict.clients import Load, serve_clients
 from costmodel.predict.inference import InferenceForecaster, InferencePrediction
-from costmodel.predict.passes import PassCosts
+from costmodel.predict.passes import Experts, PassCosts
 
 __all__ = ["ServingPrediction", "serve", "steady_state"]
 
@@ -186,7 +186,7 @@ def serve(
         if not paged:
             framework = framework.model_copy(update={"reserves_answers": True})
         played = serve_clients(
-            PassCosts(forecaster, plan),
+            _passes(forecaster, plan),
             framework,
             load,
             most_running=_MOST_RUNNING,
@@ -229,6 +229,15 @@ def serve(
         overhead_bytes=alone.overhead_bytes,
         device_memory_bytes=alone.device_memory_bytes,
     )
+
+
+def _passes(forecaster: InferenceForecaster, plan: Plan) -> PassCosts:
+    """Passes of one of the plan's replicas: independent ones, or those that share experts."""
+    over = plan.experts_over
+    if plan.ep == 1:
+        return PassCosts(forecaster, plan.with_(dp=1, global_batch_size=0))
+    shared = Experts(tp=max(1, over * plan.tp // plan.ep), ep=plan.ep)
+    return PassCosts(forecaster, plan.with_(dp=over, ep=1, global_batch_size=0), experts=shared)
 
 
 def _batches(

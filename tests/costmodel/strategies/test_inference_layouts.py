@@ -8,16 +8,17 @@ from hypothesis import strategies as st
 
 from costmodel.engine import Action, run
 from costmodel.errors import InfeasibleError, PlanError
+from costmodel.framework import load_framework
+from costmodel.hardware.store import load_profile
+from costmodel.models import resolve
 from costmodel.plan import Plan
 from costmodel.predict.inference import InferenceForecaster, InferencePrediction
-from costmodel.predict.serving import serve, steady_state
+from costmodel.predict.serving import ServingPrediction, serve, steady_state
 from costmodel.strategies.inference import choose_micro_batches, streamed_s
 
 
 @pytest.fixture(scope="module")
 def gpt() -> InferenceForecaster:
-    from costmodel.framework import load_framework
-    from costmodel.hardware.store import load_profile
     from planner import api
 
     return InferenceForecaster(
@@ -187,3 +188,25 @@ def test_serving_takes_a_rate_or_clients(gpt: InferenceForecaster) -> None:
         serve(gpt, Plan.parse("dp1"), prompt_len=8, output_len=8)
     with pytest.raises(PlanError, match="must be positive"):
         serve(gpt, Plan.parse("dp1"), prompt_len=8, output_len=8, rate_per_s=0.0)
+
+
+def test_replicas_share_experts_only_where_the_plan_says_so() -> None:
+    sizes = {"num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 3584, "num_local_experts": 8}
+    routed = InferenceForecaster(
+        source=resolve("mixtral-8x7b", overrides=sizes, seq_len=128),
+        profile=load_profile("h100-sxm5-80gb"),
+        framework=load_framework("vllm"),
+    )
+
+    def served(plan: str, clients: int) -> ServingPrediction:
+        return serve(routed, Plan.parse(plan), prompt_len=128, output_len=32, concurrency=clients)
+
+    alone, four, shared = served("dp1", 16), served("dp4", 64), served("dp4.ep4", 64)
+    assert four.rate_per_s == pytest.approx(4 * alone.rate_per_s)
+    assert four.time_per_output_token_s == pytest.approx(alone.time_per_output_token_s)
+    assert shared.parameter_bytes < 0.5 * four.parameter_bytes
+    # a rank reads a quarter of the experts for four times the tokens, and waits for exchanges
+    assert (
+        0.3 * four.time_per_output_token_s < shared.time_per_output_token_s < 3 * four.time_per_output_token_s
+    )
+    assert served("tp4.ep4", 16).time_per_output_token_s < alone.time_per_output_token_s
