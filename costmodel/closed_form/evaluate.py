@@ -11,7 +11,14 @@ import numpy as np
 
 from costmodel.closed_form.configs import Configs, distinct, groups_by, parts_of
 from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
-from costmodel.closed_form.memory import HELD_ORDERS, StageBytes, held_order, levels_of, peak_bytes
+from costmodel.closed_form.memory import (
+    HELD_ORDERS,
+    StageBytes,
+    held_bytes,
+    held_order,
+    levels_of,
+    peak_bytes,
+)
 from costmodel.closed_form.offload import host_need, host_work
 from costmodel.closed_form.stages import STAGE_COLUMNS, cut_tables, stage_rows
 from costmodel.closed_form.step import Stages, chains_end_s, kind_of
@@ -54,6 +61,10 @@ _HELD_COLUMNS = (
     "largest_elements",
     "second_elements",
     "largest_trained",
+    "loose_elements",
+    "block_elements",
+    "pair_elements",
+    "pair_trained",
     "frozen_elements",
     "frozen_expert_elements",
     "unused_elements",
@@ -215,14 +226,17 @@ class Pricer:
             name = HELD_ORDERS[order]
             return np.concatenate([stages.passing(name, m, appearing=appearing) for stages, m in cuts])
 
+        @cache
+        def kept(order: int) -> FloatArray:
+            return np.concatenate([held_bytes(stages.held, HELD_ORDERS[order], m) for stages, m in cuts])
+
         order = self._held_order[at["schedule"][rows], (at["vpp"][rows] > 1).astype(np.int64)]
         code = order * words + at["offload"][rows]
         for number in np.flatnonzero(np.bincount(code)):
             which, word = divmod(int(number), words)
             mine = np.flatnonzero(code == number)
-            space.memory_bytes[rows[mine]] = peak_bytes(levels(word), partial(passing, which), cut)[
-                config[mine]
-            ]
+            peaks = peak_bytes(levels(word), partial(passing, which), partial(kept, which), cut)
+            space.memory_bytes[rows[mine]] = peaks[config[mine]]
             if word:
                 space.host_fits[rows[mine]] = host_fits(word)[config[mine]]
 
@@ -246,6 +260,10 @@ class Pricer:
             largest=stage["largest_elements"],
             second=stage["second_elements"],
             largest_trained=stage["largest_trained"],
+            loose=stage["loose_elements"],
+            block=stage["block_elements"],
+            pair=stage["pair_elements"],
+            pair_trained=stage["pair_trained"],
         )
         return sizes, self._num_microbatches(rows)
 

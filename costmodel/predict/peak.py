@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.graph.model_graph import Phase
-from costmodel.predict.memory import ModelState, communication_bytes, model_state
+from costmodel.predict.memory import (
+    ModelState,
+    UnitBuffers,
+    communication_bytes,
+    model_state,
+    sharded_by_unit,
+)
 from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
 from costmodel.predict.units import bucketed_elements, expert_elements, frozen_elements, held_elements
@@ -27,6 +34,8 @@ if TYPE_CHECKING:
     from costmodel.step import Offload, StepResult
 
 __all__ = ["Peak", "memory_of_rank", "peak_of_stage", "rank_memory", "walk_stage"]
+
+_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +121,11 @@ def memory_of_rank(
     framework, optimizer = forecaster.framework, forecaster.optimizer
     units = [unit for stage in stages for unit in stage]
     elements = held_elements(units)
-    state = model_state(
+    held = partial(
+        model_state,
         sum(elements),
         framework=framework,
         optimizer_bytes=state_bytes_per_parameter(optimizer, framework),
-        zero_stage=plan.zero_stage,
         dp=plan.dp,
         dp_shard=plan.dp_shard,
         cp=plan.cp,
@@ -126,6 +135,7 @@ def memory_of_rank(
         n_frozen_experts=expert_elements(units, frozen=True),
         n_bucketed=bucketed_elements(plan, units),
     )
+    state = held(zero_stage=plan.zero_stage)
     updates = optimizer_variant(optimizer).updates
     # flat buffers, the reducer's buckets and gradients that nobody takes are there before backward
     stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view) or not updates
@@ -138,7 +148,18 @@ def memory_of_rank(
     if servers_of(plan) is not None:
         state = replace(state, optimizer=0)
     resting = _resting(state, appear, weight_versions)
+    by_unit = sharded_by_unit(framework, plan.zero_stage, plan.dp) and offload is None
+    whole = UnitBuffers(at_peak=0.0, in_backward=0.0)
+    if by_unit:
+        standing = _standing_gradients(plan, state, framework, sum(elements), held(zero_stage=3).parameters)
+        resting = replace(resting, gradients=standing)
+        whole = _whole_units(stages, framework, plan)
     peaks = [_beside(resting, stage, held_bytes, gradients_appear=appear) for stage in stages]
+    passing = max((p.total for p in peaks), default=0)
+    moments = [(peak, whole.at_peak) for peak in peaks]
+    if by_unit:
+        between = Peak(activations=held_bytes, gradients=resting.gradients, temporary=0)
+        moments.append((between, whole.in_backward))
     update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
     shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
     if framework.fused_optimizer:
@@ -147,9 +168,8 @@ def memory_of_rank(
         update += round(sum(elements) * framework.update_copy_bytes)
     if offload is not None:  # what the host updates leaves no temporaries here
         update = round(update * offload.device_fraction)
-    passing = max((p.total for p in peaks), default=0)
-    peaks.append(Peak(activations=0, gradients=state.gradients, temporary=update // shard))
-    highest = max(peaks, key=lambda p: p.total)
+    moments.append((Peak(activations=0, gradients=state.gradients, temporary=update // shard), 0.0))
+    highest, beside = max(moments, key=lambda moment: moment[0].total + moment[1])
     # gradients that appear during backward take the place of activations: what is above all of them
     above = max(0, highest.total - state.gradients)
     temporary = min(highest.temporary, above)
@@ -173,10 +193,47 @@ def memory_of_rank(
             framework=framework,
             zero_stage=plan.zero_stage,
             dp=plan.dp,
-        ),
+            by_unit=by_unit,
+        )
+        + round(beside),
         framework=framework.memory_overhead_bytes,
         fragments=round(fragments),
     )
+
+
+def _whole_units(stages: Sequence[Sequence[Unit]], framework: FrameworkProfile, plan: Plan) -> UnitBuffers:
+    loose, largest, pair, trained = 0, 0, 0, 0
+    for stage in stages:
+        blocks = [unit.stored_elements * unit.shard.local.is_block for unit in stage]
+        gradients = [sum(unit.elements) * unit.shard.local.is_block for unit in stage]
+        loose += sum(unit.stored_elements for unit in stage) - sum(blocks)
+        largest = max(largest, *blocks)
+        pair = max(pair, *(a + b for a, b in zip(blocks, [0, *blocks], strict=False)))
+        trained = max(trained, *(a + b for a, b in zip(gradients, [0, *gradients], strict=False)))
+    return UnitBuffers.of(
+        loose_elements=loose,
+        block_elements=largest,
+        pair_elements=pair,
+        pair_trained=trained,
+        framework=framework,
+        gathers=plan.zero_stage == 3,
+    )
+
+
+def _standing_gradients(
+    plan: Plan, state: ModelState, framework: FrameworkProfile, n_trained: int, own_parameters: int
+) -> int:
+    """What is there in the place of gradients before the (last) backward, where units are sharded one by one.
+
+    Under ZeRO-3 each micro-batch adds to the rank's share of gradients. Under ZeRO-2 gradients stay whole
+    until the last one's are reduced, and beside whole parameters there are the rank's own, unless the
+    optimizer's copies in fp32 are these.
+    """
+    several = plan.num_microbatches > 1
+    if plan.zero_stage == 3:
+        return state.gradients if several else 0
+    own = own_parameters if framework.parameter_bytes >= _FP32_BYTES else 0
+    return own + (round(n_trained * framework.gradient_bytes) if several else 0)
 
 
 def _beside(resting: ModelState, stage: list[Unit], held_bytes: int, *, gradients_appear: bool) -> Peak:

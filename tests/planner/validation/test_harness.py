@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from costmodel.errors import InputFileError, PlanError
+from costmodel.hardware.store import load_profile
 from costmodel.plan import Plan
 from planner.validation.harness import (
     bubble_fraction,
@@ -18,6 +19,7 @@ from planner.validation.harness import (
     strategy_of,
     validate_runs,
 )
+from planner.validation.local import LocalForecaster
 from planner.validation.run_spec import ModelSpec, RankResult, RunResult, RunSettings, RunSpec
 from planner.validation.strategies.compose import check_runnable
 
@@ -143,6 +145,26 @@ def test_hybrids_on_four_ranks(tmp_path: Path) -> None:
         assert result.failed is None, (str(result.spec.plan), result.failed)
         assert result.loss_error is not None
         assert result.loss_error < 1e-5, str(result.spec.plan)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gbs8", "gbs16"])
+def test_memory_of_replicas_and_shards(tmp_path: Path, schedule: str) -> None:
+    """DDP's buckets, the optimizer's shares, what FSDP2 gathers and reduces unit by unit."""
+    sizes = {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 2048, "n_positions": 64}
+    local = LocalForecaster(
+        ModelSpec(model="gpt2", name="gpt2", seq_len=64, overrides=sizes), load_profile("epyc-9005-core")
+    )
+    # of several micro-batches under ZeRO-3 the run reduces once, the forecast each time
+    stages = [0, 1, 2, 3] if schedule == "gbs8" else [0, 1, 2]
+    runs = [local.spec(Plan.parse(f"dp2.mbs4.{schedule}.zero{stage}")) for stage in stages]
+    measured = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=False, memory=True, timeout_s=30.0)
+    results = run_specs([run for run, _ in runs], measured, directory=tmp_path)
+    for result, (_, prediction) in zip(results, runs, strict=True):
+        assert result.failed is None, result.failed
+        real = result.ranks[0].peak_memory_bytes
+        assert prediction.memory[0].allocated_bytes == pytest.approx(real, rel=0.01), str(result.spec.plan)
 
 
 def result_of(run: RunSpec, seconds: float, error: float = 0.0) -> RunResult:
