@@ -84,6 +84,9 @@ class FrameworkProfile(BaseModel):
     """Gradients live in the reducer's buckets; else they are copied in and out."""
     gradients_persist: bool = False
     """Gradients keep their memory over steps (flat buffers); else they appear during backward."""
+    updates_unused: bool = False
+    """Trained parameters that no gradient reaches have one of zeros, and an update (flat buffers); else they
+    have neither."""
     fused_optimizer: bool = False
     """The update runs in one kernel without temporaries (apex)."""
     update_kernels: int = Field(0, ge=0)

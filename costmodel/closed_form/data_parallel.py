@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tails", "sharded_step", "tails"]
 
-_PARAMETERS = ("elements", "expert_elements", "copied_elements", "n_tensors")
+_PARAMETERS = ("elements", "expert_elements", "copied_elements", "n_tensors", "unused_elements")
 """Stage columns that reductions and updates depend on."""
 
 
@@ -57,10 +57,11 @@ def tails(
     update = _update_s(forecaster, configs, stage).sum(axis=1)
     plain = ((configs.replicas > 1) & ~((configs.zero == 3) & (configs.dp > 1)))[:, None, None]
     experts = stage["expert_elements"]
+    told = np.where((configs.zero < 2)[:, None, None], stage["unused_elements"], 0.0)
     parts = [
         _buckets(forecaster, configs, np.where(plain, elements, 0.0), axis, ranks)
         for elements, axis, ranks in (
-            (stage["elements"] - experts, "dp", configs.replicas),
+            (stage["elements"] - experts + told, "dp", configs.replicas),
             (experts, "expert_dp", configs.expert_replicas),
         )
         if axis == "dp" or elements.any()

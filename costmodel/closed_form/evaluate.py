@@ -11,8 +11,15 @@ import numpy as np
 
 from costmodel.closed_form.configs import Configs, distinct, groups_by, parts_of
 from costmodel.closed_form.data_parallel import Tails, sharded_step, tails
-from costmodel.closed_form.memory import HELD_ORDERS, StageBytes, held_order, levels_of, peak_bytes
-from costmodel.closed_form.offload import host_work
+from costmodel.closed_form.memory import (
+    HELD_ORDERS,
+    StageBytes,
+    held_bytes,
+    held_order,
+    levels_of,
+    peak_bytes,
+)
+from costmodel.closed_form.offload import host_need, host_work
 from costmodel.closed_form.stages import STAGE_COLUMNS, cut_tables, stage_rows
 from costmodel.closed_form.step import Stages, chains_end_s, kind_of
 from costmodel.closed_form.units import UnitTable
@@ -54,12 +61,18 @@ _HELD_COLUMNS = (
     "largest_elements",
     "second_elements",
     "largest_trained",
+    "loose_elements",
+    "block_elements",
+    "pair_elements",
+    "pair_trained",
     "frozen_elements",
     "frozen_expert_elements",
+    "unused_elements",
     "copied_on_rank",
     "frozen_copied_on_rank",
 )
 """What memory depends on."""
+_HOST_TOO_SMALL = "what is offloaded does not fit the host's memory"
 _AT_ONCE = 1 << 21
 """Stages of plans held in one array."""
 
@@ -81,6 +94,8 @@ class Pricer:
         profile = forecaster.profile
         self._step_s = host_cost_s(profile, "step_s") + forecaster.framework.step_overhead_s
         self._looped = profile.device.kind == "cpu"
+        per_node = 1 if profile.network is None else profile.network.ranks_per_node
+        self._ranks_of_node = min(per_node, space.choices.n_devices)
         names = space.choices.schedules
         self._held_order = np.array(
             [[HELD_ORDERS.index(held_order(kind_of(name, vpp))) for vpp in (1, 2)] for name in names]
@@ -110,7 +125,7 @@ class Pricer:
             np.minimum.at(least, way[rows], self._space.memory_bytes[rows])
             full |= (least > capacity) & np.isfinite(least)
         self._leave_out_idle_offload(capacity)
-        for part, pp, vpp in self._cuts(np.flatnonzero(self._space.memory_bytes <= capacity)):
+        for part, pp, vpp in self._cuts(np.flatnonzero(self._space.fits(capacity))):
             self._time(part, pp, vpp)
 
     def _helper(self, micro_batch_size: int) -> Twin | None:
@@ -125,13 +140,15 @@ class Pricer:
         return self._twin
 
     def _leave_out_idle_offload(self, capacity: float) -> None:
-        """Offload pays for memory with time: a plan that fits without it is not tried with it. The rows of a
-        plan with each word follow the one without."""
+        """Offload pays for memory with time: a plan that fits without it is not tried with it, and none that
+        a host cannot hold. The rows of a plan with each word follow the one without."""
         words, memory = self._columns["offload"], self._space.memory_bytes
         idle = (words > 0) & (memory[np.arange(len(words)) - words] <= capacity)
         if idle.any():
             memory[idle] = np.inf
             self._space.n_excluded["offload of a plan that fits without it"] += int(idle.sum())
+        if short := int(np.sum((memory <= capacity) & ~self._space.host_fits)):
+            self._space.n_excluded[_HOST_TOO_SMALL] += short
 
     def _ways(self) -> tuple[IntArray, int]:
         """Number of each row's way of splitting, and how many numbers there are."""
@@ -177,36 +194,51 @@ class Pricer:
         cuts = [self._stage_bytes(some, pp) for some in groups_by(at["vpp"], chosen[first])]
         words = len(space.choices.offload)
         of_ranks = np.concatenate([stages.of_ranks(with_two_largest=words > 1) for stages, _ in cuts], axis=1)
-        dp, zero = at["dp"][chosen], at["zero"][chosen]
+        dp, zero, ep = at["dp"][chosen], at["zero"][chosen], at["ep"][chosen]
+        shard = _shard(zero, dp, at["dp_shard"][chosen]) * np.where(zero > 0, at["cp"][chosen], 1)
+        framework = self._forecaster.framework
 
         @cache
         def levels(word: int) -> Levels:
             return levels_of(
                 of_ranks[:, cut],
-                framework=self._forecaster.framework,
+                framework=framework,
                 optimizer=self._forecaster.optimizer,
                 zero_stage=zero,
                 dp=dp,
-                shard=_shard(zero, dp, at["dp_shard"][chosen]) * np.where(zero > 0, at["cp"][chosen], 1),
-                ep=at["ep"][chosen],
+                shard=shard,
+                ep=ep,
                 num_microbatches=self._num_microbatches(chosen),
                 looped=self._looped,
                 offload=self._offload(word, rows),
             )
 
         @cache
+        def host_fits(word: int) -> _Mask:
+            offload, host = self._offload(word, rows), self._forecaster.host
+            assert offload is not None
+            size = framework.parameter_bytes
+            need = host_need(offload, of_ranks[:, cut], parameter_bytes=size, zero=zero, shard=shard, ep=ep)
+            return np.asarray(self._ranks_of_node * need <= host.memory_bytes)
+
+        @cache
         def passing(order: int, appearing: bool) -> FloatArray:
             name = HELD_ORDERS[order]
             return np.concatenate([stages.passing(name, m, appearing=appearing) for stages, m in cuts])
+
+        @cache
+        def kept(order: int) -> FloatArray:
+            return np.concatenate([held_bytes(stages.held, HELD_ORDERS[order], m) for stages, m in cuts])
 
         order = self._held_order[at["schedule"][rows], (at["vpp"][rows] > 1).astype(np.int64)]
         code = order * words + at["offload"][rows]
         for number in np.flatnonzero(np.bincount(code)):
             which, word = divmod(int(number), words)
             mine = np.flatnonzero(code == number)
-            space.memory_bytes[rows[mine]] = peak_bytes(levels(word), partial(passing, which), cut)[
-                config[mine]
-            ]
+            peaks = peak_bytes(levels(word), partial(passing, which), partial(kept, which), cut)
+            space.memory_bytes[rows[mine]] = peaks[config[mine]]
+            if word:
+                space.host_fits[rows[mine]] = host_fits(word)[config[mine]]
 
     def _stage_bytes(self, rows: IntArray, pp: int) -> tuple[StageBytes, IntArray]:
         """What the stages of the rows' cuts hold, all of as many chunks, and their micro-batches."""
@@ -224,9 +256,14 @@ class Pricer:
             experts=stage["expert_elements"],
             frozen=stage["frozen_elements"] + stage["frozen_copied_on_rank"],
             frozen_experts=stage["frozen_expert_elements"],
+            unused=stage["unused_elements"],
             largest=stage["largest_elements"],
             second=stage["second_elements"],
             largest_trained=stage["largest_trained"],
+            loose=stage["loose_elements"],
+            block=stage["block_elements"],
+            pair=stage["pair_elements"],
+            pair_trained=stage["pair_trained"],
         )
         return sizes, self._num_microbatches(rows)
 

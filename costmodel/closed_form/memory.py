@@ -14,6 +14,7 @@ import numpy as np
 
 from costmodel.closed_form.offload import two_largest
 from costmodel.estimate import FloatArray, IntArray
+from costmodel.predict.memory import UnitBuffers
 from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HELD_ORDERS", "Levels", "StageBytes", "held_bytes", "held_order", "levels_of", "peak_bytes"]
 
+_FP32_BYTES = 4
 HELD_ORDERS = ("all", "alternate", "lagging")
 """Orders of forwards and backwards that differ in what they hold."""
 
@@ -48,13 +50,22 @@ class StageBytes:
     experts: FloatArray
     frozen: FloatArray
     frozen_experts: FloatArray
+    unused: FloatArray
+    """Of those frozen here, the ones that a reducer has room for."""
     largest: FloatArray
     second: FloatArray
     largest_trained: FloatArray
+    loose: FloatArray
+    """Elements outside blocks; of the largest block, the largest two in a row, their most trained ones:"""
+    block: FloatArray
+    pair: FloatArray
+    pair_trained: FloatArray
 
     def of_ranks(self, *, with_two_largest: bool) -> FloatArray:
-        """Elements of each rank, shape [8, c, p]: trained, experts, trained and frozen, experts of both, the
-        largest unit, the most trained ones of a unit, frozen, the two largest units (0 where not asked)."""
+        """Elements of each rank, shape [13, c, p]: trained, experts, trained and frozen, experts of both, the
+        largest unit, the most trained ones of a unit, frozen, the two largest units (0 where not asked),
+        those in buckets without a gradient, those outside blocks, the largest block, the largest two in a
+        row, their most trained ones."""
         elements, experts = self.elements.sum(axis=1), self.experts.sum(axis=1)
         frozen = self.frozen.sum(axis=1)
         return np.stack(
@@ -67,6 +78,11 @@ class StageBytes:
                 self.largest_trained.max(axis=1),
                 frozen,
                 two_largest(self.largest, self.second) if with_two_largest else np.zeros_like(frozen),
+                self.unused.sum(axis=1),
+                self.loose.sum(axis=1),
+                self.block.max(axis=1),
+                self.pair.max(axis=1),
+                self.pair_trained.max(axis=1),
             ]
         )
 
@@ -152,6 +168,11 @@ class Levels:
     """Whether gradients appear while a micro-batch passes, [n]; else they are there before."""
     update: FloatArray
     """Gradients and temporaries of the update."""
+    resting: FloatArray
+    """What is there in the place of gradients while micro-batches pass, unless they appear."""
+    at_peak: FloatArray
+    in_backward: FloatArray
+    """Of single units that are whole, see `predict.memory.UnitBuffers`."""
     fixed: float
 
 
@@ -168,13 +189,14 @@ def levels_of(
     looped: bool,
     offload: Offload | None = None,
 ) -> Levels:
-    """The levels of plans of any schedule; `of_ranks` [8, n, p] as `StageBytes.of_ranks` says; `zero_stage`,
+    """The levels of plans of any schedule; `of_ranks` [13, n, p] as `StageBytes.of_ranks` says; `zero_stage`,
     `dp`, `shard`, `ep`, `num_microbatches`: shape [n].
 
     `shard`: ranks that divide what ZeRO divides, of `ep` of which each holds other experts.
     `looped`: the optimizer updates tensor by tensor; its temporary is left out then (it is small).
     """
-    elements, experts, all_elements, all_experts, largest, largest_trained, frozen, two = of_ranks
+    elements, experts, all_elements, all_experts, largest, largest_trained, frozen, two = of_ranks[:8]
+    unused, loose, block, pair, pair_trained = of_ranks[8:]
     zero, parts = zero_stage[:, None], shard[:, None].astype(np.float64)
     expert_parts = np.maximum(1.0, parts // ep[:, None])
 
@@ -192,7 +214,10 @@ def levels_of(
     if frozen.any():
         stored = shares(all_elements, all_experts)
     parameters = divided(3, stored) * framework.parameter_bytes
+    bucketed = np.where(zero < 2, unused, 0.0)
     gradients = divided(2, trained) * framework.gradient_bytes
+    if framework.gradient_as_bucket_view:
+        gradients = gradients + np.where(dp[:, None] > 1, bucketed, 0.0) * framework.gradient_bytes
     if offload is None:
         state = divided(1, trained) * state_bytes_per_parameter(optimizer, framework)
     else:  # as `predict.peak` counts what stays on the device
@@ -210,20 +235,45 @@ def levels_of(
     if each and traffic.updates and offload is None:
         update = gradients + np.floor(each * elements / np.where(zero >= 1, parts, 1.0))
     gathered = 2 * framework.parameter_comm_bytes * largest + framework.gradient_comm_bytes * largest_trained
-    buffers = _communication(elements, gathered, framework, zero, dp[:, None])
+    by_unit = (zero >= 2) & (dp[:, None] > 1) & (offload is None and not framework.updates_unused)
+    buffers = _communication(elements + bucketed, gathered, framework, zero, dp[:, None])
+    buffers = np.where(by_unit, 0.0, buffers)
+    several = (num_microbatches > 1)[:, None]
+    own = stored[1] * framework.parameter_bytes if framework.parameter_bytes >= _FP32_BYTES else 0.0
+    standing = np.where(
+        zero == 3,
+        np.where(several, gradients, 0.0),
+        own + np.where(several, trained[0] * framework.gradient_bytes, 0.0),
+    )
+    whole = UnitBuffers.of(
+        loose_elements=loose,
+        block_elements=block,
+        pair_elements=pair,
+        pair_trained=pair_trained,
+        framework=framework,
+        gathers=zero == 3,
+    )
     return Levels(
         lasting=parameters + gradients + state + buffers,
         gradients=gradients,
         appear=~stay & (num_microbatches == 1) & (zero_stage < 2) & (offload is None),
         update=update,
+        resting=np.where(by_unit, standing, gradients),
+        at_peak=np.where(by_unit, whole.at_peak, 0.0),
+        in_backward=np.where(by_unit, whole.in_backward, 0.0),
         fixed=framework.workspace_bytes + framework.memory_overhead_bytes,
     )
 
 
-def peak_bytes(levels: Levels, passing: Callable[[bool], FloatArray], of: IntArray) -> FloatArray:
+def peak_bytes(
+    levels: Levels, passing: Callable[[bool], FloatArray], kept: Callable[[], FloatArray], of: IntArray
+) -> FloatArray:
     """Bytes on the fullest rank, shape [n]. `passing`: whether gradients appear -> [c, p] as
-    `StageBytes.passing` says, for the `of`-th of its c each."""
-    highest = passing(False)[of] + levels.gradients
+    `StageBytes.passing` says, `kept`: what is held between passes, for the `of`-th of their c each."""
+    highest = passing(False)[of] + levels.resting + levels.at_peak
+    if levels.in_backward.any():
+        between = kept()[of] + levels.resting + levels.in_backward
+        highest = np.where(levels.in_backward > 0.0, np.maximum(highest, between), highest)
     if levels.appear.any():
         highest = np.where(levels.appear[:, None], passing(True)[of], highest)
     above = np.maximum(0.0, np.maximum(highest, levels.update) - levels.gradients)
@@ -238,5 +288,5 @@ def _communication(
     if framework.gradient_as_bucket_view:
         buckets: FloatArray = np.zeros_like(copied)
     else:
-        buckets = np.where(zero == 0, copied, np.minimum(copied, 2.0 * framework.bucket_bytes))
+        buckets = np.where(zero < 2, copied, np.minimum(copied, 2.0 * framework.bucket_bytes))
     return np.where(dp == 1, 0.0, np.where(zero == 3, gathered, buckets))

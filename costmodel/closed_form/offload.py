@@ -11,8 +11,9 @@ import numpy as np
 
 from costmodel.estimate import FloatArray, IntArray
 from costmodel.step import Offload
+from costmodel.strategies.offload import host_bytes
 
-__all__ = ["SEARCHABLE", "HostWork", "host_work", "two_largest"]
+__all__ = ["SEARCHABLE", "HostWork", "host_need", "host_work", "two_largest"]
 
 SEARCHABLE = ("zero-offload", "zero-offload-delayed", "zero-infinity", "zero-infinity-nvme", "cpu-update")
 
@@ -58,6 +59,25 @@ def host_work(
         after_s=0.0 * share if beside else update_s,
         at_least_s=np.maximum(np.maximum(update_s, state_s), streamed_s),
     )
+
+
+def host_need(
+    offload: Offload,
+    of_ranks: FloatArray,
+    *,
+    parameter_bytes: float,
+    zero: IntArray,
+    shard: IntArray,
+    ep: IntArray,
+) -> FloatArray:
+    """Bytes that the host holds for the rank which offloads most, shape [n]; `of_ranks` as
+    `closed_form.memory.levels_of` takes it."""
+    elements, experts, stored, stored_experts = of_ranks[:4]
+    ranks, among = shard[:, None], np.maximum(1, shard // ep)[:, None]
+    updated = (elements - experts) / ranks + experts / among
+    own = np.where((zero == 3)[:, None], (stored - stored_experts) / ranks + stored_experts / among, stored)
+    held = host_bytes(offload, updated_bytes=updated * parameter_bytes, own_bytes=own * parameter_bytes)
+    return np.asarray(held.max(axis=1))
 
 
 def two_largest(largest: FloatArray, second: FloatArray) -> FloatArray:

@@ -106,9 +106,17 @@ class Evaluated:
     estimate_s: FloatArray = field(default_factory=lambda: np.zeros(0))
     memory_bytes: FloatArray = field(default_factory=lambda: np.zeros(0))
     """Of the fullest rank; infinite where the plan cannot be priced or a smaller one does not fit."""
+    host_fits: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = field(
+        default_factory=lambda: np.ones(0, dtype=bool)
+    )
+    """Whether a node's host has the memory for what its ranks offload."""
 
     def __len__(self) -> int:
         return len(self.columns["tp"])
+
+    def fits(self, device_memory_bytes: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+        """Which rows fit a device of that memory, and the host."""
+        return np.asarray(self.host_fits & (self.memory_bytes <= device_memory_bytes))
 
     @property
     def n_runnable(self) -> int:
@@ -308,5 +316,6 @@ def evaluate(forecaster: Forecaster, choices: Choices, twin: Twin | None = None)
     found.bound_s = np.full(n, np.inf)
     found.estimate_s = np.full(n, np.inf)
     found.memory_bytes = np.full(n, np.inf)
+    found.host_fits = np.ones(n, dtype=bool)
     Pricer(forecaster, found, twin).run()
     return found

@@ -34,6 +34,7 @@ _SUMS = (
     "expert_elements",
     "frozen_elements",
     "frozen_expert_elements",
+    "unused_elements",
 )
 _SUMMED = np.array([COLUMNS.index(name) for name in _SUMS])
 STAGE_COLUMNS = (
@@ -44,13 +45,18 @@ STAGE_COLUMNS = (
     "largest_elements",
     "second_elements",
     "largest_trained",
+    "loose_elements",
+    "block_elements",
+    "pair_elements",
+    "pair_trained",
     "copied_elements",
     "copied_on_rank",
     "frozen_copied_on_rank",
 )
 """Sums over a stage's units, and: `send_bytes` to the next stage; the highest level while one micro-batch
 passes, where gradients appear (`appearing_bytes`) and where they stand already (`standing_bytes`), see
-`predict.peak.walk_stage`; elements of the two largest units, and the most trained ones of a unit; elements of
+`predict.peak.walk_stage`; elements of the two largest units, and the most trained ones of a unit;
+elements outside blocks, of the largest block, the largest two in a row, their most trained ones; elements of
 copies of parameters that another stage owns (`copied_elements`), or another rank, counted with the first
 stage of the rank that uses them (`copied_on_rank`, and those of frozen ones)."""
 
@@ -117,8 +123,20 @@ def _rows(table: UnitTable, starts: IntArray, stage_of: IntArray) -> list[FloatA
     trained = table["elements"]
     rows += _largest(trained + table["frozen_elements"], stage_of, starts, ends)
     rows.append(np.maximum.reduceat(trained, starts))
+    stored = trained + table["frozen_elements"]
+    rows.append(np.add.reduceat(np.where(table.is_block, 0.0, stored), starts))
+    blocks, gradients = (np.where(table.is_block, of, 0.0) for of in (stored, trained))
+    rows.append(np.maximum.reduceat(blocks, starts))
+    rows += [np.maximum.reduceat(_with_previous(of, starts), starts) for of in (blocks, gradients)]
     rows.append(_copied(table.tied, stage_of, stage_of, len(starts)))
     return rows
+
+
+def _with_previous(elements: FloatArray, starts: IntArray) -> FloatArray:
+    """Of each unit and the one before it in its stage together."""
+    previous = np.concatenate([[0.0], elements[:-1]])
+    previous[starts] = 0.0
+    return np.asarray(elements + previous)
 
 
 def _largest(elements: FloatArray, stage_of: IntArray, starts: IntArray, ends: IntArray) -> list[FloatArray]:

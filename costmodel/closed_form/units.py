@@ -35,7 +35,7 @@ class UnitTable:
     """(name, unit that uses it, unit that owns it or -1, elements) of every use of a tied parameter that
     is trained."""
     tied_frozen: tuple[tuple[str, int, int, int], ...]
-    """The same of the frozen ones."""
+    """The same of those without gradients."""
     partitions: Partitions
     stages: dict[tuple[int, int], FloatArray] = field(default_factory=dict)
     """Stage columns by (stages, ranks), filled by `closed_form.stages`."""
@@ -69,6 +69,7 @@ COLUMNS = (
     "expert_elements",
     "frozen_elements",
     "frozen_expert_elements",
+    "unused_elements",
     "output_bytes",
 )
 """`input_s` and `weight_s`: gradients of inputs (recomputation included) and of weights; `accumulate_s`:
@@ -122,7 +123,7 @@ def _table(forecaster: Forecaster, plan: Plan) -> UnitTable:
         for p in unit.shard.parameters:
             if p.tied:
                 use = (p.name, i, owners.get(p.name, -1), int(np.prod(p.local_shape)))
-                tied[p.frozen].append(use)
+                tied[not unit.trains(p)].append(use)
     return UnitTable(
         alone=columns,
         kind=np.array([unit.segment for unit in units]),
@@ -152,6 +153,7 @@ def _row(forecaster: Forecaster, unit: Unit, utilisation: float, waiting: float)
         "expert_elements": expert_elements([unit]),
         "frozen_elements": unit.stored_elements - sum(elements),
         "frozen_expert_elements": expert_elements([unit], frozen=True),
+        "unused_elements": unit.unused_elements,
         "output_bytes": unit.shard.output_bytes,
     }
     return np.array([float(found[name]) for name in COLUMNS])

@@ -44,12 +44,13 @@ def allocated_bytes(size_bytes: int) -> int:
 def recomputed_operators(segment: Segment, recompute: str) -> frozenset[int]:
     """Indices of the forward operators that run a second time before backward, see `costmodel.recompute`.
 
-    Embedding, head and loss are not blocks: they never run again. selective: the core of attention, from the
-    first to the last of its products (arXiv 2205.05198, section 4.3).
+    Embedding, head and loss are not blocks: they never run again; nor do blocks without a backward, frozen
+    ones that no gradient passes. selective: the core of attention, from the first to the last of its products
+    (arXiv 2205.05198, section 4.3).
     """
     policy = Recompute.parse(recompute)
     forward = segment.phase(Phase.FORWARD)
-    if not segment.is_block or policy.kind == "none":
+    if not segment.is_block or policy.kind == "none" or not segment.phase(Phase.BACKWARD):
         return frozenset()
     if policy.kind == "full":
         return frozenset(op.index for op in forward)

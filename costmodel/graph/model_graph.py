@@ -55,6 +55,8 @@ class TensorInfo:
     """A parameter that an earlier segment already counts."""
     frozen: bool = False
     """A parameter that is not trained: it has neither gradient nor optimizer state."""
+    unused: bool = False
+    """A trained parameter that the loss does not depend on: backward makes no gradient of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

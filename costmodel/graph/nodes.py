@@ -61,6 +61,7 @@ class Reader:
         self._base: dict[int, int] = {}
         self._operator_of: dict[fx.Node, int] = {}
         self._metas: dict[fx.Node, TensorMeta] = {}
+        self._trains = bool(gradients)
         keys = (storage_key(g) for g in gradients)
         self._gradients = {capture.stolen.get(key, key) for key in keys}
         for node in capture.graph.nodes:
@@ -93,6 +94,10 @@ class Reader:
             and role not in (TensorRole.PARAMETER, TensorRole.BUFFER),
             requires_grad=bool(value.requires_grad),
             frozen=role is TensorRole.PARAMETER and not value.requires_grad,
+            unused=role is TensorRole.PARAMETER
+            and self._trains
+            and value.requires_grad
+            and value.grad is None,
         )
         return index
 

@@ -18,7 +18,8 @@ def cut_segments(
     units: Sequence[Unit],
     unused: Sequence[int],
 ) -> tuple[Segment, ...]:
-    """Segments in forward order. `unused`: parameters no operator reads (they go to the last segment).
+    """Segments in forward order. `unused`: parameters no operator reads (they go to their unit's segment, or
+    to the last one).
 
     Forward operators are cut where the unit changes; a backward operator belongs to its forward
     operator's segment. Equal neighbours are merged into one segment with their counts added.
@@ -56,7 +57,11 @@ def _cut(
             last = group_of.get(op.forward_index, last) if op.forward_index is not None else last
             groups[last].append(op)
             group_of[op.index] = last
-    owner = _owners(operators, tensors, group_of, len(groups), unused)
+    owner = _owners(operators, tensors, group_of)
+    unit_of = {path: unit for unit in units for path in unit.elements}
+    for index in unused:
+        unit = _unit(tensors[index].name, unit_of)
+        owner.setdefault(index, group_unit.index(unit) if unit in group_unit else len(groups) - 1)
     crossing = _crossing(operators, tensors, group_of, len(groups))
     needed = {i for i, t in tensors.items() if t.saved} | {
         _base(tensors, index)
@@ -152,11 +157,7 @@ def _unit(module: str, unit_of: Mapping[str, Unit]) -> Unit | None:
 
 
 def _owners(
-    operators: Sequence[Operator],
-    tensors: Mapping[int, TensorInfo],
-    group_of: Mapping[int, int],
-    n_groups: int,
-    unused: Sequence[int],
+    operators: Sequence[Operator], tensors: Mapping[int, TensorInfo], group_of: Mapping[int, int]
 ) -> dict[int, int]:
     """Segment that counts each tensor: the one that makes it, for what comes from outside the first user."""
     owner: dict[int, int] = {}
@@ -170,8 +171,6 @@ def _owners(
             base = tensors[index].view_of
             if base is not None:
                 owner.setdefault(base, group_of[op.index])
-    for index in unused:
-        owner.setdefault(index, n_groups - 1)
     return owner
 
 

@@ -39,6 +39,7 @@ from costmodel.predict.segment_costs import dtensor_modules
 from costmodel.predict.uncertainty import StepErrors, step_errors
 from costmodel.predict.units import (
     Unit,
+    bucketed_elements,
     expand,
     expert_elements,
     frozen_elements,
@@ -130,7 +131,8 @@ def _cut(
     micro_batch_s = breakdown["compute"] * plan.pp / plan.num_microbatches
     unmodelled, unruled = forecaster.without_rule(plan)
     per_node = 1 if profile.network is None else profile.network.ranks_per_node
-    too_much = host_notes(plan, step.offload, stages, forecaster.host, per_node)
+    parameter_bytes = forecaster.framework.parameter_bytes
+    too_much = host_notes(plan, step.offload, groups, parameter_bytes, forecaster.host, per_node)
     prediction = Prediction(
         model=forecaster.source.name,
         plan=asked,
@@ -218,7 +220,7 @@ def stage_costs(
     )
     if forecaster.framework.update_kernels and optimizer_variant(forecaster.optimizer).updates:
         update_s = written_out_s(mine, forecaster.profile, forecaster.framework)
-    shapes = [p.local_shape for unit in units for p in unit.shard.parameters if not p.tied and not p.frozen]
+    shapes = [p.local_shape for u in units for p in u.shard.parameters if not p.tied and u.trains(p)]
     update_s += orthogonalisation_s(shapes, forecaster.optimizer, forecaster.profile) / update_ranks(plan)
     if (servers := servers_of(plan)) is not None:
         update_s /= servers.count
@@ -248,7 +250,7 @@ def _n_dtensors(plan: Plan, units: list[Unit]) -> int:
         return sum(len(unit.elements) for unit in units)
     split = {unit.segment: dtensor_modules(unit.shard) for unit in units}
     return sum(
-        p.is_sharded and not p.frozen and p.name.rpartition(".")[0] in split[unit.segment]
+        p.is_sharded and unit.trains(p) and p.name.rpartition(".")[0] in split[unit.segment]
         for unit in units
         for p in unit.shard.parameters
     )
@@ -267,6 +269,7 @@ def _state(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> int:
         ep=plan.ep,
         n_frozen=frozen_elements(units),
         n_frozen_experts=expert_elements(units, frozen=True),
+        n_bucketed=bucketed_elements(plan, units),
     ).total
 
 

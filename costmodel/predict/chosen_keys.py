@@ -23,14 +23,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from costmodel.graph.model_graph import ModelGraph, Operator, Segment
-from costmodel.predict.attending import attention_call
+from costmodel.predict.attending import attention_call, latent_dims
 from costmodel.predict.pricing import price_operators
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
     from costmodel.hardware.schema import HardwareProfile
 
-__all__ = ["SCORE_PRODUCTS", "ChosenKeys", "scoring_segments", "without_scorers"]
+__all__ = ["SCORE_PRODUCTS", "ChosenKeys", "attending_graph", "scoring_segments", "without_scorers"]
 
 SCORE_PRODUCTS = "fp8"
 """Type of the scores' products (DeepGEMM's fp8_mqa_logits)."""
@@ -169,3 +169,32 @@ def _scorers(segment: Segment) -> set[str]:
     homes = {op.module for op in segment.operators if op.kind == "attention"} - {""}
     chosen = {op.module for op in segment.operators if "topk" in op.target}
     return {m for m in chosen if any(m.startswith(f"{home}.") for home in homes)}
+
+
+def attending_graph(graph: ModelGraph, *, context: int, cache: str, chosen: ChosenKeys | None) -> ModelGraph:
+    """The graph with its attention in its phase: over a prompt, or of one token over `context` keys.
+
+    `cache`: the type of attention over a cache of another type, "" for the same. `chosen`: how attention
+    chooses its keys, None for all of them.
+    """
+    whole = graph.segments if chosen is None else tuple(without_scorers(s) for s in graph.segments)
+    segments = tuple(
+        replace(
+            segment,
+            operators=tuple(_phase(segment, op, context, cache, chosen) for op in segment.operators),
+        )
+        for segment in whole
+    )
+    return replace(graph, segments=segments)
+
+
+def _phase(segment: Segment, op: Operator, context: int, cache: str, chosen: ChosenKeys | None) -> Operator:
+    if op.kind != "attention" or op.variant != "fwd":
+        return op
+    tokens = 1 if context else op.dims["q_len"]
+    if chosen and chosen.attends(context or tokens):
+        sizes = {"requests": op.dims["batch"], "tokens": tokens, "context": context or tokens}
+        return chosen.attention(segment, op, **sizes, cache=cache)
+    if not context:
+        return replace(op, variant="mla_prefill" if latent_dims(segment, op) else "prefill")
+    return attention_call(segment, op, requests=op.dims["batch"], tokens=1, context=context, cache=cache)

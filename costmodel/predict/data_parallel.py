@@ -64,10 +64,9 @@ def exchanges(forecaster: Forecaster, plan: Plan, units: Sequence[Unit]) -> list
         else:
             exchange = _sharded if plan.zero_stage == 3 else _in_buckets
             for experts in (False, True):
-                held = [unit.held(experts=experts) for unit in units]
                 alone = experts and pipelines == 1 and max(1, plan.dp * plan.cp // plan.ep) == 1
-                if not alone and any(stored for _, stored in held):
-                    exchange(forecaster, plan, held, found, experts=experts)
+                if not alone and any(stored for _, stored in (u.held(experts=experts) for u in units)):
+                    exchange(forecaster, plan, units, found, experts=experts)
 
     def share(exchanged: _Sum) -> float:
         moved, seconds = np.array([exchanged.moved_bytes]), np.array([exchanged.seconds])
@@ -113,12 +112,12 @@ def _served(forecaster: Forecaster, plan: Plan, units: Sequence[Unit], found: Se
 def _sharded(
     forecaster: Forecaster,
     plan: Plan,
-    held: Sequence[tuple[list[int], int]],
+    units: Sequence[Unit],
     found: Sequence[_Unit],
     *,
     experts: bool,
 ) -> None:
-    """ZeRO-3: units' parameters gathered, gradients reduced and scattered; `held`: as `Unit.held` says."""
+    """ZeRO-3: units' parameters gathered, gradients reduced and scattered."""
     prefix = "expert_" if experts else ""
     axis = prefix + ("dp_shard" if plan.dp_shard else "dp")
     among, divided = (plan.dp_shard or plan.dp) * plan.cp, plan.dp_shard
@@ -128,7 +127,8 @@ def _sharded(
     # measured over the two gathers and the reduction of a step; each takes a third
     per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
     measured = "fsdp_copy_s_per_byte" in forecaster.profile.host
-    for (elements, stored), mine in zip(held, found, strict=True):
+    for unit, mine in zip(units, found, strict=True):
+        elements, stored = unit.held(experts=experts)
         gathered = stored * framework.parameter_comm_bytes
         if not gathered:
             continue
@@ -146,17 +146,18 @@ def _sharded(
 def _in_buckets(
     forecaster: Forecaster,
     plan: Plan,
-    held: Sequence[tuple[list[int], int]],
+    units: Sequence[Unit],
     found: Sequence[_Unit],
     *,
     experts: bool,
 ) -> None:
     """Gradients reduced in buckets; under ZeRO-1 and 2 what each rank updated is gathered."""
     framework, pipelines = forecaster.framework, SCHEDULES[plan.schedule].copies
-    parameters_by_unit = [
-        (i, round(count * framework.gradient_comm_bytes))
-        for i, (elements, _) in enumerate(held)
-        for count in elements
+    told = plan.zero_stage < 2  # DDP's reducer, of all that is trained; what has no gradient is ready at once
+    reduced = [
+        (i if has_gradient else len(units) - 1, round(count * framework.gradient_comm_bytes), has_gradient)
+        for i, unit in enumerate(units)
+        for count, has_gradient in unit.reduced(experts=experts, unused=told)
     ]
     op = "all_reduce" if plan.zero_stage == 0 else "reduce_scatter"
     per_bucket_s = host_cost_s(forecaster.profile, "ddp_bucket_s")
@@ -168,7 +169,7 @@ def _in_buckets(
     shard = prefix + ("dp_shard" if sharded else "dp")
     among = max(1, plan.dp_shard * plan.cp // plan.ep) if experts else plan.dp_shard
     for bucket in gradient_buckets(
-        parameters_by_unit,
+        [(i, size) for i, size, _ in reduced],
         bucket_bytes=max(framework.bucket_bytes, smallest),
         first_bucket_bytes=max(framework.first_bucket_bytes, smallest),
     ):
@@ -186,8 +187,9 @@ def _in_buckets(
         else:
             mine.reduced.seconds += per_bucket_s
     if not framework.gradient_as_bucket_view:
-        for i, size in parameters_by_unit:
-            found[i].copies_s += 2.0 * copy_s(forecaster, size)
+        for i, size, has_gradient in reduced:
+            if has_gradient:
+                found[i].copies_s += 2.0 * copy_s(forecaster, size)
 
 
 def _narrowed(forecaster: Forecaster, plan: Plan, axis: str) -> Forecaster:

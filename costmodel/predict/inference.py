@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,17 @@ from typing import TYPE_CHECKING, Any
 from costmodel.errors import PlanError
 from costmodel.estimate import Z90
 from costmodel.graph import GraphStore
-from costmodel.graph.model_graph import ModelGraph, Operator, Segment
-from costmodel.hardware.device import cache_bytes
 from costmodel.hardware.host_machine import HostMachine, host_of
 from costmodel.plan import Plan
-from costmodel.predict.attending import attention_call, cache_copies, latent_dims
-from costmodel.predict.chosen_keys import ChosenKeys, scoring_segments, without_scorers
+from costmodel.predict.answer_memory import (
+    answer_bytes,
+    attention_calls,
+    overhead_bytes,
+    pass_bytes,
+    token_bytes,
+)
+from costmodel.predict.attending import cache_copies
+from costmodel.predict.chosen_keys import ChosenKeys, attending_graph, scoring_segments
 from costmodel.predict.forecaster import Forecaster
 from costmodel.predict.notes import machine_notes, model_notes, quantisation_notes
 from costmodel.predict.pricing import host_cost_s, price_operators
@@ -93,6 +99,10 @@ class InferencePrediction:
     """Output tokens of all sequences of all replicas per second of latency."""
     parameter_bytes: int
     kv_cache_bytes: int
+    activation_bytes: int
+    """Of a pass, at the moment when they and the cache are most."""
+    overhead_bytes: int
+    """What libraries and the device's context hold."""
     device_memory_bytes: int
     log_sigma: float
     """Spread of ln(latency)."""
@@ -114,12 +124,18 @@ class InferencePrediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "plan": str(self.plan), "interval_s": self.interval_s, "fits": self.fits}
+        derived = {"interval_s": self.interval_s, "memory_bytes": self.memory_bytes, "fits": self.fits}
+        return {**asdict(self), "plan": str(self.plan), **derived}
 
     @property
     def fits(self) -> bool:
-        """Whether parameters and cache fit the device, and streamed weights the host."""
-        return self.host_fits and self.parameter_bytes + self.kv_cache_bytes <= self.device_memory_bytes
+        """Whether all of it fits the device, and streamed weights the host."""
+        return self.host_fits and self.memory_bytes <= self.device_memory_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """Most that the device holds at once."""
+        return self.parameter_bytes + self.kv_cache_bytes + self.activation_bytes + self.overhead_bytes
 
 
 class InferenceForecaster:
@@ -146,6 +162,17 @@ class InferenceForecaster:
         self.framework = framework
         self.network_variant = network_variant
         self._forecasters: dict[tuple[int, int], Forecaster] = {}
+        self._paged: InferenceForecaster | None = None
+
+    def in_pages(self) -> InferenceForecaster:
+        """The same with room for keys and values beforehand, so that none are joined to others."""
+        if not self.framework.cache_concatenated:
+            return self
+        if self._paged is None:
+            self._paged = copy(self)
+            self._paged.framework = self.framework.model_copy(update={"cache_concatenated": False})
+            self._paged._forecasters = {}
+        return self._paged
 
     def forward(self, plan: Plan, *, batch_size: int) -> ForwardCost:
         """One forward pass at the source's own sequence length (encoders, image models, a denoising step).
@@ -190,13 +217,23 @@ class InferenceForecaster:
         following = _stretched(token(sizes.token), plan.pp, parts, max(plan.pp, parts))
         steps = output_len - 1
         latency_s = first.time_s + steps * following.time_s
-        caches = self._cache_bytes_per_token(one_token, plan, batch_size)
+        tokens = self._units(one_token, plan, batch_size)
+        caches = token_bytes(tokens, self.framework)
+        if self.chosen_keys:
+            scored = sum(attention_calls(unit) for unit in tokens if self.scores(unit.shard.name))
+            caches += scored * batch_size * self.chosen_keys.cache_bytes
         if not caches:
             raise PlanError(
                 f"{self.source.name} has no fused attention under framework {self.framework.name!r}, so what "
                 "a token costs over its context is not known; take a framework with attention=flash"
             )
-        held = [unit.stored_elements for unit in self._units(one_token, plan, batch_size)]
+        held = [unit.stored_elements for unit in tokens]
+        activations = answer_bytes(
+            self._prompt(plan, sizes.prompt, prompt_len=prompt_len, one_token=one_token),
+            self._units(one_token, plan, sizes.token),
+            self.framework,
+            grown_bytes=caches * output_len / plan.pp,
+        )
         on_host = sum(held) * self.framework.parameter_bytes if streams_from(plan) == "host" else 0.0
         too_much = on_host > self.host.memory_bytes
         # streamed weights: the unit that computes and the one that comes in
@@ -212,6 +249,8 @@ class InferenceForecaster:
             tokens_per_s=plan.dp * batch_size * output_len / latency_s,
             parameter_bytes=round(parameters * self.framework.parameter_bytes),
             kv_cache_bytes=round(caches * (prompt_len + output_len) / plan.pp),
+            activation_bytes=activations,
+            overhead_bytes=overhead_bytes(self.framework),
             device_memory_bytes=int(self.profile.device.memory_bytes),
             log_sigma=(first.log_sigma * first.time_s + following.log_sigma * steps * following.time_s)
             / latency_s,
@@ -232,8 +271,8 @@ class InferenceForecaster:
     def warnings(self, seq_len: int, *, tp: int = 1) -> tuple[str, ...]:
         """What to know beside the figures of the passes forecast so far, of up to `seq_len` tokens on `tp`
         tensor-parallel ranks."""
-        made = self._forecasters.values()
-        found = dict.fromkeys(note for each in made for note in (*each.graphs.notes, *each.split_notes(tp)))
+        made = [*self._forecasters.values(), *(self._paged._forecasters.values() if self._paged else ())]
+        found = dict.fromkeys(note for one in made for note in (*one.graphs.notes, *one.split_notes(tp)))
         machine = machine_notes(self.profile, self.framework.compute_dtype)
         stored = quantisation_notes(self.source, self.framework)
         return (*found, *machine, *model_notes(self.source, seq_len), *stored)
@@ -259,7 +298,9 @@ class InferenceForecaster:
                 network_variant=self.network_variant,
                 styles=self._styles,
                 training=False,
-                adapt=partial(_attending, context=context, cache=self.cache_type(), chosen=self.chosen_keys),
+                adapt=partial(
+                    attending_graph, context=context, cache=self.cache_type(), chosen=self.chosen_keys
+                ),
                 graphs=self._graphs,
             )
         return self._forecasters[seq_len, context]
@@ -306,6 +347,10 @@ class InferenceForecaster:
         return self._sum(forecaster, plan, batch_size, units, context=context)
 
     def _prefill(self, plan: Plan, batch_size: int, *, prompt_len: int, one_token: Forecaster) -> ForwardCost:
+        units = self._prompt(plan, batch_size, prompt_len=prompt_len, one_token=one_token)
+        return self._sum(self._at(prompt_len, 0), plan, batch_size, units)
+
+    def _prompt(self, plan: Plan, batch_size: int, *, prompt_len: int, one_token: Forecaster) -> list[Unit]:
         """The prompt through the blocks, its last token through what follows them."""
         forecaster = self._at(prompt_len, 0)
         units = self._units(forecaster, plan, batch_size)
@@ -313,7 +358,15 @@ class InferenceForecaster:
         tail = _after_blocks(units)
         if tail and tail == _after_blocks(single):
             units = [*units[:-tail], *single[-tail:]]
-        return self._sum(forecaster, plan, batch_size, units)
+        return units
+
+    def pass_bytes(self, plan: Plan, *, prompt_len: int, output_len: int) -> int:
+        """Activations of a server's pass, full of prompts of that length; longer ones are cut."""
+        tokens = self.framework.pass_tokens
+        requests = max(1, tokens // prompt_len)
+        one_token = self._at(1, prompt_len + output_len // 2)
+        units = self._prompt(plan, requests, prompt_len=prompt_len, one_token=one_token)
+        return round(pass_bytes(units) * min(1.0, tokens / prompt_len))
 
     def _sum(
         self, forecaster: Forecaster, plan: Plan, batch_size: int, units: list[Unit], *, context: int = 0
@@ -370,7 +423,7 @@ class InferenceForecaster:
     ) -> CostParts:
         """What a unit does to choose its keys."""
         operators = unit.shard.local.operators
-        calls = sum(op.kind == "attention" for op in operators)
+        calls = attention_calls(unit)
         if not calls or not self.scores(unit.shard.name):
             return CostParts(parts_s={})
         like = (
@@ -397,51 +450,6 @@ class InferenceForecaster:
                 gather_s = float(forecaster.collective(plan, "all_gather", size, "dp").median_s[0])
             seconds.append(size / plan.dp / rate + gather_s)
         return seconds
-
-    def _cache_bytes_per_token(self, one_token: Forecaster, plan: Plan, batch_size: int) -> float:
-        """Keys and values that every token leaves on a rank, over all layers."""
-        cache = self.framework.cache_dtype
-        compute = self.framework.compute_dtype
-        width = cache_bytes(compute if cache == "same" else f"{compute}+{cache}kv")
-        total = 0.0
-        for unit in self._units(one_token, plan, batch_size):
-            for op in unit.shard.local.operators:
-                if op.kind == "attention":
-                    heads = op.dims["batch"] * op.dims["kv_heads"]
-                    values = 0 if op.variant == "mla_decode" else op.dims["v_dim"]  # a part of the kept row
-                    total += width * heads * (op.dims["qk_dim"] + values)
-                    if self.chosen_keys and self.scores(unit.shard.name):
-                        total += batch_size * self.chosen_keys.cache_bytes
-        return total
-
-
-def _attending(graph: ModelGraph, *, context: int, cache: str, chosen: ChosenKeys | None) -> ModelGraph:
-    """The graph with its attention in its phase: over a prompt, or of one token over `context` keys.
-
-    `cache`: the type of attention over a cache of another type, "" for the same. `chosen`: how attention
-    chooses its keys, None for all of them.
-    """
-    whole = graph.segments if chosen is None else tuple(without_scorers(s) for s in graph.segments)
-    segments = tuple(
-        replace(
-            segment,
-            operators=tuple(_phase(segment, op, context, cache, chosen) for op in segment.operators),
-        )
-        for segment in whole
-    )
-    return replace(graph, segments=segments)
-
-
-def _phase(segment: Segment, op: Operator, context: int, cache: str, chosen: ChosenKeys | None) -> Operator:
-    if op.kind != "attention" or op.variant != "fwd":
-        return op
-    tokens = 1 if context else op.dims["q_len"]
-    if chosen and chosen.attends(context or tokens):
-        sizes = {"requests": op.dims["batch"], "tokens": tokens, "context": context or tokens}
-        return chosen.attention(segment, op, **sizes, cache=cache)
-    if not context:
-        return replace(op, variant="mla_prefill" if latent_dims(segment, op) else "prefill")
-    return attention_call(segment, op, requests=op.dims["batch"], tokens=1, context=context, cache=cache)
 
 
 def _output_bytes(unit: Unit) -> int:

@@ -10,8 +10,10 @@ from costmodel.graph.liveness import recomputed_operators
 from costmodel.graph.model_graph import Phase
 from costmodel.hardware.device import math_dtype, units_of
 from costmodel.hardware.host_machine import unknown_dispatch_s
+from costmodel.predict.units import shares_of_rank
 from costmodel.recompute import Recompute
 from costmodel.rendering import bytes_text
+from costmodel.strategies.offload import host_bytes
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from costmodel.models import ModelSource
     from costmodel.plan import Plan
     from costmodel.predict.units import Unit
-    from costmodel.stage_costs import StageCosts
     from costmodel.step import Offload
 
 __all__ = [
@@ -52,30 +53,23 @@ def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
 
 
 def host_notes(
-    plan: Plan, offload: Offload | None, stages: Sequence[StageCosts], host: HostMachine, ranks_per_node: int
+    plan: Plan,
+    offload: Offload | None,
+    groups: Sequence[Sequence[Unit]],
+    parameter_bytes: float,
+    host: HostMachine,
+    ranks_per_node: int,
 ) -> tuple[str, ...]:
     """A host without the memory for what its node's ranks offload; as many as the fullest stage each.
-
-    Of a rank's share of the update it holds the optimizer's state (unless drives do) and gradients, and of
-    its parameters those that stream in.
-    """
+    `groups`: the units of each (virtual) stage."""
     if offload is None:
         return ()
-    shard = (plan.dp_shard or plan.dp) * plan.cp
-    state = 0.0 if offload.storage_bytes_per_s else offload.state_per_parameter_byte
-    updated = (1.0 - offload.device_fraction) * (state + offload.gradient_per_parameter_byte)
-    if not offload.host_update_bytes_per_s:  # stages that are swapped leave whole
-        updated = offload.state_per_parameter_byte + offload.gradient_per_parameter_byte
-    by_rank: dict[int, float] = {}
-    for stage in stages:
-        for unit in stage.units:
-            among = (unit.shared_by or shard) if plan.zero_stage else 1.0
-            held = unit.parameter_bytes * unit.trained_fraction / among * updated
-            if offload.stream_weights or not offload.host_update_bytes_per_s:
-                held += unit.parameter_bytes / (among if plan.zero_stage == 3 else 1.0)
-            rank = stage.index % plan.pp
-            by_rank[rank] = by_rank.get(rank, 0.0) + held
-    need = max(by_rank.values()) * min(ranks_per_node, plan.world_size)
+    need = 0.0
+    for rank in range(plan.pp):
+        units = [unit for group in groups[rank :: plan.pp] for unit in group]
+        updated, own = (parameter_bytes * n for n in shares_of_rank(plan, units))
+        need = max(need, host_bytes(offload, updated_bytes=updated, own_bytes=own))
+    need *= min(ranks_per_node, plan.world_size)
     if need <= host.memory_bytes:
         return ()
     return (

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from costmodel.graph.model_graph import Phase
-from costmodel.predict.memory import ModelState, communication_bytes, model_state
+from costmodel.predict.memory import (
+    ModelState,
+    UnitBuffers,
+    communication_bytes,
+    model_state,
+    sharded_by_unit,
+)
 from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter, update_bytes
 from costmodel.predict.prediction import StageMemory
-from costmodel.predict.units import expert_elements, frozen_elements, held_elements
+from costmodel.predict.units import bucketed_elements, expert_elements, frozen_elements, held_elements
 from costmodel.strategies.parameter_server import servers_of
 
 if TYPE_CHECKING:
@@ -27,6 +34,8 @@ if TYPE_CHECKING:
     from costmodel.step import Offload, StepResult
 
 __all__ = ["Peak", "memory_of_rank", "peak_of_stage", "rank_memory", "walk_stage"]
+
+_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,23 +118,58 @@ def memory_of_rank(
     the update works on flat tensors, blocks of activations and of single gradients are too small for those:
     the pool holds both.
     """
-    framework = forecaster.framework
+    framework, optimizer = forecaster.framework, forecaster.optimizer
     units = [unit for stage in stages for unit in stage]
     elements = held_elements(units)
-    updates = optimizer_variant(forecaster.optimizer).updates
+    held = partial(
+        model_state,
+        sum(elements),
+        framework=framework,
+        optimizer_bytes=state_bytes_per_parameter(optimizer, framework),
+        dp=plan.dp,
+        dp_shard=plan.dp_shard,
+        cp=plan.cp,
+        n_expert_parameters=expert_elements(units),
+        ep=plan.ep,
+        n_frozen=frozen_elements(units),
+        n_frozen_experts=expert_elements(units, frozen=True),
+        n_bucketed=bucketed_elements(plan, units),
+    )
+    state = held(zero_stage=plan.zero_stage)
+    updates = optimizer_variant(optimizer).updates
     # flat buffers, the reducer's buckets and gradients that nobody takes are there before backward
     stay = framework.gradients_persist or (plan.dp > 1 and framework.gradient_as_bucket_view) or not updates
     if offload is not None and not offload.host_update_bytes_per_s:
         offload = None
     appear = not stay and plan.num_microbatches == 1 and plan.zero_stage < 2 and offload is None
-    state = _state(forecaster, plan, units, offload)
+    if offload is not None:
+        sizes = sorted(u.stored_elements for u in units)
+        state = _on_device(state, offload, sum(sizes[-2:]), framework)
+    if servers_of(plan) is not None:
+        state = replace(state, optimizer=0)
     resting = _resting(state, appear, weight_versions)
+    by_unit = sharded_by_unit(framework, plan.zero_stage, plan.dp) and offload is None
+    whole = UnitBuffers(at_peak=0.0, in_backward=0.0)
+    if by_unit:
+        standing = _standing_gradients(plan, state, framework, sum(elements), held(zero_stage=3).parameters)
+        resting = replace(resting, gradients=standing)
+        whole = _whole_units(stages, framework, plan)
     peaks = [_beside(resting, stage, held_bytes, gradients_appear=appear) for stage in stages]
-    update = _update_bytes(forecaster, elements, offload)
-    shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
     passing = max((p.total for p in peaks), default=0)
-    peaks.append(Peak(activations=0, gradients=state.gradients, temporary=update // shard))
-    highest = max(peaks, key=lambda p: p.total)
+    moments = [(peak, whole.at_peak) for peak in peaks]
+    if by_unit:
+        between = Peak(activations=held_bytes, gradients=resting.gradients, temporary=0)
+        moments.append((between, whole.in_backward))
+    update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
+    shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
+    if framework.fused_optimizer:
+        update = 0
+    if updates:
+        update += round(sum(elements) * framework.update_copy_bytes)
+    if offload is not None:  # what the host updates leaves no temporaries here
+        update = round(update * offload.device_fraction)
+    moments.append((Peak(activations=0, gradients=state.gradients, temporary=update // shard), 0.0))
+    highest, beside = max(moments, key=lambda moment: moment[0].total + moment[1])
     # gradients that appear during backward take the place of activations: what is above all of them
     above = max(0, highest.total - state.gradients)
     temporary = min(highest.temporary, above)
@@ -143,51 +187,53 @@ def memory_of_rank(
         activations=above - temporary,
         temporary=temporary + framework.workspace_bytes,
         communication=communication_bytes(
-            sum(elements),
+            sum(elements) + bucketed_elements(plan, units),
             largest_unit_parameters=max((u.stored_elements for u in units), default=0),
             largest_unit_gradients=max((sum(u.elements) for u in units), default=0),
             framework=framework,
             zero_stage=plan.zero_stage,
             dp=plan.dp,
-        ),
+            by_unit=by_unit,
+        )
+        + round(beside),
         framework=framework.memory_overhead_bytes,
         fragments=round(fragments),
     )
 
 
-def _state(forecaster: Forecaster, plan: Plan, units: Sequence[Unit], offload: Offload | None) -> ModelState:
-    """Parameters, gradients and optimizer states on the device, without what the host or servers hold."""
-    framework = forecaster.framework
-    state = model_state(
-        sum(held_elements(units)),
+def _whole_units(stages: Sequence[Sequence[Unit]], framework: FrameworkProfile, plan: Plan) -> UnitBuffers:
+    loose, largest, pair, trained = 0, 0, 0, 0
+    for stage in stages:
+        blocks = [unit.stored_elements * unit.shard.local.is_block for unit in stage]
+        gradients = [sum(unit.elements) * unit.shard.local.is_block for unit in stage]
+        loose += sum(unit.stored_elements for unit in stage) - sum(blocks)
+        largest = max(largest, *blocks)
+        pair = max(pair, *(a + b for a, b in zip(blocks, [0, *blocks], strict=False)))
+        trained = max(trained, *(a + b for a, b in zip(gradients, [0, *gradients], strict=False)))
+    return UnitBuffers.of(
+        loose_elements=loose,
+        block_elements=largest,
+        pair_elements=pair,
+        pair_trained=trained,
         framework=framework,
-        optimizer_bytes=state_bytes_per_parameter(forecaster.optimizer, framework),
-        zero_stage=plan.zero_stage,
-        dp=plan.dp,
-        dp_shard=plan.dp_shard,
-        cp=plan.cp,
-        n_expert_parameters=expert_elements(units),
-        ep=plan.ep,
-        n_frozen=frozen_elements(units),
-        n_frozen_experts=expert_elements(units, frozen=True),
+        gathers=plan.zero_stage == 3,
     )
-    if offload is not None:
-        sizes = sorted(u.stored_elements for u in units)
-        state = _on_device(state, offload, sum(sizes[-2:]), framework)
-    return replace(state, optimizer=0) if servers_of(plan) is not None else state
 
 
-def _update_bytes(forecaster: Forecaster, elements: Sequence[int], offload: Offload | None) -> int:
-    """Temporaries of updating tensors of so many elements, before they are divided among replicas."""
-    framework, optimizer = forecaster.framework, forecaster.optimizer
-    update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
-    if framework.fused_optimizer:
-        update = 0
-    if optimizer_variant(optimizer).updates:
-        update += round(sum(elements) * framework.update_copy_bytes)
-    if offload is not None:  # what the host updates leaves no temporaries here
-        update = round(update * offload.device_fraction)
-    return update
+def _standing_gradients(
+    plan: Plan, state: ModelState, framework: FrameworkProfile, n_trained: int, own_parameters: int
+) -> int:
+    """What is there in the place of gradients before the (last) backward, where units are sharded one by one.
+
+    Under ZeRO-3 each micro-batch adds to the rank's share of gradients. Under ZeRO-2 gradients stay whole
+    until the last one's are reduced, and beside whole parameters there are the rank's own, unless the
+    optimizer's copies in fp32 are these.
+    """
+    several = plan.num_microbatches > 1
+    if plan.zero_stage == 3:
+        return state.gradients if several else 0
+    own = own_parameters if framework.parameter_bytes >= _FP32_BYTES else 0
+    return own + (round(n_trained * framework.gradient_bytes) if several else 0)
 
 
 def _beside(resting: ModelState, stage: list[Unit], held_bytes: int, *, gradients_appear: bool) -> Peak:

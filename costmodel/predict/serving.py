@@ -1,17 +1,18 @@
 """Continuous batching: requests that arrive all the time share one running batch.
 
 Every iteration decodes one token of each of the c running requests, and takes in the prompts that arrived
-(each a prefill of its own). At a steady rate r, with d(c) the seconds of a decode and f those of a prefill:
+together. At a steady rate r, with d(c) the seconds of a decode and F(k) those of k prompts together (of fewer
+than one: that share of one's; of more than a pass takes: as many passes):
 
-    iteration      t = d(c) / (1 - r f)          a share r f of the time goes to prompts
+    iteration      t = d(c) + F(k),  k = r t     prompts that came while it ran
     concurrency    c = r (output - 1) t          Little's law over the tokens after the first
-    first token    f + t / 2 + queue             half an iteration until it is taken in, then its prefill
-    queue          r f^2 / (2 (1 - r f))         mean wait for other prompts (M/D/1)
+    first token    F(max(1, k)) + t / 2 + queue  half an iteration until it is taken in, then its prefill
+    queue          r f^2 / (2 (1 - r f))         mean wait for other prompts (M/D/1), f = F(k) / k
 
 Given a concurrency instead (clients that send the next request when one is answered), the server is played
 through under them pass by pass (`costmodel.predict.clients`), their prompts and answers up to a tenth longer
 and shorter; where a pass is not the whole replica's (pipelines, streamed weights), r is what they reach.
-The rate that cannot be held is where c no longer fits the memory, or r f + r (output - 1) d'(c) >= 1.
+The rate that cannot be held is where c no longer fits the memory, or prompts fill all the time.
 
 Keys and values are kept in pages of a few tokens as a request grows, or contiguous for its whole length.
 """
@@ -23,25 +24,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.plan import Plan
 from costmodel.predict.clients import ClientsPrediction, Load, serve_clients
-from costmodel.predict.inference import InferenceForecaster
-from costmodel.predict.passes import PassCosts
+from costmodel.predict.inference import InferenceForecaster, InferencePrediction
+from costmodel.predict.passes import Experts, PassCosts
 from costmodel.rendering import bytes_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["ServingPrediction", "serve", "steady_state"]
 
 _PAGE_TOKENS = 16
 """Tokens of a page, as vLLM's default."""
 _MOST_RUNNING = 1024
+_HALVINGS = 50
 _LENGTHS = (0.9, 1.1)
 """Of clients' prompts and answers: alike, those that began together would end together for ever."""
 
@@ -64,9 +63,14 @@ class ServingPrediction:
     capacity_per_s: float
     """The highest rate that can be held."""
     most_running: int
-    """Requests whose keys and values fit beside the parameters."""
+    """Requests whose keys and values fit beside parameters and a pass's activations."""
     parameter_bytes: int
     kv_cache_bytes: int
+    """Of the requests that run, on average."""
+    activation_bytes: int
+    """Of a pass full of prompts."""
+    overhead_bytes: int
+    """What libraries and the device's context hold."""
     device_memory_bytes: int
     warnings: tuple[str, ...] = ()
 
@@ -81,27 +85,48 @@ class ServingPrediction:
 
 
 def steady_state(
-    decode_s: Callable[[float], float], prefill_s: float, tokens: int, *, rate_per_s: float, most: float
+    decode_s: Callable[[float], float],
+    prompts_s: Callable[[float], float],
+    tokens: int,
+    *,
+    rate_per_s: float,
+    most: float,
 ) -> tuple[float, float] | None:
     """(concurrency, seconds of an iteration) at a rate, or None where `most` requests are not enough.
 
-    `decode_s`: requests running -> seconds of a decode; `tokens`: decodes of a request. The least c with
-    c >= r tokens t(c), by bisection (t rises slower than c below saturation).
+    `decode_s`: requests running -> seconds of a decode; `prompts_s`: prompts taken in -> seconds of them;
+    `tokens`: decodes of a request. The least c with c >= r tokens t(c), by bisection (t rises slower than c
+    below saturation).
     """
-    load = rate_per_s * prefill_s
-    if load >= 1.0:
-        return None
 
-    def needed(c: float) -> float:
-        return rate_per_s * tokens * decode_s(c) / (1.0 - load)
+    def iteration_s(c: float) -> float:
+        return _iteration_s(decode_s(c), prompts_s, rate_per_s)
 
     low, high = 0.0, most
-    if needed(most) > most:
+    if rate_per_s * tokens * iteration_s(most) > most:
         return None
-    for _ in range(60):
+    for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if needed(middle) > middle else (low, middle)
-    return high, decode_s(high) / (1.0 - load)
+        enough = rate_per_s * tokens * iteration_s(middle) <= middle
+        low, high = (low, middle) if enough else (middle, high)
+    return high, iteration_s(high)
+
+
+def _iteration_s(decode_s: float, prompts_s: Callable[[float], float], rate_per_s: float) -> float:
+    """The least t = d + F(r t); infinite where prompts fill all the time."""
+    high = decode_s
+    for _ in range(_HALVINGS):
+        if decode_s + prompts_s(rate_per_s * high) <= high:
+            break
+        high *= 2.0
+    else:
+        return math.inf
+    low = 0.5 * high
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        enough = decode_s + prompts_s(rate_per_s * middle) <= middle
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def serve(
@@ -121,6 +146,7 @@ def serve(
     held) where the rate is too high or nothing fits.
     """
     given = _require_one(rate_per_s, concurrency, output_len)
+    forecaster = forecaster.in_pages()
     replicas = plan.dp
     if rate_per_s is not None:
         rate_per_s = rate_per_s / replicas
@@ -132,16 +158,22 @@ def serve(
     # pages fill as a request grows: half its output on average, half a page unused
     length = prompt_len + 0.5 * output_len + 0.5 * _PAGE_TOKENS if paged else prompt_len + output_len
     each = per_token * length
-    room = alone.device_memory_bytes - alone.parameter_bytes
+    passing = forecaster.pass_bytes(plan, prompt_len=prompt_len, output_len=output_len)
+    beside = alone.parameter_bytes + passing + alone.overhead_bytes
+    room = alone.device_memory_bytes - beside
     most = min(_MOST_RUNNING, int(room / each)) if each else _MOST_RUNNING
     if most < 1:
         raise InfeasibleError(
-            f"{plan}: parameters of {bytes_text(alone.parameter_bytes)} and one request's cache of "
-            f"{bytes_text(each)} do not fit {bytes_text(alone.device_memory_bytes)}; take a higher tp"
+            f"{plan}: parameters of {bytes_text(alone.parameter_bytes)}, activations and libraries of "
+            f"{bytes_text(beside - alone.parameter_bytes)} and one request's cache of {bytes_text(each)} do "
+            f"not fit {bytes_text(alone.device_memory_bytes)}; take a higher tp"
         )
-    decode_s = _decode(forecaster, plan, prompt_len, output_len, most)
-    prefill_s, tokens = alone.time_to_first_token_s, output_len - 1
-    capacity = _capacity(decode_s, prefill_s, tokens, most)
+    batch = _batches(forecaster, plan, prompt_len, output_len)
+    decode_s = _decode(batch, most)
+    prompts_s = _prompts(batch, max(1, forecaster.framework.pass_tokens // prompt_len))
+    tokens = output_len - 1
+    # where `most` run, as many begin in an iteration as end
+    capacity = most / (tokens * (decode_s(most) + prompts_s(most / tokens)))
     if concurrency is not None and plan.pp == 1 and not plan.flags:
         load = Load(clients=concurrency, prompt_len=prompt_len, output_len=output_len, lengths=_LENGTHS)
         room_tokens = room / per_token if per_token else math.inf
@@ -150,19 +182,21 @@ def serve(
         first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
     else:
         if concurrency is not None:
-            # a client is in its prefill or among the running: r (f + tokens t) = clients, t = d / (1 - r f)
             clients = min(float(concurrency), float(most))
-            rate_per_s = _closed_rate(decode_s, prefill_s, tokens, clients)
+            rate_per_s = _closed_rate(decode_s, prompts_s, tokens, clients, below=2.0 * capacity)
         assert rate_per_s is not None
-        found = steady_state(decode_s, prefill_s, tokens, rate_per_s=rate_per_s, most=most)
+        found = steady_state(decode_s, prompts_s, tokens, rate_per_s=rate_per_s, most=most)
         if found is None:
             raise InfeasibleError(
                 f"{plan}: {given:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
                 f"{replicas * capacity:.3g}/s that it can hold; use more replicas (dp) or a higher tp"
             )
         running, iteration_s = found
-        busy = rate_per_s * prefill_s
-        first_s = prefill_s + 0.5 * iteration_s + busy * prefill_s / (2.0 * (1.0 - busy))
+        together = max(1.0, rate_per_s * iteration_s)
+        prefill_s = prompts_s(together)
+        each_s = prefill_s / together
+        busy = rate_per_s * each_s
+        first_s = prefill_s + 0.5 * iteration_s + busy * each_s / (2.0 * (1.0 - busy))
     return ServingPrediction(
         plan=plan,
         rate_per_s=replicas * rate_per_s,
@@ -177,6 +211,8 @@ def serve(
         most_running=plan.dp * most,
         parameter_bytes=alone.parameter_bytes,
         kv_cache_bytes=ceil(running * each),
+        activation_bytes=passing,
+        overhead_bytes=alone.overhead_bytes,
         device_memory_bytes=alone.device_memory_bytes,
     )
 
@@ -202,45 +238,78 @@ def _played(
     if not paged:
         framework = framework.model_copy(update={"reserves_answers": True})
     return serve_clients(
-        PassCosts(forecaster, plan), framework, load, most_running=_MOST_RUNNING, room_tokens=room_tokens
+        _passes(forecaster, plan), framework, load, most_running=_MOST_RUNNING, room_tokens=room_tokens
     )
 
 
-def _decode(
-    forecaster: InferenceForecaster, plan: Plan, prompt_len: int, output_len: int, most: int
-) -> Callable[[float], float]:
-    """Requests running -> seconds of a decode, between priced batches of 1, 2, 4, ... requests."""
-    sizes: Sequence[int] = sorted({*(2**k for k in range(most.bit_length())), most})
+def _passes(forecaster: InferenceForecaster, plan: Plan) -> PassCosts:
+    """Passes of one of the plan's replicas: independent ones, or those that share experts."""
+    over = plan.experts_over
+    if plan.ep == 1:
+        return PassCosts(forecaster, plan.with_(dp=1, global_batch_size=0))
+    shared = Experts(tp=max(1, over * plan.tp // plan.ep), ep=plan.ep)
+    return PassCosts(forecaster, plan.with_(dp=over, ep=1, global_batch_size=0), experts=shared)
+
+
+def _batches(
+    forecaster: InferenceForecaster, plan: Plan, prompt_len: int, output_len: int
+) -> Callable[[int], InferencePrediction]:
+    """So many requests answered together; each number is priced once."""
+    shaped = replace(plan, micro_batch_size=1, global_batch_size=plan.dp)
 
     @cache
-    def priced(size: int) -> float:
-        shaped = replace(plan, micro_batch_size=1, global_batch_size=plan.dp)
-        batch = forecaster.generate(shaped, batch_size=size, prompt_len=prompt_len, output_len=output_len)
-        return batch.time_per_output_token_s
+    def priced(size: int) -> InferencePrediction:
+        return forecaster.generate(shaped, batch_size=size, prompt_len=prompt_len, output_len=output_len)
 
-    def seconds(c: float) -> float:
-        above = next((s for s in sizes if s >= c), sizes[-1])
-        below = max((s for s in sizes if s <= c), default=sizes[0])
+    return priced
+
+
+def _doubling(most: int, seconds: Callable[[int], float]) -> Callable[[float], float]:
+    """A number of requests -> seconds, between those of 1, 2, 4, ... and `most` requests."""
+    sizes = sorted({*(2**k for k in range(most.bit_length())), most})
+
+    def between(n: float) -> float:
+        above = next((s for s in sizes if s >= n), sizes[-1])
+        below = max((s for s in sizes if s <= n), default=sizes[0])
         if above == below:
-            return priced(above)
-        return float(np.interp(c, [below, above], [priced(below), priced(above)]))
+            return seconds(above)
+        return float(np.interp(n, [below, above], [seconds(below), seconds(above)]))
+
+    return between
+
+
+def _decode(batch: Callable[[int], InferencePrediction], most: int) -> Callable[[float], float]:
+    """Requests running -> seconds of a decode."""
+    return _doubling(most, lambda size: batch(size).time_per_output_token_s)
+
+
+def _prompts(batch: Callable[[int], InferencePrediction], most: int) -> Callable[[float], float]:
+    """Prompts taken in on average -> seconds of them; a pass takes `most`."""
+    together_s = _doubling(most, lambda size: batch(size).time_to_first_token_s)
+
+    def seconds(k: float) -> float:
+        passes = k / min(max(k, 1.0), float(most)) if k else 0.0
+        return passes * together_s(min(max(k, 1.0), float(most)))
 
     return seconds
 
 
-def _capacity(decode_s: Callable[[float], float], prefill_s: float, tokens: int, most: int) -> float:
-    """The rate at which `most` requests run: r = c (1 - r f) / (tokens d(c))."""
-    pace = most / (tokens * decode_s(most))
-    return pace / (1.0 + pace * prefill_s)
-
-
-def _closed_rate(decode_s: Callable[[float], float], prefill_s: float, tokens: int, clients: float) -> float:
-    """Rate of clients that always have one request open: the largest r that keeps r (f + tokens t) at their
-    number, by bisection."""
-    low, high = 0.0, 1.0 / prefill_s
-    for _ in range(60):
+def _closed_rate(
+    decode_s: Callable[[float], float],
+    prompts_s: Callable[[float], float],
+    tokens: int,
+    clients: float,
+    *,
+    below: float,
+) -> float:
+    """Rate of clients that always have one request open, in its prefill or among the running: the largest r
+    that keeps r (F(k) + tokens t) at their number, by bisection."""
+    low, high = 0.0, below
+    for _ in range(_HALVINGS):
         rate = 0.5 * (low + high)
-        found = steady_state(decode_s, prefill_s, tokens, rate_per_s=rate, most=clients)
-        busy = None if found is None else rate * (prefill_s + tokens * found[1])
+        found = steady_state(decode_s, prompts_s, tokens, rate_per_s=rate, most=clients)
+        busy = None
+        if found is not None:
+            busy = rate * (prompts_s(max(1.0, rate * found[1])) + tokens * found[1])
         low, high = (rate, high) if busy is not None and busy <= clients else (low, rate)
     return low

@@ -17,15 +17,17 @@ from costmodel.stage_costs import CostParts, UnitCosts
 if TYPE_CHECKING:
     from costmodel.predict.forecaster import Forecaster
     from costmodel.predict.segment_costs import SegmentCosts
-    from costmodel.sharding import ShardedSegment
+    from costmodel.sharding import LocalParameter, ShardedSegment
 
 __all__ = [
     "Unit",
     "accumulate_s",
+    "bucketed_elements",
     "expand",
     "expert_elements",
     "frozen_elements",
     "held_elements",
+    "shares_of_rank",
     "tied_elements",
     "two_ways",
     "unit_costs",
@@ -42,11 +44,26 @@ class Unit:
     module: str
     shard: ShardedSegment
     costs: SegmentCosts
+    updates_unused: bool = False
+    """`FrameworkProfile.updates_unused`."""
+
+    def trains(self, parameter: LocalParameter) -> bool:
+        """Whether a parameter has a gradient and an update."""
+        return not parameter.frozen and (self.updates_unused or not parameter.unused)
 
     @property
     def elements(self) -> tuple[int, ...]:
         """Elements of each trained parameter tensor on this rank, in registration order."""
-        return tuple(prod(p.local_shape) for p in self.shard.parameters if not p.tied and not p.frozen)
+        return tuple(prod(p.local_shape) for p in self.shard.parameters if not p.tied and self.trains(p))
+
+    @property
+    def unused_elements(self) -> int:
+        """Elements of the trained parameters beside them that no gradient reaches."""
+        return sum(
+            prod(p.local_shape)
+            for p in self.shard.parameters
+            if not p.tied and not p.frozen and not self.trains(p)
+        )
 
     @property
     def stored_elements(self) -> int:
@@ -56,8 +73,18 @@ class Unit:
     def held(self, *, experts: bool) -> tuple[list[int], int]:
         """(`elements`, `stored_elements`) of experts that expert parallelism divides, or of all others."""
         own = [p for p in self.shard.parameters if not p.tied and ("ep" in p.axis.split("+")) == experts]
-        trained = [prod(p.local_shape) for p in own if not p.frozen]
+        trained = [prod(p.local_shape) for p in own if self.trains(p)]
         return trained, sum(prod(p.local_shape) for p in own)
+
+    def reduced(self, *, experts: bool, unused: bool) -> list[tuple[int, bool]]:
+        """(elements, whether it has a gradient) of each parameter tensor that a reducer was told of, of
+        experts or of all others; `unused`: those without one too, in whose place it reduces zeros."""
+        return [
+            (prod(q.local_shape), self.trains(q))
+            for q in self.shard.parameters
+            if not q.tied and not q.frozen and ("ep" in q.axis.split("+")) == experts
+            if unused or self.trains(q)
+        ]
 
     def seconds(self, utilisation: float) -> float:
         """Forward + backward + recomputation of one micro-batch."""
@@ -72,7 +99,7 @@ def held_elements(units: Sequence[Unit]) -> list[int]:
 
 
 def frozen_elements(units: Sequence[Unit]) -> int:
-    """Elements of the frozen parameters that such a rank holds beside them: they have no gradients."""
+    """Elements of the parameters without gradients that such a rank holds beside them."""
     own = sum(unit.stored_elements - sum(unit.elements) for unit in units)
     return own + sum(_copies(units, frozen=True))
 
@@ -83,7 +110,7 @@ def _copies(units: Sequence[Unit], *, frozen: bool) -> list[int]:
         p.name: prod(p.local_shape)
         for unit in units
         for p in unit.shard.parameters
-        if p.tied and p.name not in own and p.frozen == frozen
+        if p.tied and p.name not in own and unit.trains(p) != frozen
     }
     return list(copies.values())
 
@@ -93,6 +120,17 @@ def update_ranks(plan: Plan) -> int:
     return (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
 
 
+def shares_of_rank(plan: Plan, units: Sequence[Unit]) -> tuple[float, float]:
+    """Elements that a rank with these units updates, and that it holds of its parameters, under ZeRO."""
+    ranks = update_ranks(plan)
+    among = max(1, ranks // plan.ep)
+    trained, frozen = sum(held_elements(units)), frozen_elements(units)
+    experts, frozen_experts = expert_elements(units), expert_elements(units, frozen=True)
+    stored, stored_experts = trained + frozen, experts + frozen_experts
+    held = (stored - stored_experts) / ranks + stored_experts / among
+    return (trained - experts) / ranks + experts / among, held if plan.zero_stage == 3 else float(stored)
+
+
 def updated_elements(plan: Plan, units: Sequence[Unit]) -> list[int]:
     """Elements of each parameter tensor that one rank updates: its share of `held_elements` under ZeRO.
 
@@ -100,7 +138,7 @@ def updated_elements(plan: Plan, units: Sequence[Unit]) -> list[int]:
     """
     ranks = update_ranks(plan)
     experts = max(1, ranks // plan.ep)
-    own = [p for unit in units for p in unit.shard.parameters if not p.tied and not p.frozen]
+    own = [p for unit in units for p in unit.shard.parameters if not p.tied and unit.trains(p)]
     shared = [experts if "ep" in p.axis.split("+") else ranks for p in own]
     held = held_elements(units)
     shared += [ranks] * (len(held) - len(own))
@@ -114,8 +152,14 @@ def expert_elements(units: Sequence[Unit], *, frozen: bool = False) -> int:
         prod(p.local_shape)
         for unit in units
         for p in unit.shard.parameters
-        if not p.tied and p.frozen == frozen and "ep" in p.axis.split("+")
+        if not p.tied and unit.trains(p) != frozen and "ep" in p.axis.split("+")
     )
+
+
+def bucketed_elements(plan: Plan, units: Sequence[Unit]) -> int:
+    """Elements of parameters for which the reducer's buckets have room though no gradient comes: DDP, told of
+    them (`find_unused_parameters`), reduces zeros; FSDP leaves them out."""
+    return sum(unit.unused_elements for unit in units) if plan.zero_stage < 2 else 0
 
 
 def tied_elements(units: Sequence[Unit]) -> int:
@@ -127,6 +171,7 @@ def expand(forecaster: Forecaster, plan: Plan) -> list[Unit]:
     """Every instance of every segment, in forward order, under its own recomputation."""
     policy = Recompute.parse(plan.recompute)
     shards = forecaster.sharded(plan).segments
+    updates_unused = forecaster.framework.updates_unused
     priced: dict[str, tuple[SegmentCosts, ...]] = {}
     units: list[Unit] = []
     block = 0
@@ -139,7 +184,9 @@ def expand(forecaster: Forecaster, plan: Plan) -> list[Unit]:
             modules = segment.local.modules
             module = modules[instance] if instance < len(modules) else segment.name
             costs = priced[recompute][number]
-            units.append(Unit(segment=number, module=module, shard=segment, costs=costs))
+            units.append(
+                Unit(segment=number, module=module, shard=segment, costs=costs, updates_unused=updates_unused)
+            )
     return units
 
 

@@ -75,7 +75,8 @@ def shard(
         slices = tp if sequence_parallel else 1
         over = ep if experts_over is None else experts_over
         parts = [
-            split_experts(p, ep=ep, over=over, routing=routing or Routing(), slices=slices) for p in parts
+            split_experts(p, ep=ep, over=over, routing=routing or Routing(), tp=tp, slices=slices)
+            for p in parts
         ]
     return ShardedGraph(
         graph=graph,

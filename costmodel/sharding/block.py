@@ -132,7 +132,8 @@ def _read(of: _Same, is_first: bool) -> Block:
     def leaf(index: int) -> int:
         info = tensors[index]
         parameter = info.role is TensorRole.PARAMETER
-        gradient = parameter and not info.frozen and (info.requires_grad or not marked)
+        trained = parameter and not info.frozen and not info.unused
+        gradient = trained and (info.requires_grad or not marked)
         name = info.name if parameter else ""
         values.append(Value(info=info, has_gradient=gradient, of_parameter=parameter, parameter=name))
         current[index] = len(values) - 1

@@ -7,6 +7,16 @@ Per layer and direction (GShard, arXiv 2006.16668, section 3.2): dispatch and co
 per rank, forward and again backward; under sequence parallelism tokens are those of the rank's slice. Each
 rank holds experts / ep experts and computes the rows routed to them: tokens * top_k on average, times
 `imbalance` on the busiest rank.
+
+Where experts lie over tensor-parallel ranks too, s of them for every replica:
+
+    whole sequences     the s ranks have the same tokens. Of one replica none are sent: each rank computes
+                        what falls to its experts, and tensor parallelism's sum adds them up (vLLM's
+                        FusedMoEParallelConfig.use_all2all_kernels: only with several replicas); of several
+                        each rank sends 1 / s of the tokens (vLLM, use_sequence_parallel_moe)
+    sequence parallel   each rank sends its own slice, which Megatron-Core asks for in training. Where experts
+                        are not split beside (s = tp, expert-tensor-parallel-size 1), nothing is gathered for
+                        them or summed after them
 """
 
 from __future__ import annotations
@@ -94,13 +104,20 @@ def biased_elements(segment: Segment) -> int:
 
 
 def split_experts(
-    sharded: ShardedSegment, *, ep: int, routing: Routing, slices: int = 1, over: int | None = None
+    sharded: ShardedSegment,
+    *,
+    ep: int,
+    routing: Routing,
+    tp: int = 1,
+    slices: int = 1,
+    over: int | None = None,
 ) -> ShardedSegment:
     """One rank's part of a segment with its experts over ep ranks. Raises PlanError if they do not divide.
 
     `over` (default: ep): parts that experts are cut into here. Where ep ranks are tensor-parallel ones too,
     whose share of each expert `sharded` already is, they are fewer: no rank's share is divided twice.
-    `slices`: ranks that hold a slice each of the sequence (sequence parallelism) and send the tokens of that.
+    `slices`: ranks that hold a slice each of the sequence (sequence parallelism) and send the tokens of that;
+    `tp`: tensor-parallel degree of `sharded`.
     """
     segment = sharded.local
     experts = expert_tensors(segment)
@@ -116,13 +133,38 @@ def split_experts(
     operators = tuple(_local(op, over, routing) if op.index in uses else op for op in segment.operators)
     tensors = tuple(_tensor(t, over) if t.index in experts else t for t in segment.tensors)
     parameters = tuple(_parameter(p, over) if p.tensor in experts else p for p in sharded.parameters)
-    calls = _exchanges(segment, [op for op in segment.operators if op.index in uses], ep, routing, slices)
+    shared = ep // over
+    calls: list[CollectiveCall] = []
+    if slices > 1 or over > 1:
+        own = [op for op in segment.operators if op.index in uses]
+        calls = _exchanges(segment, own, ep, routing, slices if slices > 1 else shared)
+    before = sharded.collectives
+    if slices > 1 and shared == tp:
+        before = _without_slices(segment, before, uses)
     return replace(
         sharded,
         local=replace(segment, operators=operators, tensors=tensors),
         parameters=parameters,
-        collectives=(*sharded.collectives, *calls),
+        collectives=(*before, *calls),
     )
+
+
+def _without_slices(
+    segment: Segment, calls: tuple[CollectiveCall, ...], uses: set[int]
+) -> tuple[CollectiveCall, ...]:
+    """The collectives without tensor parallelism's around experts: those of their own module, and those of
+    the module around it where nothing but experts and their router reads what is gathered there."""
+    forward = segment.phase(Phase.FORWARD)
+    inside = {op.module for op in forward if op.index in uses}
+    inside |= {op.module for op in forward if op.target.startswith("aten.topk")}
+    homes = {module.rpartition(".")[0] for module in inside}
+    dropped = {op.module for op in forward if op.index in uses}
+    for call in calls:
+        if call.op == "all_gather" and call.phase is Phase.FORWARD and call.module in homes:
+            readers = {op.module for op in forward if call.tensor in op.inputs}
+            if readers <= inside:
+                dropped.add(call.module)
+    return tuple(c for c in calls if c.axis != "tp" or c.what == "gradient" or c.module not in dropped)
 
 
 def _expert_operators(segment: Segment, experts: set[int]) -> set[int]:

@@ -96,6 +96,7 @@ def _parameter(info: TensorInfo, placement: Placement, axis: Axis) -> LocalParam
         axis=axis.name,
         tied=info.tied,
         frozen=info.frozen,
+        unused=info.unused,
     )
 
 

@@ -54,6 +54,8 @@ class LocalParameter:
     """Owned by another segment; this one only uses it."""
     frozen: bool = False
     """Not trained: no gradient, no update."""
+    unused: bool = False
+    """Trained, but no gradient reaches it."""
 
     @property
     def is_sharded(self) -> bool:
@@ -152,6 +154,7 @@ def unsharded_segment(segment: Segment) -> ShardedSegment:
                 local_bytes=t.size_bytes,
                 tied=t.tied,
                 frozen=t.frozen,
+                unused=t.unused,
             )
             for t in segment.tensors
             if t.role is TensorRole.PARAMETER

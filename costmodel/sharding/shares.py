@@ -87,6 +87,7 @@ def share_parameters(segment: Segment, parts: int) -> tuple[LocalParameter, ...]
             local_bytes=_part(t.size_bytes, parts),
             tied=t.tied,
             frozen=t.frozen,
+            unused=t.unused,
         )
         for t in segment.tensors
         if t.role is TensorRole.PARAMETER

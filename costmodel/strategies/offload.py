@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from costmodel.errors import PlanError
+from costmodel.estimate import FloatArray
 from costmodel.framework import FrameworkProfile
 from costmodel.hardware.host_machine import HostMachine
 from costmodel.hardware.schema import HardwareProfile
@@ -28,7 +29,7 @@ from costmodel.strategies.registry import STRATEGIES, Strategy, chosen
 if TYPE_CHECKING:
     from costmodel.step import StepResult
 
-__all__ = ["FAMILY", "host_rates", "is_split", "offload_of", "split_update"]
+__all__ = ["FAMILY", "host_bytes", "host_rates", "is_split", "offload_of", "split_update"]
 
 FAMILY = "offload"
 _ABOUT = {
@@ -42,6 +43,7 @@ _ABOUT = {
 for _name, _about in _ABOUT.items():
     STRATEGIES.register(_name)(Strategy(name=_name, family=FAMILY, about=_about))
 
+_Bytes = TypeVar("_Bytes", float, FloatArray)
 _ADAM_TRAFFIC = 28.0
 """Bytes of DRAM traffic per parameter of a host Adam: reads parameter, gradient and both moments in fp32,
 writes all but the gradient. The half-precision copy that goes back comes on top."""
@@ -95,6 +97,20 @@ def offload_of(
         stream_weights=word in ("zero-infinity", "zero-infinity-nvme"),
         storage_bytes_per_s=rates.storage_bytes_per_s if word == "zero-infinity-nvme" else 0.0,
     )
+
+
+def host_bytes(offload: Offload, *, updated_bytes: _Bytes, own_bytes: _Bytes) -> _Bytes:
+    """What the host holds for a rank that updates so many bytes of parameters, as the device holds them, and
+    has `own_bytes` of them itself.
+
+    The optimizer's state, unless drives hold it, and gradients of the host's share of the update; parameters
+    where they stream in. Stages that are swapped leave whole.
+    """
+    state = 0.0 if offload.storage_bytes_per_s else offload.state_per_parameter_byte
+    each = state + offload.gradient_per_parameter_byte
+    swapped = not offload.host_update_bytes_per_s
+    held = updated_bytes * (each if swapped else (1.0 - offload.device_fraction) * each)
+    return held + own_bytes if swapped or offload.stream_weights else held
 
 
 def is_split(plan: Plan) -> bool:

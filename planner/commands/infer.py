@@ -104,9 +104,15 @@ def _show_serving(model: str, hardware: str, answer: ServingPrediction) -> None:
         f"{duration(answer.time_per_output_token_s)}, an answer {duration(answer.latency_s)}, "
         f"{per_second(answer.tokens_per_s)} tokens/s; at most {answer.capacity_per_s:.4g} requests/s"
     )
-    print(
-        f"memory per rank: parameters {bytes_text(answer.parameter_bytes)}, cache "
-        f"{bytes_text(answer.kv_cache_bytes)} of {bytes_text(answer.device_memory_bytes)}"
+    print(f"memory per rank: {_parts(answer)} of {bytes_text(answer.device_memory_bytes)}")
+
+
+def _parts(answer: ServingPrediction | InferencePrediction) -> str:
+    from planner.render import bytes_text
+
+    return (
+        f"parameters {bytes_text(answer.parameter_bytes)}, cache {bytes_text(answer.kv_cache_bytes)}, "
+        f"activations {bytes_text(answer.activation_bytes)}, libraries {bytes_text(answer.overhead_bytes)}"
     )
 
 
@@ -136,7 +142,4 @@ def _show(model: str, hardware: str, answer: InferencePrediction | ForwardCost, 
             f"{duration(answer.time_per_output_token_s)}, {per_second(answer.tokens_per_s)} tokens/s"
         )
         verdict = "fits" if answer.fits else "DOES NOT FIT"
-        print(
-            f"memory per rank: parameters {bytes_text(answer.parameter_bytes)}, cache "
-            f"{bytes_text(answer.kv_cache_bytes)}: {verdict} in {bytes_text(answer.device_memory_bytes)}"
-        )
+        print(f"memory per rank: {_parts(answer)}: {verdict} in {bytes_text(answer.device_memory_bytes)}")

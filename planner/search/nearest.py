@@ -64,7 +64,7 @@ def _fitting(forecaster: Forecaster, n: int, batch: int, options: SearchOptions)
         found = evaluate(forecaster, choices_of(forecaster, n, batch, options))
     except ForeshardError:
         return None
-    fits = found.memory_bytes <= forecaster.profile.device.memory_bytes
+    fits = found.fits(forecaster.profile.device.memory_bytes)
     if not fits.any():
         return None
     rows = np.flatnonzero(fits)

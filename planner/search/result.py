@@ -105,7 +105,7 @@ class SearchResult:
         """The same result with where this plan lies among the feasible plans' estimates; for one of the
         space's own plans its own estimate counts. At least those that the engine found faster are counted."""
         assert self.space is not None
-        feasible = self.space.memory_bytes <= prediction.device_memory_bytes
+        feasible = self.space.fits(prediction.device_memory_bytes)
         estimates = self.space.estimate_s[feasible]
         row = self.space.find(prediction.plan)
         own_s = prediction.step_time_s if row is None else float(self.space.estimate_s[row])

@@ -109,8 +109,7 @@ def _search(
 ) -> SearchResult:
     start = time.perf_counter()
     space = evaluate(forecaster, choices_of(forecaster, n_devices, global_batch_size, options), twin)
-    capacity = forecaster.profile.device.memory_bytes
-    fits = space.memory_bytes <= capacity
+    fits = space.fits(forecaster.profile.device.memory_bytes)
     excluded = dict(space.n_excluded)
     if too_large := space.n_runnable - int(fits.sum()):
         excluded[_TOO_LARGE] = too_large

@@ -104,11 +104,16 @@ def peak_memory(runner: Runner | Answerer, device: torch.device) -> tuple[int | 
     parameters = [t for m in runner.modules for t in (*m.parameters(), *m.buffers())]
     state = []
     if runner.optimizer is not None:
-        kept = runner.optimizer.state.values()
+        inner = getattr(runner.optimizer, "optim", runner.optimizer)  # of one that shares its state out
+        kept = inner.state.values()
         state = [t for s in kept for t in s.values() if isinstance(t, torch.Tensor)]
         runner.optimizer.zero_grad(set_to_none=True)
     watch = MemoryWatch([*parameters, *state])
     with watch:
+        runner.step()  # shows what stays from step to step beside them: a reducer's buckets
+        if runner.optimizer is not None:
+            runner.optimizer.zero_grad(set_to_none=True)
+        watch.peak_bytes = watch.live_bytes()
         runner.step()
     kinds = {
         "parameters": sum(t.untyped_storage().nbytes() for t in _distinct(local_tensors(parameters))),

@@ -116,13 +116,15 @@ def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -
     inputs = split_batch(loaded.inputs, batch=loaded.batch, parts=plan.dp, index=replica)
     blocks = spec.blocks or default_blocks(loaded.module)
     batch = loaded.batch // plan.dp
+    unused: frozenset[str] = frozenset()
     if plan.dp > 1 and plan.zero_stage < 2:
         one = split_batch(inputs, batch=batch, parts=plan.num_microbatches, index=0)
-        for name in unused_parameters(loaded.module, one):
-            loaded.module.get_parameter(name).requires_grad_(False)
+        unused = unused_parameters(loaded.module, one)
     if plan.pp > 1:
+        for name in unused:
+            loaded.module.get_parameter(name).requires_grad_(False)
         return _pipeline_runner(spec, loaded.module, inputs, batch, blocks, mesh, device)
-    module = _distribute(spec, loaded.module, mesh, blocks, prefix="")
+    module = _distribute(spec, loaded.module, mesh, blocks, prefix="", unused=bool(unused))
     micro_batches = [
         split_batch(inputs, batch=batch, parts=plan.num_microbatches, index=i)
         for i in range(plan.num_microbatches)
@@ -152,9 +154,17 @@ def _accumulate(module: nn.Module, micro_batches: list[dict[str, Any]]) -> torch
 
 
 def _distribute(
-    spec: RunSpec, module: nn.Module, mesh: DeviceMesh | None, blocks: tuple[str, ...], prefix: str
+    spec: RunSpec,
+    module: nn.Module,
+    mesh: DeviceMesh | None,
+    blocks: tuple[str, ...],
+    prefix: str,
+    *,
+    unused: bool = False,
 ) -> nn.Module:
-    """Tensor shards, then checkpoints, then replicas (FSDP must see the checkpointed forward inside)."""
+    """Tensor shards, then checkpoints, then replicas (FSDP must see the checkpointed forward inside).
+
+    `unused`: the loss does not depend on some of the parameters."""
     plan = spec.plan
     if plan.tp > 1:
         from planner.validation.strategies.tensor_styles import apply_styles
@@ -168,7 +178,7 @@ def _distribute(
         checkpoint_blocks(here)
     if mesh is None:
         return module
-    return replicate(module, plan, mesh, here, spec.bucket_cap_mb)
+    return replicate(module, plan, mesh, here, spec.bucket_cap_mb, unused=unused)
 
 
 def _pipeline_runner(

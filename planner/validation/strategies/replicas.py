@@ -20,9 +20,17 @@ __all__ = ["build_optimizer", "gradient_sync", "replicate"]
 
 
 def replicate(
-    module: nn.Module, plan: Plan, mesh: DeviceMesh, blocks: Sequence[nn.Module], bucket_cap_mb: float | None
+    module: nn.Module,
+    plan: Plan,
+    mesh: DeviceMesh,
+    blocks: Sequence[nn.Module],
+    bucket_cap_mb: float | None,
+    *,
+    unused: bool = False,
 ) -> nn.Module:
-    """Wrap the module for the plan's data-parallel axis; `mesh` has "dp" or ("dp_replicate", "dp_shard")."""
+    """Wrap the module for the plan's data-parallel axis; `mesh` has "dp" or ("dp_replicate", "dp_shard").
+
+    `unused`: DDP looks each time for parameters whose gradients it need not wait for."""
     if plan.dp == 1:
         return module
     if plan.zero_stage >= 2:
@@ -43,7 +51,11 @@ def replicate(
 
         _pre_dp_module_transform(module)  # DTensor parameters become local ones for DDP's buckets
     return DistributedDataParallel(
-        module, process_group=mesh.get_group("dp"), bucket_cap_mb=bucket_cap_mb, **unsynced_buffers()
+        module,
+        process_group=mesh.get_group("dp"),
+        bucket_cap_mb=bucket_cap_mb,
+        find_unused_parameters=unused,
+        **unsynced_buffers(),
     )
 
 

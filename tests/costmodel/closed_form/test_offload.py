@@ -84,6 +84,32 @@ def test_only_what_does_not_fit_is_offloaded() -> None:
     assert (memory[words > 0] <= capacity).any()
 
 
+@pytest.mark.parametrize("framework", ["megatron", "pytorch"])
+def test_closed_forms_and_the_engine_agree_on_the_host(framework: str) -> None:
+    made, found = tight(framework)
+    words = found.columns["offload"]
+    offloaded = [int(r) for r in np.flatnonzero((words > 0) & np.isfinite(found.memory_bytes))]
+    sampled = random.Random(0).sample(offloaded, 60)
+    for memory_bytes in (1e7, 3e7, 1e8):
+        host = made.host.model_copy(update={"memory_bytes": memory_bytes})
+        small = made.on(host=host)
+        again = space(small, (NO_OFFLOAD, *SEARCHABLE))
+        for row in sampled:
+            plan = again.plan(row)
+            assert again.host_fits[row] == small.forecast(plan).prediction.host_fits, (plan, memory_bytes)
+        capacity = made.profile.device.memory_bytes
+        refused = (again.memory_bytes <= capacity) & ~again.host_fits
+        assert refused.any()
+        assert np.isinf(again.bound_s[refused]).all()
+        assert again.n_excluded["what is offloaded does not fit the host's memory"] == refused.sum()
+        assert (
+            again.n_runnable - again.fits(capacity).sum()
+            == (again.memory_bytes > capacity).sum()
+            - (again.n_excluded["offload of a plan that fits without it"])
+        )
+    assert again.host_fits[sampled].any()
+
+
 def test_words_without_a_closed_form_are_named() -> None:
     with pytest.raises(PlanError, match=r"cotrain.*no closed form"):
         Choices(n_devices=2, global_batch_size=4, n_units=4, offload=(NO_OFFLOAD, "cotrain"))

@@ -14,6 +14,7 @@ from costmodel.errors import PlanError
 from costmodel.graph import ModelGraph, Operator, Phase, Segment, trace, trace_module
 from costmodel.hardware.forms.attention import AttentionForm
 from costmodel.models import resolve
+from costmodel.plan import Plan
 from costmodel.sharding import Routing, Shard, shard
 from costmodel.sharding.expert import dispatch_bytes, expert_tensors, split_experts
 from costmodel.sharding.sharded import unsharded_segment
@@ -232,6 +233,44 @@ def test_experts_are_divided_and_tokens_exchanged() -> None:
     assert {c.size_bytes for c in sliced.phase(Phase.FORWARD)} == {rows * 8 * 4 // 4}
     with pytest.raises(PlanError, match=r"experts\(4\) % ep\(3\) != 0"):
         shard(graph, tp=1, ep=3)
+
+
+def routed_block(plan: str) -> list[tuple[str, str, int]]:
+    """(collective, axis, bytes) of the forward of Mixtral's mixture in small: 32 tokens of width 64, each to
+    2 experts."""
+    parsed = Plan.parse(plan)
+    sizes = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 8}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 128}
+    graph = trace(resolve("mixtral-8x7b", overrides={**sizes, **heads}, seq_len=16).with_batch(2))
+    sharded = shard(
+        graph,
+        tp=parsed.tp,
+        ep=parsed.ep,
+        sequence_parallel=parsed.sequence_parallel,
+        experts_over=parsed.experts_over,
+    )
+    block = next(s for s in sharded.segments if s.local.is_block)
+    return [
+        (c.op, c.axis, c.size_bytes)
+        for c in block.phase(Phase.FORWARD)
+        if c.module.endswith((".mlp", ".mlp.experts"))
+    ]
+
+
+def test_experts_over_tensor_parallel_ranks_send_no_token_twice() -> None:
+    """Of ranks with the same tokens each sends a part, of one replica none (vLLM); slices of sequences are
+    sent as they are, and not gathered for experts that lie whole on a rank (Megatron-Core)."""
+    tokens = 32 * 64 * 4
+    routed = 2 * tokens
+    assert routed_block("tp4.ep4") == routed_block("tp4") == [("all_reduce", "tp", routed)]
+    assert routed_block("dp4.ep4") == [("all_to_all", "ep", routed)] * 2
+    assert [("all_to_all", "ep", routed // 2)] * 2 == [
+        call for call in routed_block("dp2.tp2.ep4") if call[1] == "ep"
+    ]
+    assert routed_block("tp4.ep4.sp") == [("all_to_all", "ep", routed // 4)] * 2
+    split_too = routed_block("dp2.tp2.ep2.sp")  # an expert over two ranks each: gathered and summed as before
+    assert ("all_gather", "tp", tokens) in split_too
+    assert split_too.count(("all_to_all", "ep", routed // 2)) == 2
 
 
 def test_dispatch_volume_is_the_papers() -> None:

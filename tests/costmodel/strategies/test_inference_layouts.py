@@ -8,16 +8,17 @@ from hypothesis import strategies as st
 
 from costmodel.engine import Action, run
 from costmodel.errors import InfeasibleError, PlanError
+from costmodel.framework import load_framework
+from costmodel.hardware.store import load_profile
+from costmodel.models import resolve
 from costmodel.plan import Plan
 from costmodel.predict.inference import InferenceForecaster, InferencePrediction
-from costmodel.predict.serving import serve, steady_state
+from costmodel.predict.serving import ServingPrediction, serve, steady_state
 from costmodel.strategies.inference import choose_micro_batches, streamed_s
 
 
 @pytest.fixture(scope="module")
 def gpt() -> InferenceForecaster:
-    from costmodel.framework import load_framework
-    from costmodel.hardware.store import load_profile
     from planner import api
 
     return InferenceForecaster(
@@ -137,18 +138,22 @@ def test_tensor_parallelism_beats_a_layer_split(gpt: InferenceForecaster) -> Non
 
 
 def test_little_s_law_of_a_constant_decode() -> None:
-    found = steady_state(lambda c: 0.02, 0.1, 100, rate_per_s=2.0, most=64)
+    found = steady_state(lambda c: 0.02, lambda k: 0.1 * k, 100, rate_per_s=2.0, most=64)
     assert found is not None
     running, iteration_s = found
     assert iteration_s == pytest.approx(0.02 / 0.8)
     assert running == pytest.approx(2.0 * 100 * iteration_s)
-    assert steady_state(lambda c: 0.02, 0.1, 100, rate_per_s=10.0, most=64) is None, "prompts fill the time"
-    assert steady_state(lambda c: 0.02, 0.1, 100, rate_per_s=9.0, most=64) is None, "the memory is full"
+    assert steady_state(lambda c: 0.02, lambda k: 0.1 * k, 100, rate_per_s=10.0, most=64) is None, (
+        "prompts fill the time"
+    )
+    assert steady_state(lambda c: 0.02, lambda k: 0.1 * k, 100, rate_per_s=9.0, most=64) is None, (
+        "the memory is full"
+    )
 
 
 def test_serving_meets_one_request_at_low_rates_and_saturates(gpt: InferenceForecaster) -> None:
     plan = Plan.parse("dp1")
-    alone = gpt.generate(plan, batch_size=1, prompt_len=128, output_len=16)
+    alone = gpt.in_pages().generate(plan, batch_size=1, prompt_len=128, output_len=16)
     idle = serve(gpt, plan, prompt_len=128, output_len=16, rate_per_s=0.01)
     assert idle.time_per_output_token_s == pytest.approx(alone.time_per_output_token_s, rel=0.02)
     assert idle.latency_s == pytest.approx(alone.latency_s, rel=0.1)
@@ -183,3 +188,25 @@ def test_serving_takes_a_rate_or_clients(gpt: InferenceForecaster) -> None:
         serve(gpt, Plan.parse("dp1"), prompt_len=8, output_len=8)
     with pytest.raises(PlanError, match="must be positive"):
         serve(gpt, Plan.parse("dp1"), prompt_len=8, output_len=8, rate_per_s=0.0)
+
+
+def test_replicas_share_experts_only_where_the_plan_says_so() -> None:
+    sizes = {"num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 3584, "num_local_experts": 8}
+    routed = InferenceForecaster(
+        source=resolve("mixtral-8x7b", overrides=sizes, seq_len=128),
+        profile=load_profile("h100-sxm5-80gb"),
+        framework=load_framework("vllm"),
+    )
+
+    def served(plan: str, clients: int) -> ServingPrediction:
+        return serve(routed, Plan.parse(plan), prompt_len=128, output_len=32, concurrency=clients)
+
+    alone, four, shared = served("dp1", 16), served("dp4", 64), served("dp4.ep4", 64)
+    assert four.rate_per_s == pytest.approx(4 * alone.rate_per_s)
+    assert four.time_per_output_token_s == pytest.approx(alone.time_per_output_token_s)
+    assert shared.parameter_bytes < 0.5 * four.parameter_bytes
+    # a rank reads a quarter of the experts for four times the tokens, and waits for exchanges
+    assert (
+        0.3 * four.time_per_output_token_s < shared.time_per_output_token_s < 3 * four.time_per_output_token_s
+    )
+    assert served("tp4.ep4", 16).time_per_output_token_s < alone.time_per_output_token_s

@@ -19,6 +19,7 @@ __all__ = [
     "perceptron",
     "raises",
     "tied",
+    "unused_branch",
     "wide_perceptron",
 ]
 
@@ -108,6 +109,26 @@ def tied() -> tuple[nn.Module, tuple[torch.Tensor]]:
 def conv_net() -> tuple[nn.Module, tuple[torch.Tensor]]:
     """Two residual convolution blocks, batch 4."""
     return nn.Sequential(_ConvBlock(4), _ConvBlock(4)), (torch.randn(4, 4, 8, 8),)
+
+
+class _UnusedBranch(nn.Module):
+    """The loss does not depend on one of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.aside = nn.Linear(16, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        self.aside(x)
+        return x.square().mean()
+
+
+def unused_branch() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Three layers and one beside them whose result nothing reads, batch 8."""
+    return _UnusedBranch(), (torch.randn(8, 16),)
 
 
 class _Sick(nn.Module):

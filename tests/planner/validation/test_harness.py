@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from costmodel.errors import InputFileError, PlanError
+from costmodel.hardware.store import load_profile
 from costmodel.plan import Plan
 from planner.validation import harness, launch
 from planner.validation.harness import (
@@ -21,6 +22,7 @@ from planner.validation.harness import (
     score_runs,
     strategy_of,
 )
+from planner.validation.local import LocalForecaster
 from planner.validation.run_spec import ModelSpec, RankResult, RunResult, RunSettings, RunSpec
 from planner.validation.strategies.compose import check_runnable
 
@@ -60,6 +62,10 @@ def perceptron_specs() -> list[RunSpec]:
         spec("perceptron", pipeline.with_(schedule="zb")),
         spec("perceptron", pipeline.with_(vpp=2)),
         spec("perceptron", pipeline.with_(vpp=2, schedule="zbv")),
+        spec("unused_branch", Plan(dp=2, micro_batch_size=2, global_batch_size=8)),
+        spec("unused_branch", Plan(dp=2, micro_batch_size=4, zero_stage=1, recompute="full")),
+        spec("unused_branch", Plan(dp=2, micro_batch_size=4, zero_stage=3)),
+        spec("unused_branch", pipeline),
     ]
 
 
@@ -194,6 +200,25 @@ def test_plans_without_a_forecast_are_rows_and_the_others_run(monkeypatch: pytes
     assert [row.baseline_value for row in rows] == [2.0, None, 2.0]
     with pytest.raises(PlanError, match="does not divide"):
         run_planned(planned[1:2], FAST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gbs8", "gbs16"])
+def test_memory_of_replicas_and_shards(tmp_path: Path, schedule: str) -> None:
+    """DDP's buckets, the optimizer's shares, what FSDP2 gathers and reduces unit by unit."""
+    sizes = {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 2048, "n_positions": 64}
+    local = LocalForecaster(
+        ModelSpec(model="gpt2", name="gpt2", seq_len=64, overrides=sizes), load_profile("epyc-9005-core")
+    )
+    # of several micro-batches under ZeRO-3 the run reduces once, the forecast each time
+    stages = [0, 1, 2, 3] if schedule == "gbs8" else [0, 1, 2]
+    runs = [local.spec(Plan.parse(f"dp2.mbs4.{schedule}.zero{stage}")) for stage in stages]
+    measured = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=False, memory=True, timeout_s=30.0)
+    results = run_specs([run for run, _ in runs], measured, directory=tmp_path)
+    for result, (_, prediction) in zip(results, runs, strict=True):
+        assert result.failed is None, result.failed
+        real = result.ranks[0].peak_memory_bytes
+        assert prediction.memory[0].allocated_bytes == pytest.approx(real, rel=0.01), str(result.spec.plan)
 
 
 def result_of(run: RunSpec, seconds: float, error: float = 0.0) -> RunResult:
