@@ -6,7 +6,7 @@ datasheet cannot say: how high the board clocks (RTX 3090: 1.06 of its datasheet
 units share (fp32 on consumer Ampere and Ada: 0.65), and what its power allows. A borrowed fit of products is
 scaled so that its best large square product runs at the published rate,
 
-    compute_efficiency *= published / fitted        sustained_fraction = published share at 10,240
+    compute_efficiency *= published / fitted        sustained_fraction = what long ones keep of it
 
 and fits of other arithmetic (attention, convolution, experts) by how the share of the peak changes between
 the device that lends the fit and the one that borrows it. A board without a figure takes the share of the
@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from costmodel.hardware.datasheets import datasheets, find_datasheet
 from costmodel.hardware.device import math_dtype, peak_flop_per_s, units_of
 from costmodel.hardware.distance import device_distance, other_generation
+from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.schema import DeviceSpec, OperatorFit
 
@@ -60,6 +61,8 @@ class _Table(_Frozen):
     lender_power_ratio_source: str
     same_units_log_ratio: float
     same_units_log_ratio_source: str
+    scatter_log_ratio: float
+    scatter_log_ratio_source: str
     devices: dict[str, _Board]
 
 
@@ -130,13 +133,18 @@ def at_attained_rate(fit: OperatorFit, device: DeviceSpec, measured_dtype: str) 
     """`fit`, lent by another device or restated from `measured_dtype`, at the rate known of `device`.
 
     As it is where none is known in its dtype, where the device that lends the fit is the one whose share
-    would be taken, and where its time is no arithmetic.
+    would be taken or a twin whose own is the same, and where its time is no arithmetic.
     """
     rates = [name for name in form_of(fit.kind).rates if name in fit.parameters]
     share = attained_share(device, fit.dtype) if rates else None
     same_units = units_of(device, fit.dtype) == units_of(device, measured_dtype)
     if share is None or (share.board == fit.transferred_from and same_units):
         return fit
+    theirs = _lenders_share(fit, device, measured_dtype)
+    if same_units and theirs is not None and theirs.board == fit.transferred_from:
+        near = fit.transfer_distance <= fallback_spread().transfer_near_distance
+        if near and abs(math.log(share.best / theirs.best)) < _table().scatter_log_ratio:
+            return fit  # of a twin, whose measurements say more than one figure does
     parameters = dict(fit.parameters)
     ceiling = limit = max(share.best, 1.0)
     if fit.kind in _PRODUCTS:
@@ -149,7 +157,7 @@ def at_attained_rate(fit: OperatorFit, device: DeviceSpec, measured_dtype: str) 
         )
         limit = share.best
     else:
-        factor = share.best / _lenders_share(fit, device, measured_dtype, share)
+        factor = share.best / theirs.best if theirs is not None else 1.0
     if share.at_most and factor >= 1.0:
         return fit
     parameters |= {name: float(f"{parameters[name] * factor:.6g}") for name in rates}
@@ -159,12 +167,10 @@ def at_attained_rate(fit: OperatorFit, device: DeviceSpec, measured_dtype: str) 
     )
 
 
-def _lenders_share(fit: OperatorFit, device: DeviceSpec, dtype: str, share: AttainedShare) -> float:
-    """Share of its peak that the device which was measured reaches in the dtype that was; as `share` where
-    nobody knows."""
+def _lenders_share(fit: OperatorFit, device: DeviceSpec, dtype: str) -> AttainedShare | None:
+    """Share of its peak that the device which was measured reaches in the dtype that was, where known."""
     sheet = find_datasheet(fit.transferred_from or device.name)
-    theirs = attained_share(sheet.device, dtype) if sheet is not None else None
-    return share.best if theirs is None else theirs.best
+    return attained_share(sheet.device, dtype) if sheet is not None else None
 
 
 def _best_share(fit: OperatorFit, device: DeviceSpec) -> float:

@@ -10,18 +10,21 @@ import pytest
 from costmodel.errors import PlanError
 from costmodel.plan import Plan
 from costmodel.predict import Forecaster
+from planner import api
 from planner.explaining import Explanation, explain_pair
 from planner.whatif import scaled
-from tests.planner.small import small
+from tests.planner.small import SIZES, small
 
-A, B = "dp16.mbs1.gbs32", "dp4.pp4.mbs1.gbs32"
-"""A sends all gradients between nodes; B has a fourth of them to send, and a bubble."""
+A, B = "dp16.mbs1.gbs32", "dp8.pp2.mbs1.gbs32"
+"""A sends all gradients between nodes, once a step; B short sequences, each of its micro-batches."""
 
 
 @lru_cache(maxsize=1)
 def machine() -> Forecaster:
     """Nodes joined so slowly that B wins."""
-    return scaled(small(), {"inter_link": 0.02})
+    sizes = SIZES | {"n_embd": 512}
+    wide = api.forecaster("gpt2", hardware="a100-sxm4-80gb", framework="pytorch", seq_len=16, overrides=sizes)
+    return scaled(wide, {"inter_link": 0.02})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def test_the_other_way_round(explanation: Explanation) -> None:
 
 
 def test_a_larger_batch_turns_the_order(explanation: Explanation) -> None:
-    """Gradients are sent once a step, the bubble's share falls more slowly."""
+    """Gradients are sent once a step, what goes between stages with every sample."""
     (change,) = [c for c in explanation.changes if c.what == "global_batch"]
     assert change.factor in (2.0, 4.0, 8.0, 16.0)
     for factor, turned in ((change.factor, True), (change.factor / 2, False)):
