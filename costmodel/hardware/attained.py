@@ -96,7 +96,8 @@ def _published(name: str, dtype: str) -> AttainedShare | None:
 def attained_share(device: DeviceSpec, dtype: str) -> AttainedShare | None:
     """Published share of `device`'s peak in `dtype`, or the nearest board's; None where nobody's will do."""
     wanted = math_dtype(dtype)
-    if wanted not in device.peak_flop_per_s:
+    unpacked = wanted != dtype.partition("+")[0]  # weights of four bits are widened on the way to fp16 units
+    if unpacked or wanted not in device.peak_flop_per_s:
         return None
     sheet = find_datasheet(device.name)
     if sheet is not None and (own := _published(sheet.device.name, wanted)):

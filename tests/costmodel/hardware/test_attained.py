@@ -76,6 +76,11 @@ def test_units_that_compute_more_per_clock_lend_nothing() -> None:
         assert (share and share.board) == lender
 
 
+def test_products_that_widen_their_weights_first_stay() -> None:
+    assert attained_share(device("A100-SXM4-80GB"), "fp16") is not None
+    assert attained_share(device("A100-SXM4-80GB"), "int4_wo") is None
+
+
 def test_what_was_measured_on_the_device_itself_stays() -> None:
     h100 = load_profile("H100-SXM5-80GB")
     for dtype in ("bf16", "fp16"):
