@@ -378,5 +378,5 @@ class StageModule(nn.Module):
                 values.pop(made, None)
         if self.is_last:
             return value(self._loss)
-        sends = tuple(value(ref) for ref in self.plan.sends)
+        sends = tuple(value(ref).contiguous() for ref in self.plan.sends)  # views cannot be sent
         return sends[0] if len(sends) == 1 else sends

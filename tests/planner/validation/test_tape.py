@@ -64,6 +64,30 @@ def test_masks_are_made_again_and_skips_travel() -> None:
     assert first.sends == last.receives
 
 
+class _Turned(nn.Module):
+    """What the second layer gets is a view in another order, as T5's bias of positions is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).transpose(1, 2)).sum()
+
+
+def test_views_are_sent_as_tensors_of_their_own() -> None:
+    torch.manual_seed(0)
+    model, inputs = _Turned(), {"x": torch.randn(2, 3, 4)}
+    whole = copy.deepcopy(model)
+    whole(**inputs).backward()
+    tape = record(model, inputs, batch=2, cut_points=["first", "second"], loss_of=loss_of)
+    stage = StageModule(model, tape, cut(tape, ["first", "second"])[0], is_last=False)
+    assert stage(inputs["x"]).is_contiguous()
+    for part in run_stages(copy.deepcopy(whole), inputs, ["first", "second"]):
+        for name, parameter in part.model.named_parameters():
+            torch.testing.assert_close(parameter.grad, dict(whole.named_parameters())[name].grad)
+
+
 def test_stages_out_of_order_are_refused() -> None:
     model, args = perceptron()
     inputs = named_inputs(model, args, {})
