@@ -170,8 +170,10 @@ def memory_of_rank(
         update = round(update * offload.device_fraction)
     moments.append((Peak(activations=0, gradients=state.gradients, temporary=update // shard), 0.0))
     highest, beside = max(moments, key=lambda moment: moment[0].total + moment[1])
-    # gradients that appear during backward take the place of activations: what is above all of them
-    above = max(0, highest.total - state.gradients)
+    # gradients that appear during backward take the place of activations and whole units: what is above all
+    above = max(0, highest.total + round(beside) - state.gradients)
+    buffers = min(round(beside), above)
+    above -= buffers
     temporary = min(highest.temporary, above)
     swapped = resident_bytes is not None
     fragments = framework.fragment_bytes + framework.fragment_fraction * above
@@ -195,7 +197,7 @@ def memory_of_rank(
             dp=plan.dp,
             by_unit=by_unit,
         )
-        + round(beside),
+        + buffers,
         framework=framework.memory_overhead_bytes,
         fragments=round(fragments),
     )
