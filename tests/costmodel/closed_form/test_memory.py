@@ -57,7 +57,7 @@ def few_activations() -> Any:
 
 
 @pytest.mark.parametrize("framework", ["pytorch", "pytorch-bf16", "megatron-core"])
-def test_memory_is_the_same_where_gradients_outweigh_activations(framework: str) -> None:
+def test_memory_is_the_same_and_bounds_hold_where_parameters_outweigh_activations(framework: str) -> None:
     made = Forecaster(
         source=resolve(f"{__name__}:few_activations", micro_batch_size=1),
         profile=load_profile("a100-sxm4-80gb"),
@@ -71,5 +71,7 @@ def test_memory_is_the_same_where_gradients_outweigh_activations(framework: str)
     rows = [int(row) for row in np.flatnonzero(np.isfinite(found.memory_bytes))]
     assert {found.plan(row).zero_stage for row in rows} == {0, 1, 2, 3}
     for row in rows:
-        memory = made.forecast(found.plan(row)).prediction.peak_memory_bytes
-        assert found.memory_bytes[row] == pytest.approx(memory, rel=1e-6), found.plan(row)
+        plan = found.plan(row)
+        prediction = made.forecast(plan).prediction
+        assert found.memory_bytes[row] == pytest.approx(prediction.peak_memory_bytes, rel=1e-6), plan
+        assert found.bound_s[row] <= prediction.step_time_s * (1 + 1e-8), plan
