@@ -285,10 +285,9 @@ class _Sizer:
         graph = self.forecaster.graph(1)
         samples = self.terms.samples or (self.terms.tokens or 0.0) / max(1, graph.seq_len or 1)
         framework, device = self.forecaster.framework, self.forecaster.profile.device
-        names = [framework.compute_dtype, framework.half_products, framework.fp32_products]
-        if framework.fp32_convolutions != "as products":
-            names.append(framework.fp32_convolutions)
-        peak = count * max(product_flop_per_s(device, name) for name in names)
+        types = {framework.compute_dtype, framework.half_products}
+        types |= {framework.fp32_products, framework.fp32_convolutions}
+        peak = count * max(product_flop_per_s(device, name) for name in types - {"same", "as products"})
         least_s = 0.5 * samples * self.forecaster.model_flop() / peak
         if least_s <= self.goal.deadline_s:
             return ""

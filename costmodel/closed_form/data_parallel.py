@@ -211,20 +211,27 @@ def sharded_step(
     cpu = forecaster.profile.device.kind == "cpu"
     m = part.num_microbatches.astype(np.float64)
     down, _ = _pass(forward, gather, None, ahead=0 if cpu else 1, overlap=framework.overlap_dp)
-    up, left = _pass(
-        backward[:, ::-1],
-        gather[:, ::-1],
-        reduce[:, ::-1],
-        ahead=1,
-        overlap=framework.overlap_dp,
-        overlap_reduce=framework.overlap_dp and not cpu,
-    )
-    again = (m - 1.0) * column("accumulate_s").sum(axis=1)
-    least = np.asarray(m * (down + up) + again + left + ends.update_s[rows].sum(axis=1))
+    again = np.where((m > 1.0)[:, None], column("accumulate_s"), 0.0)
+
+    def back(seconds: FloatArray) -> tuple[FloatArray, FloatArray]:
+        return _pass(
+            seconds[:, ::-1],
+            gather[:, ::-1],
+            reduce[:, ::-1],
+            ahead=1,
+            overlap=framework.overlap_dp,
+            overlap_reduce=framework.overlap_dp and not cpu,
+        )
+
+    first, _ = back(backward)
+    later, left = back(backward + again)  # what adds gradients up hides beside collectives like the rest
+    passes = m * down + first + (m - 1.0) * later
+    least = np.asarray(passes + left + ends.update_s[rows].sum(axis=1))
     if not framework.overlap_dp:
         return least, least
     exchanged = m * (2.0 * gather + reduce).sum(axis=1)
-    exposed = m * (down + up - (forward + backward).sum(axis=1)) + left
+    computed = m * (forward + backward).sum(axis=1) + (m - 1.0) * again.sum(axis=1)
+    exposed = passes - computed + left
     return least, least + _slowed_s(forecaster, m * moved.sum(axis=1), exchanged, exposed)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from costmodel.closed_form.offload import two_largest
 from costmodel.estimate import FloatArray, IntArray
-from costmodel.predict.memory import UnitBuffers
+from costmodel.predict.memory import UnitBuffers, keeps_own_shares
 from costmodel.predict.optimizer_costs import optimizer_variant, state_bytes_per_parameter
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HELD_ORDERS", "Levels", "StageBytes", "held_bytes", "held_order", "levels_of", "peak_bytes"]
 
-_FP32_BYTES = 4
 HELD_ORDERS = ("all", "alternate", "lagging")
 """Orders of forwards and backwards that differ in what they hold."""
 
@@ -239,7 +238,7 @@ def levels_of(
     buffers = _communication(elements + bucketed, gathered, framework, zero, dp[:, None])
     buffers = np.where(by_unit, 0.0, buffers)
     several = (num_microbatches > 1)[:, None]
-    own = stored[1] * framework.parameter_bytes if framework.parameter_bytes >= _FP32_BYTES else 0.0
+    own = stored[1] * framework.parameter_bytes if keeps_own_shares(framework) else 0.0
     standing = np.where(
         zero == 3,
         np.where(several, gradients, 0.0),

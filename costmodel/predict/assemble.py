@@ -132,7 +132,8 @@ def _cut(
     unmodelled, unruled = forecaster.without_rule(plan)
     per_node = 1 if profile.network is None else profile.network.ranks_per_node
     parameter_bytes = forecaster.framework.parameter_bytes
-    too_much = host_notes(plan, step.offload, groups, parameter_bytes, forecaster.host, per_node)
+    of_ranks = [[unit for stage in mine for unit in groups[stage]] for mine in step.stages_of]
+    too_much = host_notes(plan, step.offload, of_ranks, parameter_bytes, forecaster.host, per_node)
     prediction = Prediction(
         model=forecaster.source.name,
         plan=asked,

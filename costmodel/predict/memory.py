@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
 
-__all__ = ["ModelState", "UnitBuffers", "communication_bytes", "model_state", "sharded_by_unit"]
+__all__ = [
+    "ModelState",
+    "UnitBuffers",
+    "communication_bytes",
+    "keeps_own_shares",
+    "model_state",
+    "sharded_by_unit",
+]
+
+_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +85,12 @@ def sharded_by_unit(framework: FrameworkProfile, zero_stage: int, dp: int) -> bo
     """Whether parameters and gradients are whole for single units only, as under FSDP; frameworks with flat
     buffers are counted as `communication_bytes` says."""
     return zero_stage >= 2 and dp > 1 and not framework.updates_unused
+
+
+def keeps_own_shares(framework: FrameworkProfile) -> bool:
+    """Whether under ZeRO-2 a rank's share of the parameters is there beside the whole ones: not where the
+    optimizer's copies in fp32 are that share."""
+    return framework.parameter_bytes >= _FP32_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,18 +55,17 @@ def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
 def host_notes(
     plan: Plan,
     offload: Offload | None,
-    groups: Sequence[Sequence[Unit]],
+    of_ranks: Sequence[Sequence[Unit]],
     parameter_bytes: float,
     host: HostMachine,
     ranks_per_node: int,
 ) -> tuple[str, ...]:
-    """A host without the memory for what its node's ranks offload; as many as the fullest stage each.
-    `groups`: the units of each (virtual) stage."""
+    """A host without the memory for what its node's ranks offload; as many as the fullest rank each.
+    `of_ranks`: the units of each pipeline rank."""
     if offload is None:
         return ()
     need = 0.0
-    for rank in range(plan.pp):
-        units = [unit for group in groups[rank :: plan.pp] for unit in group]
+    for units in of_ranks:
         updated, own = (parameter_bytes * n for n in shares_of_rank(plan, units))
         need = max(need, host_bytes(offload, updated_bytes=updated, own_bytes=own))
     need *= min(ranks_per_node, plan.world_size)

@@ -17,6 +17,7 @@ from costmodel.predict.memory import (
     ModelState,
     UnitBuffers,
     communication_bytes,
+    keeps_own_shares,
     model_state,
     sharded_by_unit,
 )
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from costmodel.step import Offload, StepResult
 
 __all__ = ["Peak", "memory_of_rank", "peak_of_stage", "rank_memory", "walk_stage"]
-
-_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +169,10 @@ def memory_of_rank(
         update = round(update * offload.device_fraction)
     moments.append((Peak(activations=0, gradients=state.gradients, temporary=update // shard), 0.0))
     highest, beside = max(moments, key=lambda moment: moment[0].total + moment[1])
-    # gradients that appear during backward take the place of activations: what is above all of them
-    above = max(0, highest.total - state.gradients)
+    # gradients that appear during backward take the place of activations and whole units: what is above all
+    above = max(0, highest.total + round(beside) - state.gradients)
+    buffers = min(round(beside), above)
+    above -= buffers
     temporary = min(highest.temporary, above)
     swapped = resident_bytes is not None
     fragments = framework.fragment_bytes + framework.fragment_fraction * above
@@ -195,7 +196,7 @@ def memory_of_rank(
             dp=plan.dp,
             by_unit=by_unit,
         )
-        + round(beside),
+        + buffers,
         framework=framework.memory_overhead_bytes,
         fragments=round(fragments),
     )
@@ -226,13 +227,12 @@ def _standing_gradients(
     """What is there in the place of gradients before the (last) backward, where units are sharded one by one.
 
     Under ZeRO-3 each micro-batch adds to the rank's share of gradients. Under ZeRO-2 gradients stay whole
-    until the last one's are reduced, and beside whole parameters there are the rank's own, unless the
-    optimizer's copies in fp32 are these.
+    until the last one's are reduced, and the rank's own parameters are there (`keeps_own_shares`).
     """
     several = plan.num_microbatches > 1
     if plan.zero_stage == 3:
         return state.gradients if several else 0
-    own = own_parameters if framework.parameter_bytes >= _FP32_BYTES else 0
+    own = own_parameters if keeps_own_shares(framework) else 0
     return own + (round(n_trained * framework.gradient_bytes) if several else 0)
 
 

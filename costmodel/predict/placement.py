@@ -71,10 +71,10 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
 def _neighbours(depth: int, stride: int, per_node: int) -> CollectiveGroup:
     """Two stages of `depth` that follow each other, `stride` ranks apart.
 
-    Across nodes as soon as the pipeline is longer than one, since the stages at a node's edge set its pace;
-    they alone use its interfaces.
+    Across nodes as soon as a pipeline does not fit one, since the stages at a node's edge set its pace; they
+    alone use its interfaces. Pipelines shorter than a node lie within it where they divide it.
     """
-    if depth * stride <= per_node:
+    if depth == 1 or per_node % (depth * stride) == 0:
         return CollectiveGroup(n_ranks=min(depth, 2), n_nodes=1)
     return CollectiveGroup(n_ranks=2, n_nodes=2, nic_sharing=min(stride, per_node))
 

@@ -10,6 +10,7 @@ import torch
 
 from costmodel.framework import load_framework
 from costmodel.models.images import UNSEEN
+from costmodel.plan import Plan
 from planner import api
 from tests.costmodel.models.test_images import LLAVA
 
@@ -119,3 +120,18 @@ def test_inference_says_what_stays_whole() -> None:
         "llama-3.1-8b", hardware="h200", plan="tp3", prompt_len=64, output_len=8, overrides=sizes
     )
     assert any(note.startswith("tp(3): kept whole on every rank") for note in answer.warnings)
+
+
+@pytest.mark.parametrize(
+    ("plan", "fits"), [("pp2.vpp2.gbs4.interleaved", True), ("pp2.vpp2.gbs4.zb-v", False)]
+)
+def test_the_host_holds_what_each_rank_of_a_schedule_has(plan: str, fits: bool) -> None:
+    """Folded pipelines have the embedding and the head on one rank, others on two."""
+    sizes = ["hidden_size=64", "intermediate_size=128", "num_hidden_layers=4", "vocab_size=8192"]
+    made = api.forecaster("llama-2-7b", hardware="a100-sxm4-80gb", seq_len=32, overrides=sizes)
+    n_parameters = sum(s.count * s.n_parameters for s in made.graph(1).segments)
+    memory_bytes = 1.3 * 16.0 * n_parameters  # both moments, the fp32 copy and gradients of all ranks
+    small = made.on(host=made.host.model_copy(update={"memory_bytes": memory_bytes}))
+    step = small.forecast(Plan.parse(f"{plan}.zero-offload")).prediction
+    assert step.host_fits == fits
+    assert any("DOES NOT FIT the host" in note for note in step.warnings) == (not fits)

@@ -24,3 +24,18 @@ def test_groups_equal_an_enumeration(tp: int, dp: int, pp: int, per_node: int) -
     if pp > 1:
         stages = [{rank // per_node for rank in (at * tp * dp, (at + 1) * tp * dp)} for at in range(pp - 1)]
         assert groups["pp"].n_nodes == max(len(nodes) for nodes in stages)
+
+
+@given(powers, powers, st.integers(1, 6), st.integers(1, 8))
+def test_neighbours_of_every_pipeline_count(tp: int, dp: int, pp: int, per_node: int) -> None:
+    plan = Plan(tp=tp, dp=dp, pp=pp, flags=("pp-inside",)) if pp > 1 else Plan(tp=tp, dp=dp)
+    group = axis_groups(plan, per_node)["pp"]
+    per_node = min(per_node, plan.world_size)
+    hops = [
+        {rank // per_node, (rank + tp) // per_node}
+        for replica in range(dp)
+        for stage in range(pp - 1)
+        for rank in range((replica * pp + stage) * tp, (replica * pp + stage + 1) * tp)
+    ]
+    assert group.n_ranks == min(pp, 2)
+    assert group.n_nodes == max((len(nodes) for nodes in hops), default=1)
