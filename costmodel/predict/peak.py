@@ -159,14 +159,8 @@ def memory_of_rank(
     if by_unit:
         between = Peak(activations=held_bytes, gradients=resting.gradients, temporary=0)
         moments.append((between, whole.in_backward))
-    update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
+    update = _update_bytes(forecaster, elements, offload)
     shard = (plan.dp_shard or plan.dp) * plan.cp if plan.zero_stage else 1
-    if framework.fused_optimizer:
-        update = 0
-    if updates:
-        update += round(sum(elements) * framework.update_copy_bytes)
-    if offload is not None:  # what the host updates leaves no temporaries here
-        update = round(update * offload.device_fraction)
     moments.append((Peak(activations=0, gradients=state.gradients, temporary=update // shard), 0.0))
     highest, beside = max(moments, key=lambda moment: moment[0].total + moment[1])
     # gradients that appear during backward take the place of activations and whole units: what is above all
@@ -200,6 +194,19 @@ def memory_of_rank(
         framework=framework.memory_overhead_bytes,
         fragments=round(fragments),
     )
+
+
+def _update_bytes(forecaster: Forecaster, elements: Sequence[int], offload: Offload | None) -> int:
+    """Temporaries of updating tensors of so many elements, before they are divided among replicas."""
+    framework, optimizer = forecaster.framework, forecaster.optimizer
+    update = update_bytes(elements, optimizer, looped=forecaster.profile.device.kind == "cpu")
+    if framework.fused_optimizer:
+        update = 0
+    if optimizer_variant(optimizer).updates:
+        update += round(sum(elements) * framework.update_copy_bytes)
+    if offload is not None:  # what the host updates leaves no temporaries here
+        update = round(update * offload.device_fraction)
+    return update
 
 
 def _whole_units(stages: Sequence[Sequence[Unit]], framework: FrameworkProfile, plan: Plan) -> UnitBuffers:
