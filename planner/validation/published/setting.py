@@ -21,6 +21,7 @@ from costmodel.models import resolve_config, with_adapters, with_fewer_predictio
 from costmodel.plan import Plan
 from costmodel.recompute import Recompute
 from costmodel.schedules import SCHEDULES
+from planner.validation.published.links import link_between
 from planner.validation.published.model_map import RowModel, known_parameters, known_size
 from planner.validation.published.rows import PublishedRow, says
 
@@ -121,8 +122,8 @@ def row_variant(row: PublishedRow) -> str | None:
         return None
     wording = row.text("inter_node_link")
     inside = (e["link"] for e in _settings()["intra_links"] if says(row, e["where"]))
-    between = (e["link"] for e in _settings()["inter_links"] if re.search(e["match"], wording, re.I))
-    links = [link for link in (next(inside, None), next(between, None)) if link is not None]
+    between = link_between(wording, row.integer("gpus_per_node") or network.ranks_per_node)
+    links = [link for link in (next(inside, None), between) if link is not None]
     return "+".join(links) or None
 
 

@@ -277,9 +277,17 @@ def test_a_run_that_was_measured_fitted() -> None:
         ("Ethernet 100GbE", "ethernet-1x100g"),
         ("RoCE 8x400G", "roce-8x400g"),
         ("8x HDR InfiniBand 200 Gb/s per node", "infiniband-8x200g"),
+        ("2x 200 Gb/s InfiniBand per node", "infiniband-2x200g"),
+        ("400 Gbps per node, RoCE", "roce-8x400g"),
+        ("400 Gb/s per node", "infiniband-2x200g"),
+        ("1.6 Tb/s per node", "infiniband-8x200g"),
+        ("50 GB/s per GPU", "infiniband-8x400g"),
+        ("200 Gbit/s per GPU", "infiniband-8x200g"),
+        ("2 x 25GbE", "ethernet-2x25g"),
+        ("fast", None),
     ],
 )
-def test_links_between_nodes(wording: str, link: str) -> None:
+def test_links_between_nodes(wording: str, link: str | None) -> None:
     assert row_variant(said(gpu="H100", inter_node_link=wording)) == link
 
 
