@@ -28,6 +28,7 @@ _DEGREES = {
     "vpp": "vpp",
     "cp": "cp",
     "ep": "ep",
+    "etp": "expert_tp",
     "mbs": "micro_batch_size",
     "gbs": "global_batch_size",
     "zero": "zero_stage",
@@ -55,6 +56,8 @@ class Plan:
     vpp: int = 1
     cp: int = 1
     ep: int = 1
+    expert_tp: int = 0
+    """Ranks that each expert is split over; 0 = `tp`, or fewer where `ep` spans tensor-parallel ranks."""
     micro_batch_size: int = 1
     global_batch_size: int = 0
     """Sequences or images per step over all replicas; 0 = dp * micro_batch_size."""
@@ -89,6 +92,8 @@ class Plan:
             raise PlanError(
                 f"dp({self.dp}) * cp({self.cp}) * tp({self.tp}) is not a multiple of ep({self.ep})"
             )
+        if self.expert_tp:
+            self._check_expert_tp()
         if self.vpp > 1 and self.pp == 1:
             raise PlanError(f"vpp({self.vpp}) needs pp > 1, got pp({self.pp})")
         per_pass = self.dp * self.micro_batch_size
@@ -98,6 +103,18 @@ class Plan:
             raise PlanError(
                 f"global_batch_size({self.global_batch_size}) is not a multiple of "
                 f"dp({self.dp}) * micro_batch_size({self.micro_batch_size}) = {per_pass}"
+            )
+
+    def _check_expert_tp(self) -> None:
+        etp, parts = self.expert_tp, self.ep * self.expert_tp
+        if etp < 0 or self.tp % etp:
+            raise PlanError(
+                f"tp({self.tp}) is not a multiple of etp({etp}): choose a divisor of tp, or leave etp out"
+            )
+        if parts % self.tp or (self.dp * self.tp * self.cp) % parts:
+            raise PlanError(
+                f"ep({self.ep}) * etp({etp}) = {parts}: must be a multiple of tp({self.tp}) and divide "
+                f"dp({self.dp}) * cp({self.cp}) * tp({self.tp}) = {self.dp * self.cp * self.tp}"
             )
 
     @property
@@ -110,10 +127,18 @@ class Plan:
         """Parts that expert parallelism cuts experts into beside tensor parallelism: `ep`, or as many as
         there are replicas where `ep` spans tensor-parallel ranks too: each rank has 1 / (dp cp tp) of all.
 
-        Megatron-Core's expert-tensor-parallel-size dp cp tp / ep, priced as narrower parts of more experts.
+        Megatron-Core's expert-tensor-parallel-size is tp experts_over / ep; where `expert_tp` says it, the
+        parts follow. They are priced as narrower parts of more experts.
         """
+        if self.expert_tp:
+            return self.ep * self.expert_tp // self.tp
         most = min(self.ep, self.dp * self.cp)
         return max(d for d in range(1, most + 1) if self.ep % d == 0)
+
+    @property
+    def expert_width(self) -> int:
+        """Ranks that each expert is split over: `expert_tp`, where given."""
+        return self.tp * self.experts_over // self.ep
 
     @property
     def num_microbatches(self) -> int:
@@ -141,7 +166,7 @@ class Plan:
             parts.append("sp")
         if self.recompute != "none":
             parts.append(self.recompute)
-        order = {"dp": 0, "tp": 1, "pp": 2, "vpp": 3, "cp": 4, "ep": 5, "mbs": 6, "gbs": 7}
+        order = {"dp": 0, "tp": 1, "pp": 2, "vpp": 3, "cp": 4, "ep": 5, "etp": 6, "mbs": 7, "gbs": 8}
         parts.sort(key=lambda part: order.get(re.sub(r"\d+$", "", part), 9))
         return ".".join([*parts, *self.flags]) or "dp1"
 
@@ -149,7 +174,7 @@ class Plan:
         value = getattr(self, name)
         if name == "global_batch_size":
             return bool(value != self.dp * self.micro_batch_size)
-        return bool(value != {"zero_stage": 0, "dp_shard": 0}.get(name, 1))
+        return bool(value != {"zero_stage": 0, "dp_shard": 0, "expert_tp": 0}.get(name, 1))
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -73,7 +73,7 @@ def operator_times(
     if kind == "host":
         return TimeEstimate(median_s=np.zeros(n), log_sigma=np.zeros(n))
     asked = kind
-    kind, sizes = _as_priced_kind(kind, sizes)
+    kind, sizes = _as_priced_kind(kind, variant, sizes)
     fit = choose_fit(profile, kind, variant, dtype, timing)
     if fit is None:
         fit = datasheet_fit(profile.device, kind, variant, dtype)
@@ -109,7 +109,7 @@ def contended_s(
     per_byte_s = profile.contention_s_per_byte
     if not per_byte_s:
         return np.zeros_like(times_s)
-    priced, sizes = _as_priced_kind(kind, _sizes(kind, dims))
+    priced, sizes = _as_priced_kind(kind, variant, _sizes(kind, dims))
     return np.minimum(per_byte_s * form_of(priced).least_bytes(sizes, dtype, variant), 0.5 * times_s)
 
 
@@ -301,16 +301,24 @@ def _sizes(kind: str, dims: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
     return dict(zip(wanted, map(np.ascontiguousarray, arrays), strict=True))
 
 
-def _as_priced_kind(kind: str, sizes: dict[str, FloatArray]) -> tuple[str, dict[str, FloatArray]]:
-    """Kinds without a form of their own as one that has: experts as a batch, unknown work as a copy."""
+def _as_priced_kind(
+    kind: str, variant: str, sizes: dict[str, FloatArray]
+) -> tuple[str, dict[str, FloatArray]]:
+    """Kinds without a form of their own as one that has: experts as a batch, unknown work as a copy.
+
+    The rows that groups share are what the gradient of a weight (tn) is summed over: no matrix has rows of
+    that length, which is any number.
+    """
     if kind not in FORMS:
         load_forms()
     if kind in FORMS or kind not in _AS_KIND:
         return kind, sizes
     if kind == "grouped_gemm":
         groups = np.maximum(sizes["groups"], 1.0)
-        batch = {"batch": groups, "m": np.maximum(sizes["m"] / groups, 1.0), "n": sizes["n"], "k": sizes["k"]}
-        return "bmm", batch
+        rows = np.maximum(sizes["m"] / groups, 1.0)
+        if variant == "tn":
+            return "bmm", {"batch": groups, "m": sizes["n"], "n": sizes["k"], "k": rows}
+        return "bmm", {"batch": groups, "m": rows, "n": sizes["n"], "k": sizes["k"]}
     # half of the bytes read, half written, four bytes an element
     elements = np.maximum(sizes["bytes"] / 8.0, 1.0)
     return "elementwise", {"rows": np.ones_like(elements), "cols": elements, "bytes": sizes["bytes"]}

@@ -267,7 +267,7 @@ def _state(forecaster: Forecaster, plan: Plan, units: list[Unit]) -> int:
         dp_shard=plan.dp_shard,
         cp=plan.cp,
         n_expert_parameters=expert_elements(units),
-        ep=plan.ep,
+        ep=plan.experts_over,
         n_frozen=frozen_elements(units),
         n_frozen_experts=expert_elements(units, frozen=True),
         n_bucketed=bucketed_elements(plan, units),

@@ -64,7 +64,7 @@ def exchanges(forecaster: Forecaster, plan: Plan, units: Sequence[Unit]) -> list
         else:
             exchange = _sharded if plan.zero_stage == 3 else _in_buckets
             for experts in (False, True):
-                alone = experts and pipelines == 1 and max(1, plan.dp * plan.cp // plan.ep) == 1
+                alone = experts and pipelines == 1 and max(1, plan.dp * plan.cp // plan.experts_over) == 1
                 if not alone and any(stored for _, stored in (u.held(experts=experts) for u in units)):
                     exchange(forecaster, plan, units, found, experts=experts)
 
@@ -122,7 +122,7 @@ def _sharded(
     axis = prefix + ("dp_shard" if plan.dp_shard else "dp")
     among, divided = (plan.dp_shard or plan.dp) * plan.cp, plan.dp_shard
     if experts:
-        among = divided = max(1, among // plan.ep)
+        among = divided = max(1, among // plan.experts_over)
     forecaster, framework = _narrowed(forecaster, plan, axis), forecaster.framework
     # measured over the two gathers and the reduction of a step; each takes a third
     per_byte_s = host_cost_s(forecaster.profile, "fsdp_copy_s_per_byte") / 3.0
@@ -162,12 +162,12 @@ def _in_buckets(
     op = "all_reduce" if plan.zero_stage == 0 else "reduce_scatter"
     per_bucket_s = host_cost_s(forecaster.profile, "ddp_bucket_s")
     synchronous = forecaster.profile.device.kind == "cpu"
-    ranks = max(1, plan.dp * plan.cp // plan.ep) if experts else plan.dp * plan.cp
+    ranks = max(1, plan.dp * plan.cp // plan.experts_over) if experts else plan.dp * plan.cp
     smallest = framework.bucket_bytes_per_rank * ranks
     sharded = plan.zero_stage and plan.dp_shard and pipelines == 1
     prefix = "expert_" if experts else ""
     shard = prefix + ("dp_shard" if sharded else "dp")
-    among = max(1, plan.dp_shard * plan.cp // plan.ep) if experts else plan.dp_shard
+    among = max(1, plan.dp_shard * plan.cp // plan.experts_over) if experts else plan.dp_shard
     for bucket in gradient_buckets(
         [(i, size) for i, size, _ in reduced],
         bucket_bytes=max(framework.bucket_bytes, smallest),

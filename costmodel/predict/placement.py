@@ -44,8 +44,8 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
     side, layers = mesh_of(plan)
     inside = pipeline_inside(plan)
     depth = plan.pp if inside else 1
-    apart = plan.tp * plan.ep * depth  # ranks that hold the same experts
-    copies, among = (max(1, n * plan.cp // plan.ep) for n in (plan.dp, shard))
+    apart = plan.expert_width * plan.ep * depth  # ranks that hold the same experts
+    copies, among = (max(1, n * plan.cp // plan.experts_over) for n in (plan.dp, shard))
     return {
         "mesh_row": axis_group(side, 1, per_node),
         "mesh_column": axis_group(side, side, per_node),
@@ -53,7 +53,7 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
         "mesh_layer": axis_group(layers, side * side, per_node),
         "tp": axis_group(plan.tp, 1, per_node),
         "cp": axis_group(plan.cp, plan.tp, per_node),
-        "ep": axis_group(plan.ep, plan.tp if plan.ep <= plan.dp * plan.cp else 1, per_node),
+        "ep": axis_group(plan.ep, plan.expert_width, per_node),
         "dp": _replicas(plan, plan.dp, depth, per_node),
         "dp_shard": _replicas(plan, shard, depth, per_node),
         "dp_replicate": axis_group(plan.dp // shard, inner * shard * depth, per_node),

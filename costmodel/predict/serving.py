@@ -247,8 +247,8 @@ def _passes(forecaster: InferenceForecaster, plan: Plan) -> PassCosts:
     over = plan.experts_over
     if plan.ep == 1:
         return PassCosts(forecaster, plan.with_(dp=1, global_batch_size=0))
-    shared = Experts(tp=max(1, over * plan.tp // plan.ep), ep=plan.ep)
-    return PassCosts(forecaster, plan.with_(dp=over, ep=1, global_batch_size=0), experts=shared)
+    shared = Experts(tp=max(1, plan.expert_width), ep=plan.ep)
+    return PassCosts(forecaster, plan.with_(dp=over, ep=1, expert_tp=0, global_batch_size=0), experts=shared)
 
 
 def _batches(

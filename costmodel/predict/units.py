@@ -123,7 +123,7 @@ def update_ranks(plan: Plan) -> int:
 def shares_of_rank(plan: Plan, units: Sequence[Unit]) -> tuple[float, float]:
     """Elements that a rank with these units updates, and that it holds of its parameters, under ZeRO."""
     ranks = update_ranks(plan)
-    among = max(1, ranks // plan.ep)
+    among = max(1, ranks // plan.experts_over)
     trained, frozen = sum(held_elements(units)), frozen_elements(units)
     experts, frozen_experts = expert_elements(units), expert_elements(units, frozen=True)
     stored, stored_experts = trained + frozen, experts + frozen_experts
@@ -137,7 +137,7 @@ def updated_elements(plan: Plan, units: Sequence[Unit]) -> list[int]:
     1 / ep as many ranks share the update of experts, of which each holds others.
     """
     ranks = update_ranks(plan)
-    experts = max(1, ranks // plan.ep)
+    experts = max(1, ranks // plan.experts_over)
     own = [p for unit in units for p in unit.shard.parameters if not p.tied and unit.trains(p)]
     shared = [experts if "ep" in p.axis.split("+") else ranks for p in own]
     held = held_elements(units)
@@ -233,7 +233,7 @@ def _shared_by(plan: Plan, unit: Unit) -> float:
     """Mean over a unit's parameters of the ranks that each is divided over under ZeRO; 0 without."""
     ranks = update_ranks(plan)
     (_, others), (_, experts) = (unit.held(experts=which) for which in (False, True))
-    share = others / ranks + experts / max(1, ranks // plan.ep)
+    share = others / ranks + experts / max(1, ranks // plan.experts_over)
     return (others + experts) / share if plan.zero_stage and share else 0.0
 
 

@@ -29,9 +29,8 @@ def megatron(job: ExportJob) -> dict[str, str]:
         "--micro-batch-size": plan.micro_batch_size,
         "--global-batch-size": plan.global_batch_size,
     }
-    experts_tp = plan.tp * plan.experts_over // plan.ep
-    if experts_tp < plan.tp:  # Megatron-Core's default, tp, would need ep times as many ranks
-        arguments["--expert-tensor-parallel-size"] = experts_tp
+    if plan.expert_width < plan.tp:  # Megatron-Core's default is tp
+        arguments["--expert-tensor-parallel-size"] = plan.expert_width
     if job.seq_len:
         arguments["--seq-length"] = job.seq_len
     lines = [f"{name} {value}" for name, value in arguments.items()]

@@ -94,3 +94,15 @@ def test_experts_lie_over_no_more_parts_than_there_are_ranks() -> None:
     assert Plan(tp=8, ep=8).experts_over == 1
     assert Plan(dp=2, tp=4, ep=8).experts_over == 2
     assert Plan(dp=6, tp=4, ep=8).experts_over == 4
+
+
+def test_experts_split_less_than_the_rest() -> None:
+    whole = Plan.parse("dp16.tp2.ep8.etp1")
+    assert (whole.experts_over, whole.expert_width) == (4, 1)
+    assert str(whole) == "dp16.tp2.ep8.etp1"
+    assert Plan(dp=16, tp=2, ep=8).expert_width == 2
+    assert Plan(tp=8, ep=8).expert_width == 1
+    with pytest.raises(PlanError, match=r"tp\(4\) is not a multiple of etp\(3\)"):
+        Plan(dp=4, tp=4, ep=4, expert_tp=3)
+    with pytest.raises(PlanError, match=r"ep\(2\) \* etp\(1\) = 2: must be a multiple of tp\(4\)"):
+        Plan(dp=4, tp=4, ep=2, expert_tp=1)

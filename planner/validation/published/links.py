@@ -21,7 +21,7 @@ __all__ = ["link_between"]
 _DATA = Path(costmodel.__path__[0]) / "data" / "published" / "settings.json"
 _USUAL_NODE = 8
 _RATE = r"(\d+(?:\.\d+)?) ?(?:(GB|TB)/s|([GT])(?:[Bb]E|b(?:it)?/s|bps|b|)\b)"
-"""A rate: bytes a second, or bits by any of their usual spellings (400 Gb/s, 400Gbps, 400G, 100GbE, 3.2 Tb/s)."""
+"""A rate: bytes a second, or bits in the usual spellings (400 Gb/s, 400Gbps, 400G, 100GbE, 3.2 Tb/s)."""
 _COUNTED = re.compile(r"(\d+) ?[x×*] ?(?:[A-Za-z-]+ )*[A-Za-z-]*" + _RATE)
 _EACH_GPU = re.compile(_RATE + r"[^\d]*?(?i:(?:per|a|each|/) ?(?:GPU|rank|NIC|interface|port|adapter))")
 _EACH_NODE = re.compile(_RATE + r"[^\d]*?(?i:(?:per|a|each|/) ?node|node-node|in all|aggregate|total)")
@@ -37,8 +37,8 @@ def _settings() -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def link_between(wording: str, gpus_per_node: int = _USUAL_NODE) -> str | None:
     """Name of the link ("infiniband-8x400g") that `wording` means; None where it says no rate.
 
-    Interfaces that are counted come first, then the wordings listed in settings.json (inter_links), then a rate
-    for each GPU, or one for a node of `gpus_per_node`.
+    Interfaces that are counted come first, then the wordings listed in settings.json (inter_links), then a
+    rate for each GPU, or one for a node of `gpus_per_node`.
     """
     listed, _ = _settings()
     said = _counted(wording)

@@ -303,6 +303,7 @@ def row_plan(row: PublishedRow) -> Plan | str:
             schedule=schedule,
             zero_stage=zero_stage,
             dp_shard=(_shard_group(row, dp) if zero_stage else 0) or _said_shard(row, dp),
+            expert_tp=_expert_tp(row, tp=tp),
             sequence_parallel=unsaid["sequence_parallel"] and tp > 1,
             recompute=recompute if Recompute.is_one(recompute) else "none",
         )
@@ -377,6 +378,19 @@ def _shard_group(row: PublishedRow, dp: int) -> int:
             shard = int(next(group for group in match.groups() if group))
             return shard if shard and dp % shard == 0 else 0
     return 0
+
+
+def _expert_tp(row: PublishedRow, *, tp: int) -> int:
+    """Ranks that each expert is split over, where the notes or the framework's recipes say and expert
+    parallelism takes all ranks of a replica; else 0."""
+    ep = row.integer("ep", 1) or 1
+    if tp == 1 or ep == 1 or row.text("model_family") != "moe":
+        return 0
+    told = _settings()["expert_tp"]
+    said = (re.search(e["match"], row.text("notes"), re.I) for e in told if "match" in e)
+    width = next((int(next(filter(None, match.groups()))) for match in said if match), 0)
+    width = width or next((int(e["width"]) for e in told if "where" in e and says(row, e["where"])), 0)
+    return width if ep * width % tp == 0 else 0
 
 
 def _schedule(row: PublishedRow, pp: int) -> tuple[str, int]:

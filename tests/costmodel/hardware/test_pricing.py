@@ -107,6 +107,16 @@ def test_kinds_without_kernel_or_form() -> None:
     assert grouped >= 2 * 8192 * 4096 * 4096 / peak_flop_per_s(device(), "bf16")
 
 
+def test_gradients_of_experts_take_any_number_of_rows() -> None:
+    """The rows that experts share are summed over: twelve experts leave no odd row of a matrix."""
+    p = profile(plain_fit())
+    even, odd = ({"groups": g, "m": 32_768.0, "n": 4096.0, "k": 4096.0} for g in (16.0, 12.0))
+    took = [operator_times(p, "grouped_gemm", "tn", "bf16", sizes).median_s[0] for sizes in (even, odd)]
+    assert took[1] == pytest.approx(took[0], rel=0.1)
+    forward = operator_times(p, "grouped_gemm", "nt", "bf16", odd).median_s[0]
+    assert took[1] == pytest.approx(forward, rel=0.2)
+
+
 def test_wrong_requests_are_named() -> None:
     with pytest.raises(UsageError, match="unknown operator kind 'gem'"):
         operator_times(profile(), "gem", "nt", "bf16", SQUARE)

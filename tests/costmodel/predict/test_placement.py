@@ -39,3 +39,19 @@ def test_neighbours_of_every_pipeline_count(tp: int, dp: int, pp: int, per_node:
     ]
     assert group.n_ranks == min(pp, 2)
     assert group.n_nodes == max((len(nodes) for nodes in hops), default=1)
+
+
+@given(powers, powers, powers, st.sampled_from([4, 8]))
+def test_experts_whole_on_a_rank_lie_on_neighbours(tp: int, dp: int, ep: int, per_node: int) -> None:
+    """Megatron-Core's groups with expert-tensor-parallel-size 1: ep consecutive ranks, the same experts again
+    every ep ranks."""
+    if ep % tp or (dp * tp) % ep or ep == 1:
+        return
+    plan = Plan(tp=tp, dp=dp, ep=ep, expert_tp=1)
+    groups = axis_groups(plan, per_node)
+    per_node = min(per_node, plan.world_size)
+    assert groups["ep"].n_ranks == ep
+    assert groups["ep"].n_nodes == len({rank // per_node for rank in range(ep)})
+    same = range(0, tp * dp, ep)
+    assert groups["expert_dp"].n_ranks == len(same)
+    assert groups["expert_dp"].n_nodes == len({rank // per_node for rank in same})

@@ -268,6 +268,7 @@ def test_experts_over_tensor_parallel_ranks_send_no_token_twice() -> None:
         call for call in routed_block("dp2.tp2.ep4") if call[1] == "ep"
     ]
     assert routed_block("tp4.ep4.sp") == [("all_to_all", "ep", routed // 4)] * 2
+    assert routed_block("dp4.tp2.ep4.etp1.sp") == [("all_to_all", "ep", routed // 2)] * 2
     split_too = routed_block("dp2.tp2.ep2.sp")  # an expert over two ranks each: gathered and summed as before
     assert ("all_gather", "tp", tokens) in split_too
     assert split_too.count(("all_to_all", "ep", routed // 2)) == 2

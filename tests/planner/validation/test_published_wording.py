@@ -20,7 +20,6 @@ from planner.validation.published.setting import (
     row_framework,
     row_hardware,
     row_plan,
-    row_variant,
 )
 
 LLAMA = {"model_family": "llama", "layers": "32", "hidden": "4096", "heads": "32", "ffn_hidden": "14336"}
@@ -269,28 +268,6 @@ def test_a_run_that_was_measured_fitted() -> None:
     assert not overfull(9e10, 8e10)
 
 
-@pytest.mark.parametrize(
-    ("wording", "link"),
-    [
-        ("8x NDR 400 Gb/s", "infiniband-8x400g"),
-        ("4x HDR200", "infiniband-4x200g"),
-        ("Ethernet 100GbE", "ethernet-1x100g"),
-        ("RoCE 8x400G", "roce-8x400g"),
-        ("8x HDR InfiniBand 200 Gb/s per node", "infiniband-8x200g"),
-        ("2x 200 Gb/s InfiniBand per node", "infiniband-2x200g"),
-        ("400 Gbps per node, RoCE", "roce-8x400g"),
-        ("400 Gb/s per node", "infiniband-2x200g"),
-        ("1.6 Tb/s per node", "infiniband-8x200g"),
-        ("50 GB/s per GPU", "infiniband-8x400g"),
-        ("200 Gbit/s per GPU", "infiniband-8x200g"),
-        ("2 x 25GbE", "ethernet-2x25g"),
-        ("fast", None),
-    ],
-)
-def test_links_between_nodes(wording: str, link: str | None) -> None:
-    assert row_variant(said(gpu="H100", inter_node_link=wording)) == link
-
-
 def test_flop_that_count_what_runs_again() -> None:
     sizes = {
         "batch": 1,
@@ -419,3 +396,21 @@ def test_pipelines_that_overlap_are_interleaved_to_single_layers() -> None:
     assert (plan.schedule, plan.vpp) == ("interleaved", 8)  # 32 layers on 4 stages
     elsewhere = plan_of(**{**run, "source": "a report"}, n_gpus="64", global_batch="64", micro_batch="1")
     assert (elsewhere.schedule, elsewhere.vpp) == ("1f1b", 1)
+
+
+@pytest.mark.parametrize(
+    ("cells", "width"),
+    [
+        ({"framework": "Megatron-LM (mcore)", "notes": "expert-tensor-parallel-size=1; x=2"}, 1),
+        ({"framework": "Megatron-Bridge"}, 1),
+        ({"framework": "Megatron-LM (mcore)"}, 0),
+        ({"framework": "Megatron-Bridge", "ep": "1"}, 0),
+        (
+            {"framework": "Megatron-LM (mcore)", "notes": "etp=1", "tp": "4", "ep": "2"},
+            0,
+        ),  # not all of a replica
+    ],
+)
+def test_how_many_ranks_split_an_expert(cells: dict[str, str], width: int) -> None:
+    moe = {"model_family": "moe", "n_gpus": "16", "tp": "2", "ep": "4"}
+    assert plan_of(**{**moe, **cells}).expert_tp == width
