@@ -37,22 +37,23 @@ class Configs:
     inside: IntArray
     tp: IntArray
     sp: IntArray
-    ep: IntArray
+    over: IntArray
+    """Parts that expert parallelism cuts experts into beside tensor parallelism (`Plan.experts_over`)."""
 
     @property
     def expert_replicas(self) -> IntArray:
         """Ranks that hold the same experts."""
-        return np.asarray(np.maximum(1, self.replicas // self.ep))
+        return np.asarray(np.maximum(1, self.replicas // self.over))
 
     @property
     def expert_shard(self) -> IntArray:
         """Ranks that divide the same experts under ZeRO-3."""
-        return np.asarray(np.maximum(1, self.shard * (self.replicas // self.dp) // self.ep))
+        return np.asarray(np.maximum(1, self.shard * (self.replicas // self.dp) // self.over))
 
     def take(self, places: IntArray) -> Configs:
         """Some of them."""
         names = ("table", "key", "num_microbatches", "dp", "replicas", "zero", "shard", "group", "inside")
-        return replace(self, **{name: getattr(self, name)[places] for name in (*names, "tp", "sp", "ep")})
+        return replace(self, **{name: getattr(self, name)[places] for name in (*names, "tp", "sp", "over")})
 
     def collective_s(self, forecaster: Forecaster, op: str, size_bytes: FloatArray, axis: str) -> FloatArray:
         """Seconds for each config's sizes [n, ...] over its own group of the axis."""

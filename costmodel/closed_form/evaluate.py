@@ -44,12 +44,12 @@ __all__ = ["Pricer"]
 
 _Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
-_SPLITTING = ("tp", "cp", "ep", "sp", "recompute", "wide")
+_SPLITTING = ("tp", "cp", "ep", "etp", "sp", "recompute", "wide")
 """With the micro-batch size: what decides how a unit costs. `wide`: replicas over which experts
 lie, where tensor-parallel ranks share them too (0: where they do not)."""
 _CHUNKS = 100_000
 """More chunks than a rank can have."""
-_LAYOUT = ("tp", "cp", "ep", "pp", "dp", "dp_shard", "inside")
+_LAYOUT = ("tp", "cp", "ep", "etp", "pp", "dp", "dp_shard", "inside")
 """What decides where the groups of the axes lie."""
 _HELD_COLUMNS = (
     "saved_bytes",
@@ -86,7 +86,8 @@ class Pricer:
         self._space = space
         at = space.columns
         replicas = at["dp"] * at["cp"]
-        self._columns = {**at, "wide": np.where(at["ep"] > replicas, replicas, 0)}
+        over = np.where(at["etp"] > 0, at["ep"] * at["etp"] // at["tp"], at["ep"])
+        self._columns = {**at, "over": over, "wide": np.where(over > replicas, replicas, 0)}
         self._cut = at["pp"] * _CHUNKS + at["vpp"]
         self._key = np.full(len(space), -1, dtype=np.int64)
         self._tables: list[UnitTable] = []
@@ -194,7 +195,7 @@ class Pricer:
         cuts = [self._stage_bytes(some, pp) for some in groups_by(at["vpp"], chosen[first])]
         words = len(space.choices.offload)
         of_ranks = np.concatenate([stages.of_ranks(with_two_largest=words > 1) for stages, _ in cuts], axis=1)
-        dp, zero, ep = at["dp"][chosen], at["zero"][chosen], at["ep"][chosen]
+        dp, zero, over = at["dp"][chosen], at["zero"][chosen], at["over"][chosen]
         shard = _shard(zero, dp, at["dp_shard"][chosen]) * np.where(zero > 0, at["cp"][chosen], 1)
         framework = self._forecaster.framework
 
@@ -207,7 +208,7 @@ class Pricer:
                 zero_stage=zero,
                 dp=dp,
                 shard=shard,
-                ep=ep,
+                ep=over,
                 num_microbatches=self._num_microbatches(chosen),
                 looped=self._looped,
                 offload=self._offload(word, rows),
@@ -218,7 +219,7 @@ class Pricer:
             offload, host = self._offload(word, rows), self._forecaster.host
             assert offload is not None
             size = framework.parameter_bytes
-            need = host_need(offload, of_ranks[:, cut], parameter_bytes=size, zero=zero, shard=shard, ep=ep)
+            need = host_need(offload, of_ranks[:, cut], parameter_bytes=size, zero=zero, shard=shard, ep=over)
             return np.asarray(self._ranks_of_node * need <= host.memory_bytes)
 
         @cache
@@ -365,7 +366,7 @@ class Pricer:
             inside=at["inside"][rows],
             tp=at["tp"][rows],
             sp=at["sp"][rows],
-            ep=at["ep"][rows],
+            over=at["over"][rows],
         )
 
     def _groups_of(self, row: int) -> dict[str, CollectiveGroup]:

@@ -33,6 +33,7 @@ _COLUMNS = (
     "tp",
     "cp",
     "ep",
+    "etp",
     "sp",
     "mbs",
     "recompute",
@@ -62,6 +63,8 @@ class Choices:
     """Tensor-parallel degrees that divide the model's sharded dimensions and stay inside a node."""
     cp: tuple[int, ...] = (1,)
     ep: tuple[int, ...] = (1,)
+    whole_experts: bool = False
+    """Whether experts are also tried whole on their ranks where tensor parallelism splits the rest (etp1)."""
     sequence_parallel: tuple[bool, ...] = (False,)
     schedules: tuple[str, ...] = ("gpipe", "1f1b")
     """Those with several chunks per rank get `vpp`, the others one chunk."""
@@ -149,6 +152,7 @@ class Evaluated:
             tp=at["tp"],
             cp=at["cp"],
             ep=at["ep"],
+            expert_tp=at["etp"],
             pp=at["pp"],
             vpp=at["vpp"],
             dp=at["dp"],
@@ -198,7 +202,8 @@ def enumerate_plans(choices: Choices) -> Evaluated:
                 if (dp * tp * cp) % ep:
                     excluded["ep does not divide dp * cp * tp"] += n_policies
                     continue
-                parts.append(_policies(choices, tp, cp, pp, dp, ep, sizes[~large], excluded))
+                for etp in _expert_widths(choices, tp, dp * cp, ep):
+                    parts.append(_policies(choices, tp, cp, pp, dp, (ep, etp), sizes[~large], excluded))
     columns = {
         name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, dtype=np.int64)
         for name in _COLUMNS
@@ -219,10 +224,23 @@ def _degree_reason(choices: Choices, tp: int, cp: int, pp: int, dp: int) -> str:
     return ""
 
 
+def _expert_widths(choices: Choices, tp: int, replicas: int, ep: int) -> tuple[int, ...]:
+    """`etp` of plans with these degrees: as tensor parallelism has it, and where that differs 1."""
+    whole = choices.whole_experts and ep > 1 and ep % tp == 0 and ep <= replicas
+    return (0, 1) if whole and tp > 1 else (0,)
+
+
 def _policies(
-    choices: Choices, tp: int, cp: int, pp: int, dp: int, ep: int, sizes: IntArray, excluded: Counter[str]
+    choices: Choices,
+    tp: int,
+    cp: int,
+    pp: int,
+    dp: int,
+    experts: tuple[int, int],
+    sizes: IntArray,
+    excluded: Counter[str],
 ) -> dict[str, IntArray]:
-    """All rows of one set of degrees."""
+    """All rows of one set of degrees; `experts`: ep and etp."""
     pipelines = _pipelines(choices, pp)
     states = [
         (zero, shard)
@@ -281,7 +299,13 @@ def _policies(
         "schedule": spread(schedule, 5),
         "offload": spread(range(len(choices.offload)), 6),
     }
-    for name, value in (("tp", tp), ("cp", cp), ("ep", ep), ("pp", pp), ("dp", dp)):
+    for name, value in (
+        ("tp", tp),
+        ("cp", cp),
+        ("pp", pp),
+        ("dp", dp),
+        *zip(("ep", "etp"), experts, strict=True),
+    ):
         rows[name] = np.full(len(rows["mbs"]), value, dtype=np.int64)
     return rows
 

@@ -58,13 +58,15 @@ def choices_of(
     tp = tuple(d for d in options.tp or inside_node if d == 1 or _splits(forecaster, Plan(tp=d)))
     several_nodes = n_devices > per_node > 1
     sequence = any(d > 1 and _splits(forecaster, Plan(tp=d, sequence_parallel=True)) for d in tp)
+    experts = _experts(forecaster, n_devices, options)
     return Choices(
         n_devices=n_devices,
         global_batch_size=global_batch_size,
         n_units=forecaster.n_units(),
         tp=tp,
         cp=_context(forecaster, n_devices, options),
-        ep=_experts(forecaster, n_devices, options),
+        ep=experts,
+        whole_experts=len(experts) > 1,
         sequence_parallel=(False, True) if sequence else (False,),
         schedules=tuple(options.schedules),
         vpp=tuple(options.vpp),

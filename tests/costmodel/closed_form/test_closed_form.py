@@ -103,17 +103,22 @@ def test_memory_is_the_same_where_experts_and_copies_count() -> None:
             global_batch_size=16,
             n_units=made.n_units(),
             cp=(1, 2),
+            tp=(1, 2),
             ep=(1, 2, 4),
+            whole_experts=True,
+            sequence_parallel=(False, True),
             schedules=("1f1b",),
             zero=(0, 1, 3),
         ),
     )
     rows = [int(row) for row in np.flatnonzero(np.isfinite(found.memory_bytes))]
-    plans = {row: found.plan(row) for row in random.Random(0).sample(rows, 40)}
+    plans = {row: found.plan(row) for row in random.Random(0).sample(rows, 60)}
     assert any(plan.ep > 1 and plan.zero_stage == 1 and plan.cp > 1 for plan in plans.values())
+    assert any(plan.expert_tp for plan in plans.values())
     for row, plan in plans.items():
-        memory = made.forecast(plan).prediction.peak_memory_bytes
-        assert found.memory_bytes[row] == pytest.approx(memory, rel=1e-6), plan
+        prediction = made.forecast(plan).prediction
+        assert found.memory_bytes[row] == pytest.approx(prediction.peak_memory_bytes, rel=1e-6), plan
+        assert found.bound_s[row] <= prediction.step_time_s * (1 + 1e-9), plan
 
 
 @pytest.mark.parametrize(
