@@ -150,6 +150,9 @@ class FrameworkProfile(BaseModel):
     dispatch_speed: float = Field(1.0, gt=0)
     """Rate among three nodes and more of such a dispatch's own kernels over that of the profile's all-to-all;
     between two they are alike."""
+    dispatch_multiprocessors: int = Field(0, ge=0)
+    """Multiprocessors that its kernels keep from what runs beside them; 0: as collectives do, by what they
+    move."""
     overlap_p2p: bool = False
     """Whether pipeline transfers run beside the receiver's computation."""
     overlap_p2p_listed: bool = False

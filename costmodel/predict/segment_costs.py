@@ -208,7 +208,10 @@ def price_segment(
     for part in ("forward", "backward_input"):
         device[part] += 0.5 * _biases_s(segment, profile, framework)
     calls = [_once_per_node(call, n_nodes(call.axis), framework) for call in segment.collectives]
-    comm, slowing = _comm_times(calls, collective, link, recompute == "full" and bool(again), error, profile)
+    kept = framework.dispatch_multiprocessors / profile.device.multiprocessors
+    comm, slowing = _comm_times(
+        calls, collective, link, recompute == "full" and bool(again), error, profile, min(kept, 1.0)
+    )
     if framework.overlap_ep:
         _hide_experts(comm, slowing, device)
     if framework.overlap_tp:
@@ -330,8 +333,12 @@ def _comm_times(
     again: bool,
     error: dict[tuple[str, str], float],
     profile: HardwareProfile,
+    kept_from_others: float,
 ) -> tuple[_CommTimes, _CommTimes]:
-    """(seconds of the collectives, what they slow computation if all of them run beside it)."""
+    """(seconds of the collectives, what they slow computation if all of them run beside it).
+
+    `kept_from_others`: the share of the device that exchanges of experts keep to themselves at the least.
+    """
     comm: _CommTimes = {part: {} for part in PARTS}
     slowing: _CommTimes = {part: {} for part in PARTS}
     for call in calls:
@@ -340,7 +347,10 @@ def _comm_times(
         estimate = collective(call.op, float(call.size_bytes), call.axis)
         seconds = float(np.sum(estimate.median_s))
         moved = bus_factor(call.op, call.n_ranks) * call.size_bytes
-        slowed = seconds * float(share_taken(profile, np.array(moved), np.array(seconds)))
+        share = float(share_taken(profile, np.array(moved), np.array(seconds)))
+        if call.axis == "ep" and call.op == "all_to_all":
+            share = max(share, kept_from_others)
+        slowed = seconds * share
         forward = call.phase is Phase.FORWARD
         parts = ["forward" if forward else "backward_input"]
         if forward and again:

@@ -62,9 +62,14 @@ class Standing:
         return (
             f"{self.prediction.plan}{fits}: {self.n_faster} of {self.n_feasible} feasible plans are faster "
             f"({self.fraction:.1%})\n"
-            f"{best.plan} is {gap:.1%} faster: {why_slower(best, self.prediction)}; "
+            f"{best.plan} {_by(gap)}: {why_slower(best, self.prediction)}; "
             f"P = {probability_faster(best, self.prediction):.2f}"
         )
+
+
+def _by(gap: float) -> str:
+    """How a plan that another takes `gap` longer than compares; one that does not fit may take less."""
+    return f"is {gap:.1%} faster" if gap >= 0 else f"fits and takes {1.0 / (1.0 + gap):.1f} times as long"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,6 +140,9 @@ def test_standing_of_a_plan() -> None:
     assert standing is not None
     assert standing.n_faster > 0
     assert "feasible plans are faster" in standing.text(best)
+    first = found.with_standing(best).standing
+    assert first is not None
+    assert "times as long" in first.text(last)
 
 
 def test_standing_of_a_plan_that_does_not_fit() -> None:
