@@ -273,7 +273,14 @@ class InferenceForecaster:
         tensor-parallel ranks."""
         made = [*self._forecasters.values(), *(self._paged._forecasters.values() if self._paged else ())]
         found = dict.fromkeys(note for one in made for note in (*one.graphs.notes, *one.split_notes(tp)))
-        machine = machine_notes(self.profile, self.framework.compute_dtype)
+        machine = machine_notes(self.profile, self.framework)
+        if self.framework.cache_dtype != "same" and not self.cache_type():
+            machine = (
+                *machine,
+                f"no attention over keys and values in {self.framework.cache_dtype} was measured on "
+                f"{self.profile.name} or its like: timed as over {self.framework.compute_dtype}; memory "
+                "is the narrow type's",
+            )
         stored = quantisation_notes(self.source, self.framework)
         return (*found, *machine, *model_notes(self.source, seq_len), *stored)
 
