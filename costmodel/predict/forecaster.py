@@ -30,7 +30,7 @@ from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
 from costmodel.predict.learnt import with_learnt
-from costmodel.predict.placement import axis_groups, crosses_node
+from costmodel.predict.placement import axis_groups, crosses_node, crossings
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import Kernels, SegmentCosts, price_kernels, price_segment
 from costmodel.predict.without_rule import WithoutRule, without_cost, without_sharding
@@ -241,6 +241,18 @@ class Forecaster:
                 impls=self.framework.all_reduce if op == "all_reduce" else (),
             ).shifted(self.profile.log_shifts.get(self.link_term(plan, op, axis), 0.0))
         return self._collectives[key]
+
+    def pipeline_s(self, plan: Plan, size_bytes: float) -> float:
+        """From the first stage of a replica to its last, one hop after another. Replicas that answer requests
+        have nothing to tell each other: each lies in a row of its own."""
+        alone = plan.with_(dp=1, dp_shard=0, ep=1, zero_stage=0, micro_batch_size=1, global_batch_size=0)
+        hops = plan.pp - 1
+        far = 0 if self.profile.network is None else crossings(alone, self.profile.network.ranks_per_node)
+        return sum(
+            n * float(self.collective(alone, "p2p", size_bytes, axis).median_s[0])
+            for n, axis in ((hops - far, "pp_near"), (far, "pp"))
+            if n
+        )
 
     def group(self, plan: Plan, axis: str) -> CollectiveGroup:
         """The ranks that communicate over an axis of the plan; of a profile with a network."""

@@ -408,10 +408,7 @@ class InferenceForecaster:
         parts["host"] = parts.get("host", 0.0) + overhead_s
         blocks = [unit for unit in units if unit.shard.local.is_block]
         if plan.pp > 1 and blocks:
-            shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
-            size = float(_output_bytes(blocks[0]))
-            send_s = float(forecaster.collective(shaped, "p2p", size, "pp").median_s[0])
-            parts["pp_comm"] = (plan.pp - 1) * send_s
+            parts["pp_comm"] = forecaster.pipeline_s(plan, float(_output_bytes(blocks[0])))
         time_s = sum(parts.values())
         sigma = step_log_sigma(
             units, parts, time_s, comm_log_sigma=0.0, framework=self.framework, learnt=self.profile.learnt

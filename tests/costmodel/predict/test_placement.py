@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.plan import Plan
-from costmodel.predict.placement import axis_groups
+from costmodel.predict.placement import axis_groups, crossings
 
 powers = st.sampled_from([1, 2, 4, 8])
 
@@ -39,3 +39,14 @@ def test_neighbours_of_every_pipeline_count(tp: int, dp: int, pp: int, per_node:
     ]
     assert group.n_ranks == min(pp, 2)
     assert group.n_nodes == max((len(nodes) for nodes in hops), default=1)
+
+
+@given(powers, st.integers(1, 6), st.integers(1, 8))
+def test_crossings_of_one_replica(tp: int, pp: int, per_node: int) -> None:
+    plan = Plan(tp=tp, pp=pp)
+    hops = [
+        {(rank // per_node, (rank + tp) // per_node) for rank in range(stage * tp, (stage + 1) * tp)}
+        for stage in range(pp - 1)
+    ]
+    assert crossings(plan, per_node) == sum(any(a != b for a, b in hop) for hop in hops)
+    assert (crossings(plan, per_node) > 0) == (pp > 1 and axis_groups(plan, per_node)["pp"].n_nodes > 1)

@@ -123,6 +123,27 @@ def test_a_pipeline_that_a_framework_cuts_answers_sooner(gpt: InferenceForecaste
     assert generate(cutting, "tp2", 256).latency_s == pytest.approx(generate(gpt, "tp2", 256).latency_s)
 
 
+def test_hops_take_the_links_that_they_cross(gpt: InferenceForecaster) -> None:
+    """Nodes of 8: a pipeline inside one sends over its links whatever replicas there are; of 3 stages of 4
+    ranks one hop leaves the node; 12 stages leave it once."""
+    shipped = gpt.profile.network
+    assert shipped is not None
+    big = InferenceForecaster(
+        source=resolve("gpt2", seq_len=128), profile=gpt.profile, framework=gpt.framework
+    )
+
+    def sent_s(plan: str) -> float:
+        return big.forward(Plan.parse(plan), batch_size=8).breakdown_s["pp_comm"]
+
+    near = sent_s("pp2")
+    far = sent_s("pp3.tp4") - sent_s("pp2.tp4")
+    assert shipped.ranks_per_node == 8
+    assert far > 1.5 * near
+    assert sent_s("dp8.pp2") == pytest.approx(near)
+    assert sent_s("dp4.pp2.tp4") == pytest.approx(sent_s("pp2.tp4"))
+    assert sent_s("pp12") == pytest.approx(10 * near + far, rel=0.1)
+
+
 def test_tensor_parallelism_beats_a_layer_split(gpt: InferenceForecaster) -> None:
     """The founding documents' Llama-2 table: at 2 and 4 GPUs tensor parallelism is faster."""
     from planner import api
