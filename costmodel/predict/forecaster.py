@@ -135,7 +135,7 @@ class Forecaster:
         other.host = host or (host_of(other.profile) if profile is not None else self.host)
         other._branched, other._priced, other._collectives = {}, {}, {}
         other._kernels, other._curves, other._streamed = {}, {}, {}
-        seen = [(f.attention, f.framework.compute_dtype, f.framework.casts_to) for f in (self, other)]
+        seen = [(f.attention, f.framework.compute_dtype, f.autocast) for f in (self, other)]
         if seen[0] == seen[1]:
             other.__dict__["graphs"] = self.graphs
         else:
@@ -153,6 +153,12 @@ class Forecaster:
     def attention(self) -> str:
         """How attention runs: on a CPU as torch dispatches it, else as the framework does."""
         return "as_run" if self._dispatched else self.framework.attention
+
+    @property
+    def autocast(self) -> str:
+        """What `graph.autocast` makes of the trace: the framework's, of the device's kind."""
+        casts_to = self.framework.casts_to(self.profile.device.kind)
+        return f"cpu:{casts_to}" if casts_to and self._dispatched else casts_to
 
     @property
     def fusion(self) -> str:
@@ -182,8 +188,8 @@ class Forecaster:
             self.source,
             training=self.training,
             attention=self.attention,
-            dtype=self.framework.traced_dtype,
-            autocast=self.framework.casts_to,
+            dtype="fp32" if self.autocast else self.framework.compute_dtype,
+            autocast=self.autocast,
         )
 
     @property
