@@ -131,17 +131,17 @@ def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -
         spec=spec,
         modules=[module],
         optimizer=build_optimizer(spec, [module], mesh),
-        forward_backward=lambda: _accumulate(module, micro_batches),
+        forward_backward=lambda: _accumulate(module, micro_batches, plan),
         mesh=mesh,
         tied=[],
     )
 
 
-def _accumulate(module: nn.Module, micro_batches: list[dict[str, Any]]) -> torch.Tensor:
+def _accumulate(module: nn.Module, micro_batches: list[dict[str, Any]], plan: Plan) -> torch.Tensor:
     total: torch.Tensor | None = None
     m = len(micro_batches)
     for i, micro_batch in enumerate(micro_batches):
-        with gradient_sync(module, last=i == m - 1):
+        with gradient_sync(module, plan, last=i == m - 1):
             loss = loss_of(module(**micro_batch))
             if m > 1:
                 loss = loss / m
