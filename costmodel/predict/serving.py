@@ -106,6 +106,69 @@ def serve(
     if concurrency is not None:
         replicas = min(replicas, concurrency)
         concurrency = ceil(concurrency / replicas)
+    room = _room(forecaster, plan, prompt_len, output_len, paged=paged)
+    alone, most = room.alone, room.most
+    load = Load(clients=1, prompt_len=prompt_len, output_len=output_len)
+    iterations = _iterations(forecaster, plan, load, most)
+    tokens = output_len - 1
+    # where `most` run, as many begin in an iteration as end
+    capacity = most / (tokens * (iterations.decode_s(most) + prompts_s(iterations, most / tokens, most)))
+    if isinstance(iterations, PassIterations) and iterations.front_s:
+        capacity = min(capacity, 1.0 / iterations.front_s)
+    if concurrency is not None and isinstance(iterations, PassIterations):
+        clients = replace(load, clients=concurrency, lengths=_LENGTHS)
+        played = _played(iterations, clients, room_tokens=room.tokens, paged=paged)
+        rate_per_s, running = played.requests_per_s, played.running
+        first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
+    else:
+        if concurrency is not None:
+            clients_each = min(float(concurrency), float(most))
+            rate_per_s = _closed_rate(iterations, tokens, clients_each, below=2.0 * capacity)
+        assert rate_per_s is not None
+        found = steady_state(iterations, tokens, rate_per_s=rate_per_s, most=most)
+        if found is None or rate_per_s > capacity:
+            raise InfeasibleError(
+                f"{plan}: {given:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
+                f"{replicas * capacity:.3g}/s that it can hold; use more replicas (dp) or a higher tp"
+            )
+        running, iteration_s = found
+        first_s = _first_s(iterations, rate_per_s, running, iteration_s)
+    return ServingPrediction(
+        plan=plan,
+        rate_per_s=replicas * rate_per_s,
+        concurrency=replicas * running,
+        prompt_len=prompt_len,
+        output_len=output_len,
+        time_to_first_token_s=first_s,
+        time_per_output_token_s=iteration_s,
+        latency_s=first_s + tokens * iteration_s,
+        tokens_per_s=replicas * rate_per_s * output_len,
+        capacity_per_s=plan.dp * max(capacity, rate_per_s),
+        most_running=plan.dp * most,
+        parameter_bytes=alone.parameter_bytes,
+        kv_cache_bytes=ceil(running * room.request_bytes),
+        activation_bytes=room.pass_bytes,
+        overhead_bytes=alone.overhead_bytes,
+        device_memory_bytes=alone.device_memory_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """What a replica has for keys and values. `alone`: one request by itself; `request_bytes`: of each that
+    runs, on average; `tokens`: kept of all of them; `most`: requests that fit."""
+
+    alone: InferencePrediction
+    pass_bytes: int
+    request_bytes: float
+    tokens: float
+    most: int
+
+
+def _room(
+    forecaster: InferenceForecaster, plan: Plan, prompt_len: int, output_len: int, *, paged: bool
+) -> _Room:
+    """Raises InfeasibleError where not one request fits."""
     alone = forecaster.generate(plan, batch_size=1, prompt_len=prompt_len, output_len=output_len)
     per_token = alone.kv_cache_bytes / (prompt_len + output_len)
     # pages fill as a request grows: half its output on average, half a page unused
@@ -121,54 +184,17 @@ def serve(
             f"{bytes_text(beside - alone.parameter_bytes)} and one request's cache of {bytes_text(each)} do "
             f"not fit {bytes_text(alone.device_memory_bytes)}; take a higher tp"
         )
-    room_tokens = room / per_token if per_token else math.inf
-    load = Load(clients=1, prompt_len=prompt_len, output_len=output_len)
-    iterations = _iterations(forecaster, plan, load, most)
-    tokens = output_len - 1
-    # where `most` run, as many begin in an iteration as end
-    capacity = most / (tokens * (iterations.decode_s(most) + prompts_s(iterations, most / tokens, most)))
-    if isinstance(iterations, PassIterations) and iterations.front_s:
-        capacity = min(capacity, 1.0 / iterations.front_s)
-    if concurrency is not None and isinstance(iterations, PassIterations):
-        clients = replace(load, clients=concurrency, lengths=_LENGTHS)
-        played = _played(iterations, clients, room_tokens=room_tokens, paged=paged)
-        rate_per_s, running = played.requests_per_s, played.running
-        first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
-    else:
-        if concurrency is not None:
-            clients_each = min(float(concurrency), float(most))
-            rate_per_s = _closed_rate(iterations, tokens, clients_each, below=2.0 * capacity)
-        assert rate_per_s is not None
-        found = steady_state(iterations, tokens, rate_per_s=rate_per_s, most=most)
-        if found is None or rate_per_s > capacity:
-            raise InfeasibleError(
-                f"{plan}: {given:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
-                f"{replicas * capacity:.3g}/s that it can hold; use more replicas (dp) or a higher tp"
-            )
-        running, iteration_s = found
-        together = max(1.0, rate_per_s * iteration_s)
-        each_s = iterations.added_s(together, running) / together
-        busy = rate_per_s * each_s
-        first_s = iterations.first_s(together, running, iteration_s)
-        first_s += busy * each_s / (2.0 * (1.0 - busy))
-    return ServingPrediction(
-        plan=plan,
-        rate_per_s=replicas * rate_per_s,
-        concurrency=replicas * running,
-        prompt_len=prompt_len,
-        output_len=output_len,
-        time_to_first_token_s=first_s,
-        time_per_output_token_s=iteration_s,
-        latency_s=first_s + tokens * iteration_s,
-        tokens_per_s=replicas * rate_per_s * output_len,
-        capacity_per_s=plan.dp * max(capacity, rate_per_s),
-        most_running=plan.dp * most,
-        parameter_bytes=alone.parameter_bytes,
-        kv_cache_bytes=ceil(running * each),
-        activation_bytes=passing,
-        overhead_bytes=alone.overhead_bytes,
-        device_memory_bytes=alone.device_memory_bytes,
-    )
+    tokens = room / per_token if per_token else math.inf
+    return _Room(alone=alone, pass_bytes=passing, request_bytes=each, tokens=tokens, most=most)
+
+
+def _first_s(iterations: Iterations, rate_per_s: float, running: float, iteration_s: float) -> float:
+    """Seconds to the first token at a rate: of those that came in an iteration, and of waiting for others."""
+    together = max(1.0, rate_per_s * iteration_s)
+    each_s = iterations.added_s(together, running) / together
+    busy = rate_per_s * each_s
+    own_s = iterations.first_s(together, running, iteration_s)
+    return own_s + busy * each_s / (2.0 * (1.0 - busy))
 
 
 def _require_one(rate_per_s: float | None, concurrency: int | None, output_len: int) -> float:
