@@ -40,7 +40,8 @@ def infer(
     continuous batching at a steady rate, or for so many clients, its cache in pages or contiguous.
     `steps`: forward passes in a row (the denoising steps of a diffusion model).
 
-    Raises UsageError where only one of the two is given, PlanError where the model cannot be run so.
+    Raises UsageError where only one of the two is given or what is asked for would not read an option,
+    PlanError where the model cannot be run so.
     """
     from costmodel.framework import load_framework
     from costmodel.hardware.host_machine import load_host
@@ -51,6 +52,9 @@ def infer(
 
     if (prompt_len is None) != (output_len is None):
         raise UsageError("--prompt and --output go together; without both, one forward pass is predicted")
+    arriving = rate_per_s is not None or concurrency is not None
+    if prompt_len is not None:
+        _refuse_unread(seq_len=seq_len, steps=steps, batch_size=batch_size if arriving else 1)
     name, _, variant = hardware.partition(":")
     source = api.model_source(
         model,
@@ -74,12 +78,12 @@ def infer(
     parsed = api.parse_plan(plan)
     answer: InferencePrediction | ServingPrediction | ForwardCost
     if prompt_len is None or output_len is None:
-        if rate_per_s is not None or concurrency is not None:
+        if arriving:
             raise UsageError("--rate and --concurrency need --prompt and --output")
         answer = inference.forward(parsed, batch_size=batch_size).times(steps)
         return replace(answer, warnings=inference.warnings(source.seq_len, tp=parsed.tp))
     lengths = {"prompt_len": prompt_len, "output_len": output_len}
-    if rate_per_s is not None or concurrency is not None:
+    if arriving:
         answer = serve(
             inference, parsed, **lengths, rate_per_s=rate_per_s, concurrency=concurrency, paged=paged
         )
@@ -87,3 +91,22 @@ def infer(
         answer = inference.generate(parsed, batch_size=batch_size, **lengths)
     known = inference.warnings(prompt_len + output_len, tp=parsed.tp)
     return replace(answer, warnings=(*answer.warnings, *known))
+
+
+def _refuse_unread(*, seq_len: int | None, steps: int, batch_size: int) -> None:
+    """What answers do not read: given, it would be ignored. Raises UsageError."""
+    if seq_len is not None:
+        raise UsageError(
+            f"--seq {seq_len} beside --prompt: the sequence of an answer is its prompt and its output; leave "
+            "--seq out, or ask for one forward pass (without --prompt and --output)"
+        )
+    if steps != 1:
+        raise UsageError(
+            f"--steps {steps} beside --prompt: an answer has a pass for each of its tokens; leave --steps "
+            "out, or ask for forward passes (without --prompt and --output)"
+        )
+    if batch_size != 1:
+        raise UsageError(
+            f"--batch {batch_size} beside --rate or --concurrency: which requests run together follows from "
+            "when they come; leave one of the two out"
+        )

@@ -1,15 +1,15 @@
-"""torch.autocast in a trace: what it casts, as a GPU's autocast does.
+"""torch.autocast in a trace: what it casts, as a GPU's autocast does or a CPU's.
 
 The trace runs on fake CPU tensors under torch's own autocast, so products, their casts, the cache of cast
 weights (once in a forward) and the casts of gradients are torch's. A CPU's autocast runs fewer operators in
-fp32 than a GPU's: the rest is cast here, by the list of `costmodel/data/autocast.json`.
+fp32 than a GPU's: for a GPU the rest is cast here, by the list of `costmodel/data/autocast.json`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from costmodel.errors import TraceError
 __all__ = ["autocast", "fp32_operators"]
 
 _DATA = Path(__file__).parents[1] / "data" / "autocast.json"
+_ON_CPU = "cpu:"
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SOFTMAX: Mapping[str, Callable[..., torch.Tensor]] = {
     "softmax": torch.ops.aten._softmax,
@@ -40,16 +41,18 @@ def fp32_operators() -> tuple[frozenset[str], frozenset[str]]:
 
 @contextmanager
 def autocast(dtype: str) -> Iterator[None]:
-    """Inside, functions run as under torch.autocast(dtype) on a GPU; an empty `dtype`: as they are.
+    """Inside, functions run as under torch.autocast(dtype) on a GPU, of `cpu:dtype` on a CPU; an empty
+    `dtype`: as they are.
 
     Raises TraceError for a type that autocast has not.
     """
     if not dtype:
         yield
         return
-    if dtype not in _TYPES:
+    name = dtype.removeprefix(_ON_CPU)
+    if name not in _TYPES:
         raise TraceError(f"autocast={dtype!r}: autocast computes in one of {', '.join(_TYPES)}")
-    with torch.autocast("cpu", dtype=_TYPES[dtype]), _InFp32():
+    with torch.autocast("cpu", dtype=_TYPES[name]), nullcontext() if name != dtype else _InFp32():
         yield
 
 

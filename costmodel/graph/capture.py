@@ -318,7 +318,8 @@ def capture_step(
 ) -> Capture:
     """Record forward, loss and backward (or the forward alone) on fake tensors of `mode`.
 
-    `autocast_to`: half-precision type of a torch.autocast around forward and loss, "" for none.
+    `autocast_to`: half-precision type of a torch.autocast around forward and loss (`cpu:bf16`: a CPU's), ""
+    for none.
 
     `paths`: id(module) -> path and `names`: id(parameter or buffer) -> qualified name, of the whole model.
     """

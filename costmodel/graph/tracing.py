@@ -150,7 +150,8 @@ def trace(
 ) -> ModelGraph:
     """Trace a resolved model without its weights; `dtype`: of its parameters and floating-point inputs.
 
-    `autocast`: half-precision type of a torch.autocast around forward and loss, "" for none.
+    `autocast`: half-precision type of a torch.autocast around forward and loss (`cpu:bf16`: a CPU's), "" for
+    none.
     `reduce=False` traces every instance of repeated blocks (the check of the reduction). `mode`: of an
     earlier trace of the same model in the same dtype, whose module is used again where its builder keeps it.
     Raises TraceError with the operator or line that stops it, ModelArgumentError from building.

@@ -17,6 +17,7 @@ __all__ = [
     "cache_bytes",
     "dtype_fallbacks",
     "element_bytes",
+    "has_units",
     "math_dtype",
     "peak_flop_per_s",
     "product_dtype",
@@ -131,3 +132,8 @@ def units_of(device: DeviceSpec, dtype: str) -> str:
         if peaks.get(name, 0.0) > 0.0:
             return name
     return max(peaks, key=lambda name: peaks[name])
+
+
+def has_units(device: DeviceSpec, dtype: str) -> bool:
+    """Whether the device computes `dtype` (weight-only types: what they widen to) on units of its own."""
+    return units_of(device, dtype) == math_dtype(dtype)

@@ -162,7 +162,7 @@ def _cut(
             *forecaster.sharded(plan).notes,
             *cost_notes(unmodelled),
             *sharding_notes(unruled, plan.tp),
-            *machine_notes(profile, forecaster.framework.compute_dtype),
+            *machine_notes(profile, forecaster.framework),
             *model_notes(forecaster.source, graph.seq_len),
             *sample_notes(graph, plan),
             *dispatch_notes(profile, forecaster.framework, units, micro_batch_s),

@@ -24,7 +24,8 @@ make them.
 Load generators start all clients at once; the first pass of a server that was not warmed up takes `start_s`
 more. Lengths differ from request to request as the benchmarks' generator draws them (numpy's, seed 0),
 which spreads later ones; those that were taken in together otherwise end together. Times are means over
-requests, the first wave counted once in `requests_each`.
+requests, the first wave counted once in `requests_each`. Clients that never stop are found at work: of their
+first answers evenly spread parts are left, and neither those nor the last ones count.
 
 With speculative decoding a request's pass checks `draft_tokens` guessed tokens beside its own and ends with
 `accepted_tokens` of them all in the mean, its own among them (arXiv 2211.17192, section 3.1): fewer passes,
@@ -36,25 +37,27 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from costmodel.errors import PlanError
+from costmodel.predict.loads import Load
 from costmodel.predict.passes import Attending, PassCosts
 from costmodel.predict.uncertainty import error_model
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
 
-__all__ = ["ClientsPrediction", "Load", "serve_clients"]
+__all__ = ["LEAST_CHUNK", "ClientsPrediction", "near_size", "prompt_pass_s", "serve_clients"]
 
-_LEAST_CHUNK = 256
+LEAST_CHUNK = 256
 """Tokens of prompts that a pass takes however many requests run beside them."""
 _LEAST_WAVES = 4
 """Requests of each client that are played through, at least: the first wave is unlike later ones."""
+_STEADY_WAVES = 16
+"""The same where clients never stop, at most: what lengths average to settles."""
 _ENOUGH_REQUESTS = 1500
 """Requests after which further waves are taken to be like the last ones."""
 _EXACT = 64
@@ -62,71 +65,6 @@ _EXACT = 64
 _STEPS_OF_OCTAVE = 16
 _ROUNDING = 1e-9
 """Seconds and steps that two moments may differ by and be the same one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """Clients of one replica of attention, what they send, and how the server was told to take it in.
-
-    `lengths`: shortest and longest prompts and answers over `prompt_len` and `output_len`. `requests_each`:
-    how many a client sends in all; 0: so many that the start does not count. `draft_tokens`,
-    `accepted_tokens`: guessed in a step of speculative decoding, and what such a step yields in the mean; 0
-    and 1: none. `poll_steps`: after how many passes the server looks for new requests. `wait_steps`,
-    `wait_fraction`: passes for which prompts wait beside running requests, or until they fill that fraction
-    of a pass. `pass_tokens`: of a pass at most; 0: the framework's. `spare_clients`: clients that the
-    server runs no request of at a time. `start_s`: what the very first pass takes more.
-    """
-
-    clients: int
-    prompt_len: int
-    output_len: int
-    lengths: tuple[float, float] = (1.0, 1.0)
-    requests_each: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: float = 1.0
-    poll_steps: int = 1
-    wait_steps: int = 0
-    wait_fraction: float = 1.0
-    pass_tokens: int = 0
-    spare_clients: int = 0
-    start_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.clients, self.prompt_len) < 1 or self.output_len < 2:
-            raise PlanError(
-                f"clients({self.clients}), prompt({self.prompt_len}) must be at least 1, output"
-                f"({self.output_len}) at least 2 tokens"
-            )
-        if not 1.0 <= self.accepted_tokens <= 1 + self.draft_tokens:
-            raise PlanError(
-                f"accepted_tokens({self.accepted_tokens:g}) must be from 1 to 1 + "
-                f"draft_tokens({self.draft_tokens})"
-            )
-
-    @property
-    def mean_context(self) -> int:
-        """Tokens that a running request attends to, in the mean."""
-        mean = 0.5 * sum(self.lengths)
-        return max(1, round(mean * (self.prompt_len + 0.5 * self.output_len)))
-
-    @property
-    def mean_length(self) -> float:
-        """Tokens of a prompt and its answer, in the mean."""
-        return 0.5 * sum(self.lengths) * (self.prompt_len + self.output_len)
-
-    def drawn(self, requests: int) -> tuple[list[int], list[int]]:
-        """Tokens of so many prompts and answers, uniform between the shortest and the longest.
-
-        As benchmark_serving of vLLM draws them (numpy.random.randint after seed 0, prompts before answers).
-        """
-        draw = np.random.RandomState(0)
-        shortest, longest = self.lengths
-
-        def uniform(length: int, least: int) -> list[int]:
-            low, high = int(length * shortest), int(length * longest)
-            return [max(least, int(n)) for n in draw.randint(low, max(low, high) + 1, size=requests)]
-
-        return uniform(self.prompt_len, 1), uniform(self.output_len, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,18 +94,24 @@ def serve_clients(
     """
     if most_running < 1 or room_tokens < load.mean_length:
         raise PlanError("not one request fits beside the parameters; take more ranks")
-    waves = max(_LEAST_WAVES, min(load.requests_each or _LEAST_WAVES, _ENOUGH_REQUESTS // load.clients))
-    sent = max(waves, load.requests_each) * load.clients
-    slots = max(1, min(load.clients - load.spare_clients, most_running))
-    server = _Server(costs, framework, load, slots=slots, room_tokens=room_tokens, lengths=load.drawn(sent))
-    server.run(waves * load.clients)
-    first_wave = server.waits_s[: load.clients]
-    later = server.waits_s[load.clients :]
-    share = 1.0 / load.requests_each if load.requests_each else 0.0
+    steady, clients = not load.requests_each, load.clients
+    asked = _STEADY_WAVES if steady else load.requests_each
+    waves = max(_LEAST_WAVES, min(asked, _ENOUGH_REQUESTS // clients))
+    prompts, outputs = load.drawn(max(waves, load.requests_each) * clients)
+    if steady:
+        outputs = _begun_before(outputs, clients)
+    slots = max(1, min(clients - load.spare_clients, most_running))
+    server = _Server(costs, framework, load, slots=slots, room_tokens=room_tokens, lengths=(prompts, outputs))
+    server.run(waves * clients)
+    # neither the first wave nor, where clients never stop, what runs when they do
+    later = server.waits_s[clients : -clients if steady else None]
+    paces = server.paces_s[clients:-clients] if steady else server.paces_s
+    share = 0.0 if steady else 1.0 / load.requests_each
+    first_wave_s = sum(server.waits_s[:clients]) / clients
     later_s = sum(later) / len(later)
-    first_s = share * sum(first_wave) / len(first_wave) + (1.0 - share) * later_s
-    pace_s = sum(server.paces_s) / len(server.paces_s)
-    outputs = server.lengths[1]
+    first_s = share * first_wave_s + (1.0 - share) * later_s
+    pace_s = sum(paces) / len(paces)
+    outputs = outputs[clients:] if steady else outputs
     answer_s = later_s + (sum(outputs) / len(outputs) - 1.0) * pace_s
     # while every client has a request open, neither as the first ones come nor as the last ones end
     (since_s, running_from), (until_s, running_to) = server.sends_s[0], server.sends_s[-1]
@@ -175,11 +119,30 @@ def serve_clients(
     return ClientsPrediction(
         time_to_first_token_s=first_s,
         time_per_output_token_s=pace_s,
-        requests_per_s=load.clients / answer_s,
+        requests_per_s=clients / answer_s,
         running=(running_to - running_from) / (until_s - since_s),
         first_token_log_sigma=first_sigma,
         per_token_log_sigma=pace_sigma,
     )
+
+
+def _begun_before(outputs: list[int], clients: int) -> list[int]:
+    """Answers of clients that came one after another: of the first wave, evenly spread parts are left."""
+    left = [max(2, round(n * (i + 0.5) / clients)) for i, n in enumerate(outputs[:clients])]
+    return left + outputs[clients:]
+
+
+def prompt_pass_s(
+    costs: PassCosts, framework: FrameworkProfile, calls: Sequence[Attending], tokens: int
+) -> tuple[float, float]:
+    """Seconds of a pass of `tokens` tokens with prompts in it, and those of them that launching its kernels
+    takes where that holds the device up."""
+    seconds = costs.seconds(calls)
+    if tokens <= framework.captured_tokens:
+        return seconds, 0.0
+    seconds *= framework.uncaptured_factor
+    launching_s = costs.operators * framework.prompt_operator_s
+    return max(seconds, launching_s), launching_s if launching_s > seconds else 0.0
 
 
 @dataclass(slots=True)
@@ -209,7 +172,8 @@ class _Running:
 
 @dataclass(slots=True)
 class _Server:
-    """One replica, its clients, and the time. `waits_s`: to each request's first token, in their order."""
+    """One replica, its clients, and the time. `waits_s`: to each request's first token, in their order;
+    `paces_s`: seconds of each token after it."""
 
     costs: PassCosts
     framework: FrameworkProfile
@@ -250,13 +214,14 @@ class _Server:
 
     def run(self, requests: int) -> None:
         """Answer so many requests."""
-        self.waits_s = [0.0] * requests
+        self.waits_s, self.paces_s = [0.0] * requests, [0.0] * requests
         self._settled_s.extend([-1.0] * (self.framework.passes_ahead + 1))
         for number in range(self.load.clients):
             self._send(number, 0.0)
         sent = self.load.clients
         self.now_s = self.load.start_s
-        while len(self.paces_s) < requests:
+        ended_requests = 0
+        while ended_requests < requests:
             self._make_room()
             self._look()
             taken = self._take()
@@ -270,7 +235,8 @@ class _Server:
                 ended = heapq.heappop(self._running)
                 self._leave(ended)
                 seen_s = max(self.front_s, self.now_s)
-                self.paces_s.append((seen_s - ended.first_s) / (ended.output - 1))
+                self.paces_s[ended.number] = (seen_s - ended.first_s) / (ended.output - 1)
+                ended_requests += 1
                 if sent < requests:
                     self._send(sent, seen_s)
                     sent += 1
@@ -349,7 +315,7 @@ class _Server:
         """Prompts of the next pass, each with its tokens in it."""
         whole = self.load.pass_tokens or self.framework.pass_tokens
         beside = len(self._running) * (1 + self.load.draft_tokens)
-        room = max(_LEAST_CHUNK, whole - beside if self.framework.mixes_prompts else whole)
+        room = max(LEAST_CHUNK, whole - beside if self.framework.mixes_prompts else whole)
         free = self.room_tokens - self._held() - self._grow()
         taken: list[tuple[_Prompt, int]] = []
         full = False
@@ -376,18 +342,16 @@ class _Server:
         """One pass with prompts in it."""
         framework = self.framework
         calls = [
-            Attending(requests=1, tokens=max(2, _near(tokens)), context=_near(prompt.done + tokens))
+            Attending(requests=1, tokens=max(2, near_size(tokens)), context=near_size(prompt.done + tokens))
             for prompt, tokens in taken
         ]
         beside = len(self._running) if framework.mixes_prompts else 0
         if beside:
             calls.append(self._next_tokens())
-        seconds = self.costs.seconds(calls)
-        if beside + sum(tokens for _, tokens in taken) > framework.captured_tokens:
-            seconds *= framework.uncaptured_factor
-            launching_s = self.costs.operators * framework.prompt_operator_s
-            self.launched_s += launching_s if launching_s > seconds else 0.0
-            seconds = max(seconds, launching_s)
+        seconds, launching_s = prompt_pass_s(
+            self.costs, framework, calls, beside + sum(tokens for _, tokens in taken)
+        )
+        self.launched_s += launching_s
         self.prompted_s += seconds
         passes, tokens = self._prompted
         self._prompted = passes + 1, tokens + sum(own for _, own in taken)
@@ -474,7 +438,7 @@ class _Server:
     def _next_tokens(self, running: int = 0) -> Attending:
         """The next token of so many requests; 0: of those that run."""
         return Attending(
-            requests=_near(running or len(self._running)),
+            requests=near_size(running or len(self._running)),
             tokens=1,
             context=self.load.mean_context,
             drafted=self.load.draft_tokens,
@@ -492,7 +456,7 @@ class _Server:
 
 
 @lru_cache(maxsize=4096)
-def _near(n: int) -> int:
+def near_size(n: int) -> int:
     """A size near `n` out of 16 to the octave, so that few are priced."""
     if n <= _EXACT:
         return n

@@ -30,7 +30,7 @@ from costmodel.models.splitnet import split_source
 from costmodel.plan import Plan
 from costmodel.predict.assemble import assemble
 from costmodel.predict.learnt import with_learnt
-from costmodel.predict.placement import axis_groups, crosses_node
+from costmodel.predict.placement import axis_groups, crosses_node, crossings
 from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import Kernels, SegmentCosts, price_kernels, price_segment
 from costmodel.predict.without_rule import WithoutRule, without_cost, without_sharding
@@ -135,7 +135,7 @@ class Forecaster:
         other.host = host or (host_of(other.profile) if profile is not None else self.host)
         other._branched, other._priced, other._collectives = {}, {}, {}
         other._kernels, other._curves, other._streamed = {}, {}, {}
-        seen = [(f.attention, f.framework.compute_dtype, f.framework.casts_to) for f in (self, other)]
+        seen = [(f.attention, f.framework.compute_dtype, f.autocast) for f in (self, other)]
         if seen[0] == seen[1]:
             other.__dict__["graphs"] = self.graphs
         else:
@@ -153,6 +153,12 @@ class Forecaster:
     def attention(self) -> str:
         """How attention runs: on a CPU as torch dispatches it, else as the framework does."""
         return "as_run" if self._dispatched else self.framework.attention
+
+    @property
+    def autocast(self) -> str:
+        """What `graph.autocast` makes of the trace: the framework's, of the device's kind."""
+        casts_to = self.framework.casts_to(self.profile.device.kind)
+        return f"cpu:{casts_to}" if casts_to and self._dispatched else casts_to
 
     @property
     def fusion(self) -> str:
@@ -182,8 +188,8 @@ class Forecaster:
             self.source,
             training=self.training,
             attention=self.attention,
-            dtype=self.framework.traced_dtype,
-            autocast=self.framework.casts_to,
+            dtype="fp32" if self.autocast else self.framework.compute_dtype,
+            autocast=self.autocast,
         )
 
     @property
@@ -241,6 +247,18 @@ class Forecaster:
                 impls=self.framework.all_reduce if op == "all_reduce" else (),
             ).shifted(self.profile.log_shifts.get(self.link_term(plan, op, axis), 0.0))
         return self._collectives[key]
+
+    def pipeline_s(self, plan: Plan, size_bytes: float) -> float:
+        """From the first stage of a replica to its last, one hop after another. Replicas that answer requests
+        have nothing to tell each other: each lies in a row of its own."""
+        alone = plan.with_(dp=1, dp_shard=0, ep=1, zero_stage=0, micro_batch_size=1, global_batch_size=0)
+        hops = plan.pp - 1
+        far = 0 if self.profile.network is None else crossings(alone, self.profile.network.ranks_per_node)
+        return sum(
+            n * float(self.collective(alone, "p2p", size_bytes, axis).median_s[0])
+            for n, axis in ((hops - far, "pp_near"), (far, "pp"))
+            if n
+        )
 
     def group(self, plan: Plan, axis: str) -> CollectiveGroup:
         """The ranks that communicate over an axis of the plan; of a profile with a network."""

@@ -39,7 +39,7 @@ from costmodel.predict.forecaster import Forecaster
 from costmodel.predict.notes import machine_notes, model_notes, quantisation_notes
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.uncertainty import step_log_sigma
-from costmodel.predict.units import Unit, expand
+from costmodel.predict.units import Unit, after_blocks, expand, output_bytes
 from costmodel.rendering import bytes_text
 from costmodel.stage_costs import CostParts
 from costmodel.strategies.inference import choose_micro_batches, streamed_s, streams_from
@@ -74,6 +74,18 @@ class ForwardCost:
             raise PlanError(f"{n} forward passes: must be at least 1")
         parts = {name: n * seconds for name, seconds in self.breakdown_s.items()}
         return ForwardCost(time_s=n * self.time_s, log_sigma=self.log_sigma, breakdown_s=parts)
+
+    def followed_by(self, n: int, other: ForwardCost) -> ForwardCost:
+        """This pass and `n` of another kind in a row, their errors alike."""
+        time_s = self.time_s + n * other.time_s
+        return ForwardCost(
+            time_s=time_s,
+            log_sigma=(self.log_sigma * self.time_s + other.log_sigma * n * other.time_s) / time_s,
+            breakdown_s={
+                part: self.breakdown_s.get(part, 0.0) + n * other.breakdown_s.get(part, 0.0)
+                for part in dict.fromkeys((*self.breakdown_s, *other.breakdown_s))
+            },
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -189,16 +201,7 @@ class InferenceForecaster:
         Raises PlanError where sizes are not positive, the model has no sequence or no attention over one, is
         an encoder-decoder, or the plan cannot split it.
         """
-        for name, size in (("batch", batch_size), ("prompt", prompt_len), ("output", output_len)):
-            if size < 1:
-                raise PlanError(f"{name} of {size}: must be at least 1")
-        if not self.source.seq_len:
-            raise PlanError(f"{self.source.name} has no sequence, so there are no tokens to generate")
-        if self.source.encodes_first:
-            raise PlanError(
-                f"{self.source.name} is an encoder-decoder; answers are modelled for decoders alone; ask for "
-                "a forward pass (no prompt, no output)"
-            )
+        self._require_answers(batch=batch_size, prompt=prompt_len, output=output_len)
         context = prompt_len + output_len // 2
         one_token = self._at(1, context)
         prompt = lru_cache(partial(self._prefill, plan, prompt_len=prompt_len, one_token=one_token))
@@ -215,18 +218,9 @@ class InferenceForecaster:
         first = _stretched(prompt(sizes.prompt), plan.pp, parts, plan.pp + parts - 1)
         parts = batch_size // sizes.token
         following = _stretched(token(sizes.token), plan.pp, parts, max(plan.pp, parts))
-        steps = output_len - 1
-        latency_s = first.time_s + steps * following.time_s
+        answer = first.followed_by(output_len - 1, following)
         tokens = self._units(one_token, plan, batch_size)
-        caches = token_bytes(tokens, self.framework)
-        if self.chosen_keys:
-            scored = sum(attention_calls(unit) for unit in tokens if self.scores(unit.shard.name))
-            caches += scored * batch_size * self.chosen_keys.cache_bytes
-        if not caches:
-            raise PlanError(
-                f"{self.source.name} has no fused attention under framework {self.framework.name!r}, so what "
-                "a token costs over its context is not known; take a framework with attention=flash"
-            )
+        caches = self._token_bytes(tokens, batch_size)
         held = [unit.stored_elements for unit in tokens]
         activations = answer_bytes(
             self._prompt(plan, sizes.prompt, prompt_len=prompt_len, one_token=one_token),
@@ -245,19 +239,15 @@ class InferenceForecaster:
             output_len=output_len,
             time_to_first_token_s=first.time_s,
             time_per_output_token_s=following.time_s,
-            latency_s=latency_s,
-            tokens_per_s=plan.dp * batch_size * output_len / latency_s,
+            latency_s=answer.time_s,
+            tokens_per_s=plan.dp * batch_size * output_len / answer.time_s,
             parameter_bytes=round(parameters * self.framework.parameter_bytes),
             kv_cache_bytes=round(caches * (prompt_len + output_len) / plan.pp),
             activation_bytes=activations,
             overhead_bytes=overhead_bytes(self.framework),
             device_memory_bytes=int(self.profile.device.memory_bytes),
-            log_sigma=(first.log_sigma * first.time_s + following.log_sigma * steps * following.time_s)
-            / latency_s,
-            breakdown_s={
-                part: first.breakdown_s.get(part, 0.0) + steps * following.breakdown_s.get(part, 0.0)
-                for part in dict.fromkeys((*first.breakdown_s, *following.breakdown_s))
-            },
+            log_sigma=answer.log_sigma,
+            breakdown_s=answer.breakdown_s,
             host_fits=not too_much,
             warnings=(
                 f"DOES NOT FIT the host: weights of {bytes_text(on_host)} stream from one of "
@@ -268,12 +258,46 @@ class InferenceForecaster:
             else (),
         )
 
+    def _require_answers(self, **sizes: int) -> None:
+        """Raises PlanError where there are no answers to such sizes."""
+        for name, size in sizes.items():
+            if size < 1:
+                raise PlanError(f"{name} of {size}: must be at least 1")
+        if not self.source.seq_len:
+            raise PlanError(f"{self.source.name} has no sequence, so there are no tokens to generate")
+        if self.source.encodes_first:
+            raise PlanError(
+                f"{self.source.name} is an encoder-decoder; answers are modelled for decoders alone; ask for "
+                "a forward pass (no prompt, no output)"
+            )
+
+    def _token_bytes(self, tokens: list[Unit], batch_size: int) -> float:
+        """What a token of each request adds to the cache, scored keys with it. Raises PlanError where no
+        attention says."""
+        caches = token_bytes(tokens, self.framework)
+        if self.chosen_keys:
+            scored = sum(attention_calls(unit) for unit in tokens if self.scores(unit.shard.name))
+            caches += scored * batch_size * self.chosen_keys.cache_bytes
+        if not caches:
+            raise PlanError(
+                f"{self.source.name} has no fused attention under framework {self.framework.name!r}, so what "
+                "a token costs over its context is not known; take a framework with attention=flash"
+            )
+        return caches
+
     def warnings(self, seq_len: int, *, tp: int = 1) -> tuple[str, ...]:
         """What to know beside the figures of the passes forecast so far, of up to `seq_len` tokens on `tp`
         tensor-parallel ranks."""
         made = [*self._forecasters.values(), *(self._paged._forecasters.values() if self._paged else ())]
         found = dict.fromkeys(note for one in made for note in (*one.graphs.notes, *one.split_notes(tp)))
-        machine = machine_notes(self.profile, self.framework.compute_dtype)
+        machine = machine_notes(self.profile, self.framework)
+        if self.framework.cache_dtype != "same" and not self.cache_type():
+            machine = (
+                *machine,
+                f"no attention over keys and values in {self.framework.cache_dtype} was measured on "
+                f"{self.profile.name} or its like: timed as over {self.framework.compute_dtype}; memory "
+                "is the narrow type's",
+            )
         stored = quantisation_notes(self.source, self.framework)
         return (*found, *machine, *model_notes(self.source, seq_len), *stored)
 
@@ -355,8 +379,8 @@ class InferenceForecaster:
         forecaster = self._at(prompt_len, 0)
         units = self._units(forecaster, plan, batch_size)
         single = self._units(one_token, plan, batch_size)
-        tail = _after_blocks(units)
-        if tail and tail == _after_blocks(single):
+        tail = after_blocks(units)
+        if tail and tail == after_blocks(single):
             units = [*units[:-tail], *single[-tail:]]
         return units
 
@@ -401,10 +425,7 @@ class InferenceForecaster:
         parts["host"] = parts.get("host", 0.0) + overhead_s
         blocks = [unit for unit in units if unit.shard.local.is_block]
         if plan.pp > 1 and blocks:
-            shaped = plan.with_(micro_batch_size=batch_size, global_batch_size=batch_size * plan.dp)
-            size = float(_output_bytes(blocks[0]))
-            send_s = float(forecaster.collective(shaped, "p2p", size, "pp").median_s[0])
-            parts["pp_comm"] = (plan.pp - 1) * send_s
+            parts["pp_comm"] = forecaster.pipeline_s(plan, float(output_bytes(blocks[0])))
         time_s = sum(parts.values())
         sigma = step_log_sigma(
             units, parts, time_s, comm_log_sigma=0.0, framework=self.framework, learnt=self.profile.learnt
@@ -452,17 +473,6 @@ class InferenceForecaster:
         return seconds
 
 
-def _output_bytes(unit: Unit) -> int:
-    """What a block hands to the next: the result of its last operator that makes one."""
-    segment = unit.shard.local
-    tensors = {t.index: t for t in segment.tensors}
-    for op in reversed(segment.operators):
-        made = [tensors[t] for t in op.outputs if tensors[t].view_of is None]
-        if made and op.kind != "host":
-            return max(t.size_bytes for t in made)
-    return 0
-
-
 def _interval(time_s: float, log_sigma: float) -> tuple[float, float]:
     return time_s * math.exp(-Z90 * log_sigma), time_s * math.exp(Z90 * log_sigma)
 
@@ -476,11 +486,3 @@ def _stretched(cost: ForwardCost, stages: int, parts: int, slots: int) -> Forwar
     done = {name: seconds * parts / stages for name, seconds in cost.breakdown_s.items()}
     done["bubble"] = done.get("bubble", 0.0) + (slots - parts) * slot_s
     return ForwardCost(time_s=slots * slot_s, log_sigma=cost.log_sigma, breakdown_s=done)
-
-
-def _after_blocks(units: list[Unit]) -> int:
-    """How many units follow the last repeated block; 0 where there are no blocks."""
-    for count, unit in enumerate(reversed(units)):
-        if unit.shard.local.is_block:
-            return count
-    return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from costmodel.graph.liveness import recomputed_operators
 from costmodel.graph.model_graph import Phase
-from costmodel.hardware.device import math_dtype, units_of
+from costmodel.hardware.device import has_units, units_of
 from costmodel.hardware.host_machine import unknown_dispatch_s
 from costmodel.predict.units import shares_of_rank
 from costmodel.recompute import Recompute
@@ -37,15 +37,24 @@ __all__ = [
 ]
 
 
-def machine_notes(profile: HardwareProfile, dtype: str) -> tuple[str, ...]:
-    """A compute dtype without units of its own, and operator times that come from another device."""
-    found = []
+def machine_notes(profile: HardwareProfile, framework: FrameworkProfile) -> tuple[str, ...]:
+    """Types without units of their own, and operator times that come from another device."""
     device = profile.device
-    if (units := units_of(device, dtype)) != math_dtype(dtype):
+    there = ", ".join(sorted(device.peak_flop_per_s))
+    found = []
+    if not has_units(device, framework.compute_dtype):
         found.append(
-            f"{device.name} has no units for {dtype}: priced at its {units} rate; choose a framework profile "
-            f"that computes in one of {', '.join(sorted(device.peak_flop_per_s))}"
+            f"{device.name} has no units for {framework.compute_dtype}: priced at its "
+            f"{units_of(device, framework.compute_dtype)} rate; choose a framework profile that computes in "
+            f"one of {there}"
         )
+    for field in ("half_products", "expert_products"):
+        narrow = getattr(framework, field)
+        if narrow not in ("same", "as the others") and not has_units(device, narrow):
+            found.append(
+                f"{device.name} has no units for {field} {narrow}: priced in {framework.compute_dtype}, as "
+                f"if the framework widened them at no cost; name a type of its units ({there})"
+            )
     transferred = sorted({f.transferred_from for f in profile.operators if f.transferred_from})
     if transferred:
         found.append(f"operator times transferred from {', '.join(transferred)}: intervals are wider")

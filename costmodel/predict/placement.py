@@ -15,7 +15,7 @@ from costmodel.plan import Plan
 from costmodel.strategies.placing import pipeline_inside
 from costmodel.strategies.splitting import mesh_of
 
-__all__ = ["axis_group", "axis_groups", "crosses_node"]
+__all__ = ["axis_group", "axis_groups", "crosses_node", "crossings"]
 
 
 @lru_cache(maxsize=4096)
@@ -33,7 +33,8 @@ def axis_group(degree: int, stride: int, ranks_per_node: int) -> CollectiveGroup
 
 
 def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
-    """The group of every axis: tp, cp, ep, dp, dp_shard, dp_replicate, and pp (a pair of neighbours).
+    """The group of every axis: tp, cp, ep, dp, dp_shard, dp_replicate, and pp (the pair of neighbours that
+    sets a pipeline's pace; pp_near: one on one node).
 
     expert_dp, expert_dp_shard and expert_dp_replicate: of the ranks in dp, dp_shard and dp_replicate those
     with the same experts, one in ep (arXiv 2201.05596, section 4.1.3).
@@ -65,6 +66,7 @@ def axis_groups(plan: Plan, ranks_per_node: int) -> dict[str, CollectiveGroup]:
         # replicas of stages that lie at both ends of a pipeline (Chimera): on one node where all ranks are
         "copies": _copies(plan, per_node, ranks_per_node),
         "pp": _neighbours(plan.pp, inner * (1 if inside else plan.dp), per_node),
+        "pp_near": CollectiveGroup(n_ranks=min(plan.pp, 2), n_nodes=1),
     }
 
 
@@ -77,6 +79,16 @@ def _neighbours(depth: int, stride: int, per_node: int) -> CollectiveGroup:
     if depth == 1 or per_node % (depth * stride) == 0:
         return CollectiveGroup(n_ranks=min(depth, 2), n_nodes=1)
     return CollectiveGroup(n_ranks=2, n_nodes=2, nic_sharing=min(stride, per_node))
+
+
+def crossings(plan: Plan, ranks_per_node: int) -> int:
+    """Of the `pp` - 1 hops of one replica of its own (dp1) those that leave a node."""
+    stage = plan.tp * plan.cp
+    ranks = range(stage)
+    return sum(
+        any((at + rank) // ranks_per_node != (at + stage + rank) // ranks_per_node for rank in ranks)
+        for at in range(0, (plan.pp - 1) * stage, stage)
+    )
 
 
 def _replicas(plan: Plan, degree: int, depth: int, per_node: int) -> CollectiveGroup:

@@ -11,7 +11,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
-from costmodel.hardware.device import cache_bytes, element_bytes, math_dtype, product_dtype
+from costmodel.hardware.device import cache_bytes, element_bytes, has_units, product_dtype
 from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
@@ -209,8 +209,8 @@ def _priced_dtype(op: Operator, profile: HardwareProfile, framework: FrameworkPr
     narrow = framework.half_products
     if op.kind in _EXPERTS and framework.expert_products != "as the others":
         narrow = framework.expert_products
-    if op.kind in _WEIGHTED and op.dtype in ("fp16", "bf16") and math_dtype(narrow) in peaks:
-        return narrow
+    if op.kind in _WEIGHTED and op.dtype in ("fp16", "bf16") and narrow != "same":
+        return narrow if has_units(profile.device, narrow) else op.dtype
     if op.dtype != "fp32" or op.kind not in _PRODUCTS or "tf32" not in peaks:
         return op.dtype
     own = op.kind == "conv" and framework.fp32_convolutions != "as products"

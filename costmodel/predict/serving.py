@@ -1,18 +1,16 @@
 """Continuous batching: requests that arrive all the time share one running batch.
 
-Every iteration decodes one token of each of the c running requests, and takes in the prompts that arrived
-together. At a steady rate r, with d(c) the seconds of a decode and F(k) those of k prompts together (of fewer
-than one: that share of one's; of more than a pass takes: as many passes):
+Every iteration decodes one token of each of the running requests, and takes in the prompts that arrived
+together; its mean t at a steady rate r, with k = r t prompts in it, is `costmodel.predict.steady`'s:
 
-    iteration      t = d(c) + F(k),  k = r t     prompts that came while it ran
-    concurrency    c = r (output - 1) t          Little's law over the tokens after the first
-    first token    F(max(1, k)) + t / 2 + queue  half an iteration until it is taken in, then its prefill
+    first token    the way to the scheduler + what of t is left when it comes + its prefill + queue
     queue          r f^2 / (2 (1 - r f))         mean wait for other prompts (M/D/1), f = F(k) / k
 
 Given a concurrency instead (clients that send the next request when one is answered), the server is played
 through under them pass by pass (`costmodel.predict.clients`), their prompts and answers up to a tenth longer
 and shorter; where a pass is not the whole replica's (pipelines, streamed weights), r is what they reach.
-The rate that cannot be held is where c no longer fits the memory, or prompts fill all the time.
+The rate that cannot be held is where the requests that run no longer fit the memory, or prompts fill all the
+time.
 
 Keys and values are kept in pages of a few tokens as a request grows, or contiguous for its whole length.
 """
@@ -26,16 +24,16 @@ from functools import cache
 from math import ceil
 from typing import Any
 
-import numpy as np
-
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.plan import Plan
-from costmodel.predict.clients import ClientsPrediction, Load, serve_clients
+from costmodel.predict.clients import ClientsPrediction, serve_clients
 from costmodel.predict.inference import InferenceForecaster, InferencePrediction
+from costmodel.predict.loads import Load
 from costmodel.predict.passes import Experts, PassCosts
+from costmodel.predict.steady import BatchIterations, Iterations, PassIterations, prompts_s, steady_state
 from costmodel.rendering import bytes_text
 
-__all__ = ["ServingPrediction", "serve", "steady_state"]
+__all__ = ["ServingPrediction", "serve"]
 
 _PAGE_TOKENS = 16
 """Tokens of a page, as vLLM's default."""
@@ -84,51 +82,6 @@ class ServingPrediction:
         return {**asdict(self), "plan": str(self.plan)}
 
 
-def steady_state(
-    decode_s: Callable[[float], float],
-    prompts_s: Callable[[float], float],
-    tokens: int,
-    *,
-    rate_per_s: float,
-    most: float,
-) -> tuple[float, float] | None:
-    """(concurrency, seconds of an iteration) at a rate, or None where `most` requests are not enough.
-
-    `decode_s`: requests running -> seconds of a decode; `prompts_s`: prompts taken in -> seconds of them;
-    `tokens`: decodes of a request. The least c with c >= r tokens t(c), by bisection (t rises slower than c
-    below saturation).
-    """
-
-    def iteration_s(c: float) -> float:
-        return _iteration_s(decode_s(c), prompts_s, rate_per_s)
-
-    low, high = 0.0, most
-    if rate_per_s * tokens * iteration_s(most) > most:
-        return None
-    for _ in range(_HALVINGS):
-        middle = 0.5 * (low + high)
-        enough = rate_per_s * tokens * iteration_s(middle) <= middle
-        low, high = (low, middle) if enough else (middle, high)
-    return high, iteration_s(high)
-
-
-def _iteration_s(decode_s: float, prompts_s: Callable[[float], float], rate_per_s: float) -> float:
-    """The least t = d + F(r t); infinite where prompts fill all the time."""
-    high = decode_s
-    for _ in range(_HALVINGS):
-        if decode_s + prompts_s(rate_per_s * high) <= high:
-            break
-        high *= 2.0
-    else:
-        return math.inf
-    low = 0.5 * high
-    for _ in range(_HALVINGS):
-        middle = 0.5 * (low + high)
-        enough = decode_s + prompts_s(rate_per_s * middle) <= middle
-        low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
 def serve(
     forecaster: InferenceForecaster,
     plan: Plan,
@@ -153,6 +106,69 @@ def serve(
     if concurrency is not None:
         replicas = min(replicas, concurrency)
         concurrency = ceil(concurrency / replicas)
+    room = _room(forecaster, plan, prompt_len, output_len, paged=paged)
+    alone, most = room.alone, room.most
+    load = Load(clients=1, prompt_len=prompt_len, output_len=output_len)
+    iterations = _iterations(forecaster, plan, load, most)
+    tokens = output_len - 1
+    # where `most` run, as many begin in an iteration as end
+    capacity = most / (tokens * (iterations.decode_s(most) + prompts_s(iterations, most / tokens, most)))
+    if isinstance(iterations, PassIterations) and iterations.front_s:
+        capacity = min(capacity, 1.0 / iterations.front_s)
+    if concurrency is not None and isinstance(iterations, PassIterations):
+        clients = replace(load, clients=concurrency, lengths=_LENGTHS)
+        played = _played(iterations, clients, room_tokens=room.tokens, paged=paged)
+        rate_per_s, running = played.requests_per_s, played.running
+        first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
+    else:
+        if concurrency is not None:
+            clients_each = min(float(concurrency), float(most))
+            rate_per_s = _closed_rate(iterations, tokens, clients_each, below=2.0 * capacity)
+        assert rate_per_s is not None
+        found = steady_state(iterations, tokens, rate_per_s=rate_per_s, most=most)
+        if found is None or rate_per_s > capacity:
+            raise InfeasibleError(
+                f"{plan}: {given:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
+                f"{replicas * capacity:.3g}/s that it can hold; use more replicas (dp) or a higher tp"
+            )
+        running, iteration_s = found
+        first_s = _first_s(iterations, rate_per_s, running, iteration_s)
+    return ServingPrediction(
+        plan=plan,
+        rate_per_s=replicas * rate_per_s,
+        concurrency=replicas * running,
+        prompt_len=prompt_len,
+        output_len=output_len,
+        time_to_first_token_s=first_s,
+        time_per_output_token_s=iteration_s,
+        latency_s=first_s + tokens * iteration_s,
+        tokens_per_s=replicas * rate_per_s * output_len,
+        capacity_per_s=plan.dp * max(capacity, rate_per_s),
+        most_running=plan.dp * most,
+        parameter_bytes=alone.parameter_bytes,
+        kv_cache_bytes=ceil(running * room.request_bytes),
+        activation_bytes=room.pass_bytes,
+        overhead_bytes=alone.overhead_bytes,
+        device_memory_bytes=alone.device_memory_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Room:
+    """What a replica has for keys and values. `alone`: one request by itself; `request_bytes`: of each that
+    runs, on average; `tokens`: kept of all of them; `most`: requests that fit."""
+
+    alone: InferencePrediction
+    pass_bytes: int
+    request_bytes: float
+    tokens: float
+    most: int
+
+
+def _room(
+    forecaster: InferenceForecaster, plan: Plan, prompt_len: int, output_len: int, *, paged: bool
+) -> _Room:
+    """Raises InfeasibleError where not one request fits."""
     alone = forecaster.generate(plan, batch_size=1, prompt_len=prompt_len, output_len=output_len)
     per_token = alone.kv_cache_bytes / (prompt_len + output_len)
     # pages fill as a request grows: half its output on average, half a page unused
@@ -168,53 +184,17 @@ def serve(
             f"{bytes_text(beside - alone.parameter_bytes)} and one request's cache of {bytes_text(each)} do "
             f"not fit {bytes_text(alone.device_memory_bytes)}; take a higher tp"
         )
-    batch = _batches(forecaster, plan, prompt_len, output_len)
-    decode_s = _decode(batch, most)
-    prompts_s = _prompts(batch, max(1, forecaster.framework.pass_tokens // prompt_len))
-    tokens = output_len - 1
-    # where `most` run, as many begin in an iteration as end
-    capacity = most / (tokens * (decode_s(most) + prompts_s(most / tokens)))
-    if concurrency is not None and plan.pp == 1 and not plan.flags:
-        load = Load(clients=concurrency, prompt_len=prompt_len, output_len=output_len, lengths=_LENGTHS)
-        room_tokens = room / per_token if per_token else math.inf
-        played = _played(forecaster, plan, load, room_tokens=room_tokens, paged=paged)
-        rate_per_s, running = played.requests_per_s, played.running
-        first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
-    else:
-        if concurrency is not None:
-            clients = min(float(concurrency), float(most))
-            rate_per_s = _closed_rate(decode_s, prompts_s, tokens, clients, below=2.0 * capacity)
-        assert rate_per_s is not None
-        found = steady_state(decode_s, prompts_s, tokens, rate_per_s=rate_per_s, most=most)
-        if found is None:
-            raise InfeasibleError(
-                f"{plan}: {given:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
-                f"{replicas * capacity:.3g}/s that it can hold; use more replicas (dp) or a higher tp"
-            )
-        running, iteration_s = found
-        together = max(1.0, rate_per_s * iteration_s)
-        prefill_s = prompts_s(together)
-        each_s = prefill_s / together
-        busy = rate_per_s * each_s
-        first_s = prefill_s + 0.5 * iteration_s + busy * each_s / (2.0 * (1.0 - busy))
-    return ServingPrediction(
-        plan=plan,
-        rate_per_s=replicas * rate_per_s,
-        concurrency=replicas * running,
-        prompt_len=prompt_len,
-        output_len=output_len,
-        time_to_first_token_s=first_s,
-        time_per_output_token_s=iteration_s,
-        latency_s=first_s + tokens * iteration_s,
-        tokens_per_s=replicas * rate_per_s * output_len,
-        capacity_per_s=plan.dp * max(capacity, rate_per_s),
-        most_running=plan.dp * most,
-        parameter_bytes=alone.parameter_bytes,
-        kv_cache_bytes=ceil(running * each),
-        activation_bytes=passing,
-        overhead_bytes=alone.overhead_bytes,
-        device_memory_bytes=alone.device_memory_bytes,
-    )
+    tokens = room / per_token if per_token else math.inf
+    return _Room(alone=alone, pass_bytes=passing, request_bytes=each, tokens=tokens, most=most)
+
+
+def _first_s(iterations: Iterations, rate_per_s: float, running: float, iteration_s: float) -> float:
+    """Seconds to the first token at a rate: of those that came in an iteration, and of waiting for others."""
+    together = max(1.0, rate_per_s * iteration_s)
+    each_s = iterations.added_s(together, running) / together
+    busy = rate_per_s * each_s
+    own_s = iterations.first_s(together, running, iteration_s)
+    return own_s + busy * each_s / (2.0 * (1.0 - busy))
 
 
 def _require_one(rate_per_s: float | None, concurrency: int | None, output_len: int) -> float:
@@ -230,15 +210,23 @@ def _require_one(rate_per_s: float | None, concurrency: int | None, output_len: 
     return given
 
 
-def _played(
-    forecaster: InferenceForecaster, plan: Plan, load: Load, *, room_tokens: float, paged: bool
-) -> ClientsPrediction:
+def _iterations(
+    forecaster: InferenceForecaster, plan: Plan, load: Load, most: int
+) -> BatchIterations | PassIterations:
+    """What a replica's iterations take: its passes where one is the whole replica's, else batches."""
+    if plan.pp == 1 and not plan.flags:
+        return PassIterations(_passes(forecaster, plan), forecaster.framework, load, most)
+    batch = _batches(forecaster, plan, load.prompt_len, load.output_len)
+    return BatchIterations(batch, most, max(1, forecaster.framework.pass_tokens // load.prompt_len))
+
+
+def _played(iterations: PassIterations, load: Load, *, room_tokens: float, paged: bool) -> ClientsPrediction:
     """One replica under its clients, pass by pass."""
-    framework = forecaster.framework
+    framework = iterations.framework
     if not paged:
         framework = framework.model_copy(update={"reserves_answers": True})
     return serve_clients(
-        _passes(forecaster, plan), framework, load, most_running=_MOST_RUNNING, room_tokens=room_tokens
+        iterations.costs, framework, load, most_running=_MOST_RUNNING, room_tokens=room_tokens
     )
 
 
@@ -264,52 +252,17 @@ def _batches(
     return priced
 
 
-def _doubling(most: int, seconds: Callable[[int], float]) -> Callable[[float], float]:
-    """A number of requests -> seconds, between those of 1, 2, 4, ... and `most` requests."""
-    sizes = sorted({*(2**k for k in range(most.bit_length())), most})
-
-    def between(n: float) -> float:
-        above = next((s for s in sizes if s >= n), sizes[-1])
-        below = max((s for s in sizes if s <= n), default=sizes[0])
-        if above == below:
-            return seconds(above)
-        return float(np.interp(n, [below, above], [seconds(below), seconds(above)]))
-
-    return between
-
-
-def _decode(batch: Callable[[int], InferencePrediction], most: int) -> Callable[[float], float]:
-    """Requests running -> seconds of a decode."""
-    return _doubling(most, lambda size: batch(size).time_per_output_token_s)
-
-
-def _prompts(batch: Callable[[int], InferencePrediction], most: int) -> Callable[[float], float]:
-    """Prompts taken in on average -> seconds of them; a pass takes `most`."""
-    together_s = _doubling(most, lambda size: batch(size).time_to_first_token_s)
-
-    def seconds(k: float) -> float:
-        passes = k / min(max(k, 1.0), float(most)) if k else 0.0
-        return passes * together_s(min(max(k, 1.0), float(most)))
-
-    return seconds
-
-
-def _closed_rate(
-    decode_s: Callable[[float], float],
-    prompts_s: Callable[[float], float],
-    tokens: int,
-    clients: float,
-    *,
-    below: float,
-) -> float:
+def _closed_rate(iterations: Iterations, tokens: int, clients: float, *, below: float) -> float:
     """Rate of clients that always have one request open, in its prefill or among the running: the largest r
     that keeps r (F(k) + tokens t) at their number, by bisection."""
     low, high = 0.0, below
     for _ in range(_HALVINGS):
         rate = 0.5 * (low + high)
-        found = steady_state(decode_s, prompts_s, tokens, rate_per_s=rate, most=clients)
+        found = steady_state(iterations, tokens, rate_per_s=rate, most=clients)
         busy = None
         if found is not None:
-            busy = rate * (prompts_s(max(1.0, rate * found[1])) + tokens * found[1])
+            running, iteration_s = found
+            prompts = max(1.0, rate * iteration_s)
+            busy = rate * (iterations.added_s(prompts, running) + tokens * iteration_s)
         low, high = (rate, high) if busy is not None and busy <= clients else (low, rate)
     return low

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Unit",
     "accumulate_s",
+    "after_blocks",
     "bucketed_elements",
     "expand",
     "expert_elements",
     "frozen_elements",
     "held_elements",
+    "output_bytes",
     "shares_of_rank",
     "tied_elements",
     "two_ways",
@@ -269,3 +271,22 @@ def accumulate_s(forecaster: Forecaster, elements: int) -> float:
         return 0.0
     size = forecaster.framework.gradient_bytes * elements
     return forecaster.streamed_s("add", float(elements), 3.0 * size)
+
+
+def output_bytes(unit: Unit) -> int:
+    """What a block hands to the next: the result of its last operator that makes one."""
+    segment = unit.shard.local
+    tensors = {t.index: t for t in segment.tensors}
+    for op in reversed(segment.operators):
+        made = [tensors[t] for t in op.outputs if tensors[t].view_of is None]
+        if made and op.kind != "host":
+            return max(t.size_bytes for t in made)
+    return 0
+
+
+def after_blocks(units: Sequence[Unit]) -> int:
+    """How many units follow the last repeated block; 0 where there are no blocks."""
+    for count, unit in enumerate(reversed(units)):
+        if unit.shard.local.is_block:
+            return count
+    return 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from costmodel.graph.model_graph import TensorRole
 from costmodel.sharding.block import Block, Value
 from costmodel.sharding.executable import executable_strategies
+from costmodel.sharding.local import PRODUCT_KINDS
 from costmodel.sharding.placements import (
     BROADCAST,
     REPLICATED,
@@ -177,6 +178,18 @@ def _reachable(block: Block, axis: Axis, rules: Rules, found: list[list[Strategy
             return not isinstance(placement, Partial)
         return placement in at(v)
 
+    def cuts(position: int, v: int, placement: Placement) -> bool:
+        """Under sequence parallelism a product takes its columns of what every rank has computed whole (heads
+        that the ranks do not divide), for else its result could not be scattered along the sequence."""
+        return (
+            rules.sequence is not None
+            and not (rules.context or rules.local_modules)
+            and block.forward[position].kind in PRODUCT_KINDS
+            and isinstance(placement, Shard)
+            and block.values[v].has_gradient
+            and at(v) == {Replicate()}
+        )
+
     routed = _routed(block) if rules.context else frozenset()
     kept: list[list[Strategy]] = []
     for position, strategies in enumerate(found):
@@ -186,7 +199,10 @@ def _reachable(block: Block, axis: Axis, rules: Rules, found: list[list[Strategy
             strategies = [*strategies, by_tokens]
         for strategy in strategies:
             pairs = list(zip(ins, strategy.inputs, strict=True))
-            if not all(takes(block.values[v], v, layout.forward) for v, layout in pairs):
+            if not all(
+                takes(block.values[v], v, layout.forward) or cuts(position, v, layout.forward)
+                for v, layout in pairs
+            ):
                 continue
             if not rules.context and _by_rows(block, position, strategy):
                 continue

@@ -73,7 +73,7 @@ class TensorSplit:
             split = [p for part in found for p in part.parameters if p.is_sharded]
             if self._searched and all(prod(p.local_shape) * self.tp != prod(p.shape) for p in split):
                 raise PlanError(_nothing_to_shard(self.graph, self.tp))
-            return found, (*notes, *_kept_whole(found, self.tp))
+            return found, (*notes, *_kept_whole(found, self.tp), *_whole_heads(parts, found, self.tp))
 
     @property
     def _searched(self) -> bool:
@@ -190,3 +190,22 @@ def _kept_whole(parts: Sequence[ShardedSegment], tp: int) -> tuple[str, ...]:
     if not whole:
         return ()
     return (f"tp({tp}): kept whole on every rank: {', '.join(whole[:6])}{' ...' if len(whole) > 6 else ''}",)
+
+
+def _whole_heads(
+    before: Sequence[ShardedSegment], after: Sequence[ShardedSegment], tp: int
+) -> tuple[str, ...]:
+    """A note on attention that every rank computes whole, as the ranks do not divide its heads."""
+    found: dict[str, None] = {}
+    for whole, part in zip(before, after, strict=True):
+        heads = {op.index: op.dims["heads"] for op in whole.local.operators if op.kind == "attention"}
+        for op in part.local.operators:
+            if op.index in heads and op.dims["heads"] == heads[op.index]:
+                counts = {op.dims.get("kv_heads", 0): "kv_heads", op.dims["heads"]: "heads"}
+                found |= dict.fromkeys(f"{name}({n}) % tp({tp}) != 0" for n, name in counts.items() if n % tp)
+    if not found:
+        return ()
+    return (
+        f"{', '.join(found)}: every rank computes attention whole; frameworks that split it by heads refuse "
+        "to; choose a tp that divides them",
+    )

@@ -85,8 +85,10 @@ def profiled_split(
     return union_s(compute), union_s(communication), union_s(optimizer)
 
 
-def peak_memory(runner: Runner | Answerer, device: torch.device) -> tuple[int | None, dict[str, int]]:
-    """Peak bytes of one step on this rank, and by kind where it can be told.
+def peak_memory(
+    runner: Runner | Answerer, device: torch.device, alive: Callable[[], None]
+) -> tuple[int | None, dict[str, int]]:
+    """Peak bytes of one step on this rank, and by kind where it can be told; `alive` is called between steps.
 
     CUDA: the allocator's own maximum. CPU: bytes of live tensors (parameters, gradients, optimizer state,
     activations), not of the process.
@@ -111,6 +113,7 @@ def peak_memory(runner: Runner | Answerer, device: torch.device) -> tuple[int | 
     watch = MemoryWatch([*parameters, *state])
     with watch:
         runner.step()  # shows what stays from step to step beside them: a reducer's buckets
+        alive()
         if runner.optimizer is not None:
             runner.optimizer.zero_grad(set_to_none=True)
         watch.peak_bytes = watch.live_bytes()

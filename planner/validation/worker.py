@@ -338,10 +338,11 @@ class _Worker:
                 yardstick_s=result.yardstick_s,
             )
         if self.job.memory:
-            self.heartbeat.beat(f"measuring memory of {slot.spec.id}")
+            phase = f"measuring memory of {slot.spec.id}"
+            self.heartbeat.beat(phase)
             self._barrier(slot.spec)()
             try:
-                peak, kinds = peak_memory(slot.runner, self.device)
+                peak, kinds = peak_memory(slot.runner, self.device, lambda: self.heartbeat.beat(phase))
                 result = replace(result, peak_memory_bytes=peak, memory_by_kind_bytes=kinds)
             except Exception as problem:
                 notes.append(f"memory not tracked: {type(problem).__name__}: {problem}")
@@ -359,13 +360,18 @@ class _Worker:
         answer = (spec.prompt_len, spec.output_len)
         key = (repr(spec.model), str(plan), spec.optimizer, spec.learning_rate, spec.seed, answer)
         if key not in self.references:
-            self.heartbeat.beat(f"reference losses of {spec.id}")
+            phase = f"reference losses of {spec.id}"
+            self.heartbeat.beat(phase)
             runner = build_runner(replace(spec, plan=plan, stage_modules=(), tp_styles={}), None, self.device)
             if has_dropout(runner.modules[0]):
                 self.references[key] = []
             else:
-                steps = [runner.step() for _ in range(_FULL_CHECK_STEPS)]
-                self.references[key] = [float(x) for x in steps if x is not None]
+                losses: list[float] = []
+                for _ in range(_FULL_CHECK_STEPS):
+                    loss = runner.step()
+                    self.heartbeat.beat(phase)
+                    losses += [] if loss is None else [float(loss)]
+                self.references[key] = losses
         return self.references[key]
 
     def _write(self, slot: _Slot, result: RunResult) -> None:

@@ -60,6 +60,20 @@ def test_prompt_and_output_go_together() -> None:
         infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=8)
 
 
+@pytest.mark.parametrize(
+    ("option", "unread"),
+    [
+        ("--seq", {"seq_len": 64}),
+        ("--steps", {"steps": 2}),
+        ("--batch", {"batch_size": 4, "rate_per_s": 1.0}),
+        ("--batch", {"batch_size": 4, "concurrency": 2}),
+    ],
+)
+def test_options_that_answers_would_not_read_are_refused(option: str, unread: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"^{option} .* beside --.*leave"):
+        infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=8, output_len=4, overrides=SMALL, **unread)
+
+
 @pytest.mark.parametrize("load", [{"rate_per_s": 3.0}, {"concurrency": 4}])
 def test_replicas_share_the_requests(load: dict[str, Any]) -> None:
     asked = {"hardware": "a100-sxm4-80gb", "prompt_len": 32, "output_len": 8, "overrides": SMALL}

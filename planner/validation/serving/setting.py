@@ -14,7 +14,7 @@ import costmodel
 from costmodel.framework import FrameworkProfile, load_framework
 from costmodel.models import shipped_config
 from costmodel.plan import Plan
-from costmodel.predict.clients import Load
+from costmodel.predict.loads import Load
 from costmodel.predict.passes import Experts
 from planner.validation.published.rows import PublishedRow
 

@@ -121,9 +121,7 @@ def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -
         one = split_batch(inputs, batch=batch, parts=plan.num_microbatches, index=0)
         unused = unused_parameters(loaded.module, one)
     if plan.pp > 1:
-        for name in unused:
-            loaded.module.get_parameter(name).requires_grad_(False)
-        return _pipeline_runner(spec, loaded.module, inputs, batch, blocks, mesh, device)
+        return _pipeline_runner(spec, loaded.module, inputs, batch, blocks, mesh, device, unused=bool(unused))
     module = _distribute(spec, loaded.module, mesh, blocks, prefix="", unused=bool(unused))
     micro_batches = [
         split_batch(inputs, batch=batch, parts=plan.num_microbatches, index=i)
@@ -133,17 +131,17 @@ def build_runner(spec: RunSpec, mesh: DeviceMesh | None, device: torch.device) -
         spec=spec,
         modules=[module],
         optimizer=build_optimizer(spec, [module], mesh),
-        forward_backward=lambda: _accumulate(module, micro_batches),
+        forward_backward=lambda: _accumulate(module, micro_batches, plan),
         mesh=mesh,
         tied=[],
     )
 
 
-def _accumulate(module: nn.Module, micro_batches: list[dict[str, Any]]) -> torch.Tensor:
+def _accumulate(module: nn.Module, micro_batches: list[dict[str, Any]], plan: Plan) -> torch.Tensor:
     total: torch.Tensor | None = None
     m = len(micro_batches)
     for i, micro_batch in enumerate(micro_batches):
-        with gradient_sync(module, last=i == m - 1):
+        with gradient_sync(module, plan, last=i == m - 1):
             loss = loss_of(module(**micro_batch))
             if m > 1:
                 loss = loss / m
@@ -189,6 +187,8 @@ def _pipeline_runner(
     blocks: tuple[str, ...],
     mesh: DeviceMesh | None,
     device: torch.device,
+    *,
+    unused: bool,
 ) -> Runner:
     import copy
 
@@ -223,7 +223,7 @@ def _pipeline_runner(
         sent = tuple(_example(tape.samples[v], device) for v in plans[index].sends)
         if last:
             sent = (torch.zeros((), device=device),)
-        module = _distribute(spec, stage, mesh, blocks, prefix="model.")
+        module = _distribute(spec, stage, mesh, blocks, prefix="model.", unused=unused)
         modules.append(module)
         local[index] = dict(stage.model.named_parameters(remove_duplicate=False))
         pipeline_stages.append(

@@ -59,14 +59,18 @@ def replicate(
     )
 
 
-def gradient_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-    """Context of one micro-batch: gradients are reduced on the last one only."""
+def gradient_sync(module: nn.Module, plan: Plan, *, last: bool) -> AbstractContextManager[Any]:
+    """Context of one micro-batch: gradients are reduced on the last one only, under ZeRO-3 each time.
+
+    The latter is FSDP2's default (`set_requires_gradient_sync` True): a rank adds up its share of gradients,
+    where without it would keep them whole. Under ZeRO-2, which keeps them whole, the default is turned off.
+    """
     from torch.distributed.fsdp import FSDPModule
     from torch.nn.parallel import DistributedDataParallel
 
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
-    if isinstance(module, FSDPModule):
+    if isinstance(module, FSDPModule) and plan.zero_stage < 3:
         module.set_requires_gradient_sync(last)
         module.set_is_last_backward(last)
     return nullcontext()

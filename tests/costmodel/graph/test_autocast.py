@@ -95,6 +95,17 @@ def test_normalisation_and_softmax_are_fp32_as_on_a_gpu() -> None:
     assert by_name["_softmax"].dtype == "fp32"
 
 
+def test_a_cpu_s_autocast_leaves_to_half_precision_what_a_gpu_s_takes_out_of_it() -> None:
+    inputs = (torch.randn(8, 16),)
+    with Casts() as real, torch.autocast("cpu", dtype=torch.bfloat16):
+        Mixed()(*inputs)
+    found = operators(trace_module(Mixed(), inputs, training=False, autocast="cpu:bf16"))
+    (norm,) = (op for op in found if "layer_norm" in op.target)
+    assert norm.dtype == "bf16"
+    casts = Counter((op.bytes_read, op.bytes_written) for op in found if op.target.startswith(CAST))
+    assert casts == real.seen
+
+
 def test_softmax_reads_half_precision_without_a_cast_before_it() -> None:
     class Scores(nn.Module):
         def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

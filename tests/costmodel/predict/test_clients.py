@@ -11,7 +11,8 @@ import pytest
 
 from costmodel.errors import PlanError
 from costmodel.framework import FrameworkProfile
-from costmodel.predict.clients import ClientsPrediction, Load, serve_clients
+from costmodel.predict.clients import ClientsPrediction, serve_clients
+from costmodel.predict.loads import Load
 from costmodel.predict.passes import Attending, PassCosts
 from costmodel.predict.uncertainty import error_model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from costmodel.framework import framework_names, load_framework
 from costmodel.graph.model_graph import Operator, Phase
@@ -15,6 +16,7 @@ from costmodel.plan import Plan
 from costmodel.predict import Forecaster, Prediction
 from costmodel.predict.optimizer_costs import written_out_s
 from costmodel.predict.pricing import price_operators, price_runs
+from planner.validation.memory_watch import MemoryWatch
 
 GPT = {"n_layer": 8, "n_embd": 512, "n_head": 8, "vocab_size": 2048, "n_positions": 256}
 
@@ -321,6 +323,45 @@ def test_autocast_costs_its_casts_and_splits_like_the_rest() -> None:
     # nothing to cast where the model computes in fp32
     full = [forecast(whole, "pytorch-amp", autocast=on, compute_dtype="fp32") for on in (False, True)]
     assert full[0].step_time_s == full[1].step_time_s
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-2-7b", "t5-small"])
+def test_mixed_precision_on_a_cpu_keeps_what_a_real_autocast_keeps(name: str) -> None:
+    sizes = {
+        "gpt2": {"n_layer": 3, "n_embd": 192, "n_head": 6, "vocab_size": 1024, "n_positions": 64},
+        "llama-2-7b": {
+            "num_hidden_layers": 3,
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "vocab_size": 1024,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
+        },
+        "t5-small": {"num_layers": 2, "num_decoder_layers": 2, "d_model": 192, "vocab_size": 1024},
+    }
+    found = Forecaster(
+        source=resolve(name, seq_len=64, overrides=sizes[name]),
+        profile=load_profile("epyc-9005-core"),
+        framework=load_framework("pytorch-amp").model_copy(update={"compute_dtype": "bf16"}),
+    ).forecast(Plan(micro_batch_size=4))
+    built = resolve(name, seq_len=64, overrides=sizes[name], micro_batch_size=4).build(device="cpu")
+    module: Any = built.module
+    optimizer = torch.optim.AdamW(module.parameters(), foreach=False)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = module(*built.args, **built.kwargs).loss
+        loss.backward()
+        optimizer.step()
+
+    step()
+    optimizer.zero_grad(set_to_none=True)
+    state = [t for kept in optimizer.state.values() for t in kept.values()]
+    with MemoryWatch([*module.parameters(), *module.buffers(), *state]) as watch:
+        step()
+    (memory,) = found.prediction.memory
+    assert memory.allocated_bytes == pytest.approx(watch.peak_bytes, rel=0.02)
 
 
 def test_a_softmax_that_the_fused_kernel_does_not_take_costs_kernels() -> None:

@@ -23,6 +23,38 @@ def test_a_dtype_without_units_is_named_with_the_rate_it_gets() -> None:
     assert answer.latency_s > half.latency_s
 
 
+@pytest.mark.parametrize(
+    ("hardware", "field", "dtype", "noted"),
+    [
+        ("h200", "half_products", "nvfp4", True),
+        ("h200", "half_products", "fp8", False),
+        ("h200", "half_products", "int4_wo", False),
+        ("a100-sxm4-80gb", "half_products", "fp8_block", True),
+        ("a100-sxm4-80gb", "expert_products", "fp8", True),
+        ("b200", "half_products", "nvfp4", False),
+    ],
+)
+def test_products_in_a_type_without_units_are_named(
+    tmp_path: Path, hardware: str, field: str, dtype: str, noted: bool
+) -> None:
+    own = tmp_path / "own.json"
+    own.write_text(load_framework("vllm").model_copy(update={field: dtype}).model_dump_json())
+    asked = {"hardware": hardware, "framework": str(own), "overrides": {"n_layer": 2}}
+    for warnings in (
+        api.infer("gpt2", prompt_len=64, output_len=8, **asked).warnings,
+        api.predict("gpt2", plan="dp1", seq_len=64, **asked).prediction.warnings,
+    ):
+        said = [note for note in warnings if f"no units for {field} {dtype}: priced in bf16" in note]
+        assert len(said) == noted
+
+
+@pytest.mark.parametrize(("hardware", "noted"), [("v100-sxm2-32gb", True), ("h200", False)])
+def test_a_narrow_cache_that_nobody_measured_is_named(hardware: str, noted: bool) -> None:
+    asked = {"prompt_len": 64, "output_len": 8, "cache_dtype": "fp8", "overrides": {"n_layer": 2}}
+    answer = api.infer("gpt2", hardware=hardware, framework="tensorrt-llm", **asked)
+    assert any("keys and values in fp8" in note for note in answer.warnings) == noted
+
+
 @pytest.mark.parametrize(("prompt_len", "noted"), [(1000, False), (1001, True)])
 def test_a_sequence_past_the_positions_is_noted(prompt_len: int, noted: bool) -> None:
     answer = api.infer("gpt2", hardware="a100-sxm4-80gb", prompt_len=prompt_len, output_len=24)

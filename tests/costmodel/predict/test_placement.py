@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.plan import Plan
-from costmodel.predict.placement import axis_groups
+from costmodel.predict.placement import axis_groups, crossings
 
 powers = st.sampled_from([1, 2, 4, 8])
 
@@ -55,3 +55,14 @@ def test_experts_whole_on_a_rank_lie_on_neighbours(tp: int, dp: int, ep: int, pe
     same = range(0, tp * dp, ep)
     assert groups["expert_dp"].n_ranks == len(same)
     assert groups["expert_dp"].n_nodes == len({rank // per_node for rank in same})
+
+
+@given(powers, st.integers(1, 6), st.integers(1, 8))
+def test_crossings_of_one_replica(tp: int, pp: int, per_node: int) -> None:
+    plan = Plan(tp=tp, pp=pp)
+    hops = [
+        {(rank // per_node, (rank + tp) // per_node) for rank in range(stage * tp, (stage + 1) * tp)}
+        for stage in range(pp - 1)
+    ]
+    assert crossings(plan, per_node) == sum(any(a != b for a, b in hop) for hop in hops)
+    assert (crossings(plan, per_node) > 0) == (pp > 1 and axis_groups(plan, per_node)["pp"].n_nodes > 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,6 +34,28 @@ def test_degree_one_changes_nothing(gpt2: ModelGraph) -> None:
     assert tuple(s.local for s in sharded.segments) == gpt2.segments
     assert all(not s.collectives for s in sharded.segments)
     assert sharded.parameter_bytes == 4 * gpt2.n_parameters
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "noted"),
+    [(6, 6, r"heads\(6\) % tp\(4\) != 0: every rank"), (12, 3, r"kv_heads\(3\) % tp\(4\) != 0: every rank")],
+)
+def test_heads_that_the_ranks_do_not_divide_leave_attention_alone_whole(
+    heads: int, kv_heads: int, noted: str
+) -> None:
+    """Sequence parallelism splits every product that tensor parallelism without it splits."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 48 * 8, "intermediate_size": 528, "vocab_size": 128}
+    counts = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    graph = trace(resolve("llama-2-7b", overrides={**sizes, **counts}, seq_len=16).with_batch(2))
+    work = []
+    for sequence_parallel in (False, True):
+        split = shard(graph, tp=4, sequence_parallel=sequence_parallel)
+        assert any(re.match(noted, note) for note in split.notes)
+        block = next(s for s in split.segments if s.count == 2)
+        assert all(p.is_sharded for p in block.parameters if len(p.shape) > 1)
+        work.append(sum(op.flop for op in block.local.operators if op.kind == "gemm"))
+    assert work[1] == work[0]
+    assert not any("heads(" in note for note in shard(graph, tp=3).notes)
 
 
 def test_block_of_two_ranks(gpt2: ModelGraph) -> None:

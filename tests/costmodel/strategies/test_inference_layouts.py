@@ -13,7 +13,7 @@ from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
 from costmodel.plan import Plan
 from costmodel.predict.inference import InferenceForecaster, InferencePrediction
-from costmodel.predict.serving import ServingPrediction, serve, steady_state
+from costmodel.predict.serving import ServingPrediction, serve
 from costmodel.strategies.inference import choose_micro_batches, streamed_s
 
 
@@ -123,6 +123,27 @@ def test_a_pipeline_that_a_framework_cuts_answers_sooner(gpt: InferenceForecaste
     assert generate(cutting, "tp2", 256).latency_s == pytest.approx(generate(gpt, "tp2", 256).latency_s)
 
 
+def test_hops_take_the_links_that_they_cross(gpt: InferenceForecaster) -> None:
+    """Nodes of 8: a pipeline inside one sends over its links whatever replicas there are; of 3 stages of 4
+    ranks one hop leaves the node; 12 stages leave it once."""
+    shipped = gpt.profile.network
+    assert shipped is not None
+    big = InferenceForecaster(
+        source=resolve("gpt2", seq_len=128), profile=gpt.profile, framework=gpt.framework
+    )
+
+    def sent_s(plan: str) -> float:
+        return big.forward(Plan.parse(plan), batch_size=8).breakdown_s["pp_comm"]
+
+    near = sent_s("pp2")
+    far = sent_s("pp3.tp4") - sent_s("pp2.tp4")
+    assert shipped.ranks_per_node == 8
+    assert far > 1.5 * near
+    assert sent_s("dp8.pp2") == pytest.approx(near)
+    assert sent_s("dp4.pp2.tp4") == pytest.approx(sent_s("pp2.tp4"))
+    assert sent_s("pp12") == pytest.approx(10 * near + far, rel=0.1)
+
+
 def test_tensor_parallelism_beats_a_layer_split(gpt: InferenceForecaster) -> None:
     """The founding documents' Llama-2 table: at 2 and 4 GPUs tensor parallelism is faster."""
     from planner import api
@@ -137,23 +158,9 @@ def test_tensor_parallelism_beats_a_layer_split(gpt: InferenceForecaster) -> Non
         assert tensor > 1.15 * layers
 
 
-def test_little_s_law_of_a_constant_decode() -> None:
-    found = steady_state(lambda c: 0.02, lambda k: 0.1 * k, 100, rate_per_s=2.0, most=64)
-    assert found is not None
-    running, iteration_s = found
-    assert iteration_s == pytest.approx(0.02 / 0.8)
-    assert running == pytest.approx(2.0 * 100 * iteration_s)
-    assert steady_state(lambda c: 0.02, lambda k: 0.1 * k, 100, rate_per_s=10.0, most=64) is None, (
-        "prompts fill the time"
-    )
-    assert steady_state(lambda c: 0.02, lambda k: 0.1 * k, 100, rate_per_s=9.0, most=64) is None, (
-        "the memory is full"
-    )
-
-
 def test_serving_meets_one_request_at_low_rates_and_saturates(gpt: InferenceForecaster) -> None:
     plan = Plan.parse("dp1")
-    alone = gpt.in_pages().generate(plan, batch_size=1, prompt_len=128, output_len=16)
+    alone = serve(gpt, plan, prompt_len=128, output_len=16, concurrency=1)
     idle = serve(gpt, plan, prompt_len=128, output_len=16, rate_per_s=0.01)
     assert idle.time_per_output_token_s == pytest.approx(alone.time_per_output_token_s, rel=0.02)
     assert idle.latency_s == pytest.approx(alone.latency_s, rel=0.1)

@@ -112,23 +112,24 @@ def conv_net() -> tuple[nn.Module, tuple[torch.Tensor]]:
 
 
 class _UnusedBranch(nn.Module):
-    """The loss does not depend on one of its layers."""
+    """The loss does not depend on one of its layers, called in its first half."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
-        self.aside = nn.Linear(16, 64)
+        self.blocks = nn.ModuleList(nn.Linear(128, 128) for _ in range(4))
+        self.aside = nn.Linear(128, 512)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             x = torch.tanh(block(x))
-        self.aside(x)
+            if number == 1:
+                self.aside(x)
         return x.square().mean()
 
 
 def unused_branch() -> tuple[nn.Module, tuple[torch.Tensor]]:
-    """Three layers and one beside them whose result nothing reads, batch 8."""
-    return _UnusedBranch(), (torch.randn(8, 16),)
+    """Four layers and one beside them whose result nothing reads, batch 8."""
+    return _UnusedBranch(), (torch.randn(8, 128),)
 
 
 class _Sick(nn.Module):

@@ -210,15 +210,33 @@ def test_memory_of_replicas_and_shards(tmp_path: Path, schedule: str) -> None:
     local = LocalForecaster(
         ModelSpec(model="gpt2", name="gpt2", seq_len=64, overrides=sizes), load_profile("epyc-9005-core")
     )
-    # of several micro-batches under ZeRO-3 the run reduces once, the forecast each time
-    stages = [0, 1, 2, 3] if schedule == "gbs8" else [0, 1, 2]
-    runs = [local.spec(Plan.parse(f"dp2.mbs4.{schedule}.zero{stage}")) for stage in stages]
+    runs = [local.spec(Plan.parse(f"dp2.mbs4.{schedule}.zero{stage}")) for stage in range(4)]
     measured = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=False, memory=True, timeout_s=30.0)
     results = run_specs([run for run, _ in runs], measured, directory=tmp_path)
     for result, (_, prediction) in zip(results, runs, strict=True):
         assert result.failed is None, result.failed
         real = result.ranks[0].peak_memory_bytes
         assert prediction.memory[0].allocated_bytes == pytest.approx(real, rel=0.01), str(result.spec.plan)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_replicas_of_stages_have_room_for_what_no_gradient_reaches(tmp_path: Path) -> None:
+    """As replicas of a whole model have: DDP is told of it, and reduces zeros."""
+    profile = load_profile("epyc-9005-core")
+    assert profile.network is not None
+    network = profile.network.model_copy(update={"ranks_per_node": 4})
+    model = ModelSpec(model=f"{SAMPLES}:unused_branch", name="unused_branch")
+    local = LocalForecaster(model, profile.model_copy(update={"network": network}))
+    run, prediction = local.spec(Plan.parse("dp2.pp2.mbs2.gbs8"))
+    measured = RunSettings(rounds=1, steps=1, min_round_s=0.0, profile=False, memory=True, timeout_s=30.0)
+    (result,) = run_specs([run], measured, directory=tmp_path)
+    assert result.failed is None, result.failed
+    assert result.loss_error is not None
+    assert result.loss_error < 1e-5
+    for stage in (0, 1):
+        real = result.ranks[2 * stage].peak_memory_bytes
+        assert prediction.memory[stage].allocated_bytes == pytest.approx(real, rel=0.05)
 
 
 def result_of(run: RunSpec, seconds: float, error: float = 0.0) -> RunResult:

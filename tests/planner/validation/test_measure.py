@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.validation.measure import union_s
+from planner.validation.measure import peak_memory, union_s
 from planner.validation.memory_watch import MemoryWatch
+from planner.validation.strategies.compose import Runner
 
 spans = st.lists(
     st.tuples(st.integers(0, 50), st.integers(0, 20)).map(lambda s: (float(s[0]), float(s[0] + s[1]))),
@@ -34,6 +38,42 @@ def test_peak_counts_what_lives_at_once() -> None:
         del view
         assert watch.live_bytes() == 4000
     assert watch.peak_bytes == 6000
+
+
+def test_what_lives_is_not_counted_anew_at_each_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of thousands of operators keep thousands of storages: reading all took longer than steps."""
+    size, asked = torch.UntypedStorage.nbytes, [0]
+
+    def nbytes(storage: torch.UntypedStorage) -> int:
+        asked[0] += 1
+        return size(storage)
+
+    monkeypatch.setattr(torch.UntypedStorage, "nbytes", nbytes)
+    counts = []
+    for operators in (50, 100):
+        asked[0] = 0
+        with MemoryWatch([]) as watch:
+            kept = [torch.zeros(4) for _ in range(operators)]
+        counts.append(asked[0])
+        assert watch.peak_bytes == 16 * len(kept)
+    assert counts[1] <= 2 * counts[0]
+
+
+def test_a_sign_of_life_comes_between_the_steps_that_measure_memory() -> None:
+    layer, heard = torch.nn.Linear(4, 4), []
+
+    class OneLayer:
+        modules, optimizer = (layer,), None
+
+        def step(self) -> None:
+            heard.append("step")
+            layer(torch.zeros(2, 4)).sum().backward()
+
+    runner = cast(Runner, OneLayer())
+    peak, kinds = peak_memory(runner, torch.device("cpu"), lambda: heard.append("alive"))
+    assert heard == ["step", "alive", "step"]
+    assert peak is not None
+    assert peak > kinds["parameters"] == 4 * (16 + 4)
 
 
 def test_storages_refilled_in_place_are_counted_anew() -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from costmodel.errors import InputFileError
 from costmodel.framework import FrameworkProfile
-from costmodel.predict.clients import Load
+from costmodel.predict.loads import Load
 from planner.cli import app
 from planner.validation.published.rows import PublishedRow
 from planner.validation.serving.score import is_serving_table, validate_serving
