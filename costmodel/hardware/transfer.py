@@ -9,9 +9,11 @@ sets the sustained fraction of its burst rate, where the FLOP per joule are thos
 those known of the dtype from a device that is limited by power (`costmodel/data/energy.json`). A board with
 more power than that sustains what long products reach anywhere (`attainable`).
 
-The correction stays within one architecture (it speaks of tiles and waves of the same kernels); across
-architectures only the form carries over, and efficiencies of traffic follow what of it both devices were
-measured with: B200 reaches 0.91 of H100's share of the bandwidth in fp8 quantisation.
+The correction stays within one architecture (it speaks of tiles and waves of the same kernels) and, for
+products, one kind of multiprocessor: GeForce boards have half the tensor rate of L40S and A40 beside the same
+memory, so shapes that wait for memory there do not here. Elsewhere only the form carries over, and
+efficiencies of traffic follow what of it both devices were measured with: B200 reaches 0.91 of H100's share of
+the bandwidth in fp8 quantisation.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from costmodel.hardware.attained import like_units
 from costmodel.hardware.device import math_dtype, peak_flop_per_s
 from costmodel.hardware.distance import device_distance, other_generation
 from costmodel.hardware.fallback import fallback_spread
@@ -116,6 +119,7 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
     if (faster := target.sustained_speed.get(math_dtype(fit.dtype))) and _COMPUTE in parameters:
         parameters[_COMPUTE] = float(f"{parameters[_COMPUTE] * faster:.6g}")
     wider = fit.widened(extra)
+    same = same and (_streams(fit) or like_units(source, target, fit.dtype))
     return wider.model_copy(
         update={
             "parameters": parameters,
