@@ -32,7 +32,7 @@ from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.schema import DeviceSpec, OperatorFit
 
-__all__ = ["AttainedShare", "at_attained_rate", "attained_share", "best_share", "like_units"]
+__all__ = ["AttainedShare", "at_attained_rate", "attained_share", "best_share"]
 
 _FILE = Path(__file__).resolve().parent.parent / "data" / "attained.json"
 _SIDES = np.array([1024.0, 2048.0, 4096.0, 8192.0, 10240.0])
@@ -108,7 +108,7 @@ def attained_share(device: DeviceSpec, dtype: str) -> AttainedShare | None:
         lender = datasheets()[name].device
         apart = device_distance(lender, device)
         share = _published(name, wanted)
-        if share is None or apart >= other_generation() or not like_units(lender, device, wanted):
+        if share is None or apart >= other_generation() or not _same_units(lender, device, wanted):
             continue
         lenders_w, own_w = _watts_per_peak(lender, wanted), _watts_per_peak(device, wanted)
         if lenders_w * most < own_w or own_w == 0.0:
@@ -122,7 +122,7 @@ def _watts_per_peak(device: DeviceSpec, dtype: str) -> float:
     return (device.power_w or 0.0) / peak_flop_per_s(device, dtype)
 
 
-def like_units(one: DeviceSpec, other: DeviceSpec, dtype: str) -> bool:
+def _same_units(one: DeviceSpec, other: DeviceSpec, dtype: str) -> bool:
     """Whether both compute as much per clock and multiprocessor: A40 and RTX 3090 do in fp32, not in fp16."""
     per_clock = [
         peak_flop_per_s(device, dtype) / (device.multiprocessors * device.boost_hz) for device in (one, other)

@@ -111,9 +111,7 @@ class ConvForm(Form):
         alone = (dims["groups"] > 1) & (dims["c_in"] <= dims["groups"])
         if variant == "wgrad" and np.any(alone):
             forward_s = self._quickest_s(theta, device, dims, dtype, "fwd")
-            dense = {**dims, "groups": np.ones_like(forward_s)}
-            dense_s = self._quickest_s(theta, device, dense, dtype, variant)
-            times_s = np.where(alone, np.minimum(_gradient_forwards() * forward_s, dense_s), times_s)
+            times_s = np.where(alone, _gradient_forwards() * forward_s, times_s)
         return np.asarray(times_s + theta["launch_s"], dtype=np.float64)
 
     def _quickest_s(

@@ -190,7 +190,7 @@ def test_a_like_devices_traffic_is_taken_as_it_is() -> None:
     assert as_fast_as_its_own_streams(borrowed, (own, borrowed), donors) == borrowed
 
 
-def test_what_tiles_leave_goes_to_like_multiprocessors() -> None:
+def test_what_tiles_leave_goes_to_boards_of_one_balance() -> None:
     left = Correction(
         length=(1.0,), centres=((0.0,),), weights=(0.1,), sigmas=(0.1,), far_sigma=0.1, limit=1.0
     )
