@@ -1,7 +1,7 @@
 """Image models under torch.autocast, held against what their library's authors measured.
 
-The figures: `data/image_models.json`. Nothing of profiles or frameworks was fitted to these rows, but what
-the gradient of a depthwise convolution's weights takes, to half of the models (`costmodel/data/depthwise.json`).
+The figures: `data/image_models.json`. Nothing of profiles or frameworks was fitted to these rows, but
+what the gradient of a depthwise convolution's weights takes, to half of the models (`data/depthwise.json`).
 """
 
 from __future__ import annotations

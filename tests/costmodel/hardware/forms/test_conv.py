@@ -132,7 +132,7 @@ def test_groups_are_never_slower_than_the_dense_layer(dtype: str, variant: str, 
         for g in (1, 2, 4, 32, 128 if variant == "wgrad" else 256)
     ]
     assert max(times_s[1:]) <= 1.05 * times_s[0]  # a last wave of smaller blocks may idle more
-    assert times_s[-1] <= (0.51 if kernel > 1 else 1.0) * times_s[0]
+    assert times_s[-1] <= (0.5 if kernel > 1 and variant != "wgrad" else 1.0) * times_s[0]
 
 
 def test_one_channel_per_group_streams_or_fetches() -> None:
