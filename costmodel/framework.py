@@ -62,9 +62,9 @@ class FrameworkProfile(BaseModel):
     attention: Literal["unfused", "flash", "eager"] = "flash"
     """eager: as transformers writes it out; see `graph.tracing.ATTENTION`."""
     compute_dtype: str = "fp32"
-    autocast: bool | Literal["cpu"] = False
+    autocast: bool = False
     """Where `compute_dtype` is half precision: parameters and inputs stay fp32, and torch.autocast casts what
-    its operators read (`graph.autocast`); else the whole model is in `compute_dtype`. cpu: on CPUs alone."""
+    its operators read, as on the device (`graph.autocast`); else the whole model is in `compute_dtype`."""
     fp32_products: Literal["fp32", "tf32"] = "fp32"
     """Type in which products of fp32 operands are computed on GPUs that have both."""
     fp32_convolutions: Literal["as products", "tf32"] = "as products"
@@ -253,10 +253,10 @@ class FrameworkProfile(BaseModel):
     notes: dict[str, str] = Field(default_factory=dict)
     """Field name -> where its value comes from."""
 
-    def casts_to(self, device: str = "cuda") -> str:
-        """The half-precision type that autocast casts to on a kind of device, "" where it does not run."""
-        runs = self.autocast == device if isinstance(self.autocast, str) else self.autocast
-        return self.compute_dtype if runs and self.compute_dtype in ("fp16", "bf16") else ""
+    @property
+    def casts_to(self) -> str:
+        """The half-precision type that autocast casts to, "" where it does not run."""
+        return self.compute_dtype if self.autocast and self.compute_dtype in ("fp16", "bf16") else ""
 
     def overlaps_p2p(self, schedule: str, vpp: int) -> bool:
         """Whether transfers run beside the receiver's computation under a named schedule."""

@@ -157,7 +157,7 @@ class Forecaster:
     @property
     def autocast(self) -> str:
         """What `graph.autocast` makes of the trace: the framework's, of the device's kind."""
-        casts_to = self.framework.casts_to(self.profile.device.kind)
+        casts_to = self.framework.casts_to
         return f"cpu:{casts_to}" if casts_to and self._dispatched else casts_to
 
     @property

@@ -16,6 +16,7 @@ from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.pricing import contended_s, long_run_s, operator_times, streams
+from costmodel.predict.image_norms import whole_image_norms
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -103,6 +104,8 @@ def price_runs(
     """`price_operators` of several runs of operators (each all of one segment), which takes about as long
     as the longest of them: most of the time goes to starting array operations."""
     runs = [_routed(run, profile, framework) for run in runs]
+    if profile.device.kind != "cpu":
+        runs = [whole_image_norms(run) for run in runs]
     operators = list(chain.from_iterable(runs))
     n = len(operators)
     device_s = np.zeros(n)
@@ -134,7 +137,8 @@ def price_runs(
         if kind == "attention" and variant == "decode" and framework.decode_elements_per_s:
             device_s[positions] = _by_query_head_s(dims, dtype, profile, framework)
         if framework.conv_layout_passes and kind == "conv":
-            device_s[positions] += _layout_s(dims, dtype, variant, profile, framework)
+            turned = [not operators[i].arguments.get("channels_last", 0) for i in positions]
+            device_s[positions] += turned * _layout_s(dims, dtype, variant, profile, framework)
         if framework.memory_bound_elements_per_cycle and streams(kind):
             device_s[positions] += _handling_s(dims["bytes"], dtype, profile, framework)
         contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)
@@ -229,7 +233,9 @@ def _layout_s(
     if peaks.get(dtype, 0.0) <= peaks.get("fp32", 0.0):
         return np.zeros(len(dims["batch"]))
     moved = 2.0 * form_of("conv").least_bytes(dims, dtype, variant)
-    return np.asarray(framework.conv_layout_passes * moved / profile.device.memory_bytes_per_s)
+    alone = (dims["groups"] > 1) & (dims["c_in"] <= dims["groups"])  # depthwise kernels take them as they lie
+    passes = np.where(alone, 0.0, framework.conv_layout_passes)
+    return np.asarray(passes * moved / profile.device.memory_bytes_per_s)
 
 
 def _handling_s(

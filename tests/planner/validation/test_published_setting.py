@@ -108,11 +108,11 @@ def test_a_library_that_writes_attention_out_is_traced_as_it_does() -> None:
 
 def test_a_trainers_half_precision_is_autocast_over_fp32_parameters() -> None:
     half = row_framework(published(framework="HF Trainer", dtype="bf16", year="2022"))
-    assert (half.casts_to(), half.parameter_bytes) == ("bf16", 4.0)
+    assert (half.casts_to, half.parameter_bytes) == ("bf16", 4.0)
     full = row_framework(published(framework="HF Trainer", dtype="tf32", year="2022"))
-    assert (full.casts_to(), full.compute_dtype) == ("", "fp32")
+    assert (full.casts_to, full.compute_dtype) == ("", "fp32")
     sharded = row_framework(published(framework="HF Trainer + DeepSpeed ZeRO-2", dtype="bf16", year="2022"))
-    assert (sharded.casts_to(), sharded.compute_dtype, sharded.attention) == ("", "bf16", "eager")
+    assert (sharded.casts_to, sharded.compute_dtype, sharded.attention) == ("", "bf16", "eager")
 
 
 def test_a_compiled_run_fuses() -> None:
