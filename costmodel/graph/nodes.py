@@ -142,7 +142,7 @@ class Reader:
                     phase=Phase.BACKWARD if node.meta["backward"] else Phase.FORWARD,
                     module=node.meta["module"],
                     forward_index=None if forward is None else self._operator_of.get(forward),
-                    arguments=_integer_arguments(func, node.args, node.kwargs),
+                    arguments={**_integer_arguments(func, node.args, node.kwargs), **piece.arguments},
                 )
             )
 

@@ -32,7 +32,7 @@ from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
 from costmodel.hardware.schema import DeviceSpec, OperatorFit
 
-__all__ = ["AttainedShare", "at_attained_rate", "attained_share"]
+__all__ = ["AttainedShare", "at_attained_rate", "attained_share", "best_share"]
 
 _FILE = Path(__file__).resolve().parent.parent / "data" / "attained.json"
 _SIDES = np.array([1024.0, 2048.0, 4096.0, 8192.0, 10240.0])
@@ -153,7 +153,7 @@ def at_attained_rate(fit: OperatorFit, device: DeviceSpec, measured_dtype: str) 
         if share.held is not None and not share.at_most and _SUSTAINED in parameters:
             now = {**parameters, _SUSTAINED: 1.0}  # the best of a loop is a burst
             parameters[_SUSTAINED] = share.held
-        factor = share.best / _best_share(
+        factor = share.best / best_share(
             fit.model_copy(update={"parameters": now, "peak_ratio": ceiling}), device
         )
         limit = share.best
@@ -174,7 +174,7 @@ def _lenders_share(fit: OperatorFit, device: DeviceSpec, dtype: str) -> Attained
     return attained_share(sheet.device, dtype) if sheet is not None else None
 
 
-def _best_share(fit: OperatorFit, device: DeviceSpec) -> float:
+def best_share(fit: OperatorFit, device: DeviceSpec) -> float:
     """Share of the peak at which the fit runs its fastest square product of the published sizes."""
     ones = np.ones_like(_SIDES)
     sizes = {"batch": ones, "m": _SIDES, "n": _SIDES, "k": _SIDES, "transposed": 0.0 * ones}

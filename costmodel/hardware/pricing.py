@@ -36,6 +36,7 @@ from costmodel.hardware.device import dtype_fallbacks, element_bytes, peak_flop_
 from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.base import FORMS, Dims, Form, load_forms
 from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
+from costmodel.hardware.matrix_units import as_products, products_variant
 from costmodel.hardware.kinds import OPERATOR_KINDS
 from costmodel.hardware.reach import nearness, samples_of_kind
 from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit, Residual
@@ -216,6 +217,10 @@ def _chosen(
         return None
     fit = best[1]
     restated = _restated(fit, profile.device, kind, variant, dtype, timing)
+    like = products_variant(restated, fit.dtype, profile.device)
+    products = None if like is None else choose_fit(profile, "gemm", like, dtype)
+    if products is not None:
+        return as_products(restated, products, profile.device)
     own_units = fit.dtype == dtype or (fit.dtype in _HALF and dtype in _HALF)
     if own_units and fit.transferred_from is None:
         return restated

@@ -71,6 +71,11 @@ def _dims(
     }
 
 
+def _layout(x: TensorMeta, weight: TensorMeta) -> dict[str, int]:
+    """torch runs the library's kernels for channels last where images or weights lie so."""
+    return {"channels_last": int(x.has_channels_last or weight.has_channels_last)}
+
+
 @register_cost("aten.convolution", "aten._convolution")
 def forward(call: Call) -> list[Piece]:
     """2 x batch x output positions x c_out x c_in / groups x kernel FLOP (torch's conv_flop)."""
@@ -86,6 +91,7 @@ def forward(call: Call) -> list[Piece]:
             flop=call.flop,
             read_bytes=call.read_bytes,
             written_bytes=call.written_bytes,
+            arguments=_layout(x, weight),
         )
     ]
 
@@ -113,6 +119,7 @@ def backward(call: Call) -> list[Piece]:
                 read_bytes=grad.traffic_bytes + weight.traffic_bytes,
                 written_bytes=x.traffic_bytes,
                 outputs=(0,),
+                arguments=_layout(x, weight),
             )
         )
     if wanted[1]:
@@ -125,6 +132,7 @@ def backward(call: Call) -> list[Piece]:
                 read_bytes=grad.traffic_bytes + x.traffic_bytes,
                 written_bytes=weight.traffic_bytes,
                 outputs=(1, 2) if mask[2] else (1,),
+                arguments=_layout(x, weight),
             )
         )
     elif mask[2]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 from costmodel.operator_costs.registry import Call, Piece, TensorMeta, register_cost
@@ -203,11 +204,16 @@ def group_norm(call: Call) -> list[Piece]:
     "aten.cudnn_batch_norm_backward",
 )
 def batch_norm(call: Call) -> list[Piece]:
-    """Normalisation of each channel over batch and positions."""
+    """Normalisation of each channel over batch and positions; by kept statistics and with the channels last it
+    is element-wise."""
     x = call.tensors[0]
     channels = x.shape[1] if len(x.shape) > 1 else 1
+    kept = not call.target.endswith("backward") and all(t.numel in (0, x.numel) for t in call.outputs)
+    if kept and x.has_channels_last:
+        return [_piece(call, "elementwise", "mul", *_rows_cols(x))]
     variant = "bwd" if call.target.endswith("backward") else "batchnorm"
-    return [_piece(call, "norm", variant, channels, x.numel // max(1, channels))]
+    piece = _piece(call, "norm", variant, channels, x.numel // max(1, channels))
+    return [replace(piece, arguments={"once": int(kept)})]
 
 
 def _softmax(variant: str) -> Callable[[Call], list[Piece]]:

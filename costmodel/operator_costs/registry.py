@@ -48,6 +48,11 @@ class TensorMeta:
         """Whether the last two dimensions lie in memory in swapped order."""
         return len(self.shape) >= 2 and self.stride[-2] == 1 and self.stride[-1] != 1
 
+    @property
+    def has_channels_last(self) -> bool:
+        """Whether the channels of images (dimension 1) lie next to each other in memory."""
+        return len(self.shape) >= 4 and self.stride[1] == 1 and self.shape[1] > 1 and prod(self.shape[2:]) > 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -85,7 +90,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One priced piece of a call. `outputs`: positions of the results it makes; None = all of them."""
+    """One priced piece of a call. `outputs`: positions of the results it makes; None = all of them.
+    `arguments`: what neither its sizes nor the call's own integers tell."""
 
     kind: str
     variant: str = ""
@@ -94,6 +100,7 @@ class Piece:
     read_bytes: int = 0
     written_bytes: int = 0
     outputs: tuple[int, ...] | None = None
+    arguments: Mapping[str, int] = field(default_factory=dict)
 
 
 CostRule = Callable[[Call], Sequence[Piece]]

@@ -15,6 +15,7 @@ from costmodel.hardware.device import cache_bytes, element_bytes, math_dtype, pr
 from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
+from costmodel.predict.image_norms import whole_image_norms
 from costmodel.hardware.pricing import contended_s, long_run_s, operator_times, streams
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def price_runs(
     """`price_operators` of several runs of operators (each all of one segment), which takes about as long
     as the longest of them: most of the time goes to starting array operations."""
     runs = [_routed(run, profile, framework) for run in runs]
+    if profile.device.kind != "cpu":
+        runs = [whole_image_norms(run) for run in runs]
     operators = list(chain.from_iterable(runs))
     n = len(operators)
     device_s = np.zeros(n)
@@ -134,7 +137,8 @@ def price_runs(
         if kind == "attention" and variant == "decode" and framework.decode_elements_per_s:
             device_s[positions] = _by_query_head_s(dims, dtype, profile, framework)
         if framework.conv_layout_passes and kind == "conv":
-            device_s[positions] += _layout_s(dims, dtype, variant, profile, framework)
+            turned = [not operators[i].arguments.get("channels_last", 0) for i in positions]
+            device_s[positions] += turned * _layout_s(dims, dtype, variant, profile, framework)
         if framework.memory_bound_elements_per_cycle and streams(kind):
             device_s[positions] += _handling_s(dims["bytes"], dtype, profile, framework)
         contended[positions] = contended_s(profile, kind, variant, dtype, dims, estimate.median_s)

@@ -52,9 +52,10 @@ def _settings() -> dict[str, Any]:
 def row_framework(row: PublishedRow) -> FrameworkProfile:
     """The framework profile of the row, in the row's precision and with its attention kernels."""
     wording = row.text("framework")
-    base = load_framework(_framework_name(row))
+    entry = _framework_entry(row)
+    base = load_framework(entry["framework"])
     dtype = _TRAINED_AS.get(row.text("dtype", "fp16"), "bf16")
-    changes: dict[str, Any] = {"compute_dtype": dtype}
+    changes: dict[str, Any] = {**entry.get("with", {}), "compute_dtype": dtype}
     if row.text("dtype") == "tf32":
         changes["fp32_products"] = "tf32"
     changes["half_products"] = _settings()["narrow"].get(row.text("dtype"), "same")
@@ -84,8 +85,14 @@ def row_framework(row: PublishedRow) -> FrameworkProfile:
     return base.model_copy(update=changes)
 
 
+def _framework_entry(row: PublishedRow) -> dict[str, Any]:
+    """The profile of the row's framework by name, and `with` what of it is otherwise in such rows."""
+    found: dict[str, Any] = next(f for f in _settings()["frameworks"] if _means(row, f))
+    return found
+
+
 def _framework_name(row: PublishedRow) -> str:
-    return next(str(f["framework"]) for f in _settings()["frameworks"] if _means(row, f))
+    return str(_framework_entry(row)["framework"])
 
 
 def _means(row: PublishedRow, entry: dict[str, Any]) -> bool:
