@@ -28,6 +28,8 @@ class FallbackSpread(BaseModel):
     transfer_same_architecture_log_sigma: float
     transfer_other_architecture_log_sigma: float
     transfer_near_distance: float
+    transfer_balance_ratio: float
+    """Corrections of products stay between devices whose peak over bandwidth differs by no more than this."""
     few_samples_reach: float
     """Distance in ln(sizes) over which a fit to a few sizes gives way to one that was timed."""
 

@@ -1,9 +1,9 @@
 """Convolutions on matrix units where nobody measured any: implicit products at the rate of products.
 
-Tables of convolutions hold fp32, which runs on other units, by other algorithms (Winograd, FFT) and other tiles.
-On matrix units libraries compute convolutions as products of positions x (channels x kernel), in the kernels
-that products run in (CUTLASS, implicit GEMM; cuDNN on tensor cores), so what a device reaches in large products of
-a type is what it reaches in convolutions of that type:
+Tables of convolutions hold fp32, which runs on other units, by other algorithms (Winograd, FFT) and other
+tiles. On matrix units libraries compute convolutions as products of positions x (channels x kernel), in the
+kernels that products run in (CUTLASS, implicit GEMM; cuDNN on tensor cores), so what a device reaches in
+large products of a type is what it reaches in convolutions of that type:
 
     gemm_efficiency   = share of the peak that the fit of products gives to its best large square one
     memory_efficiency, wave_sharpness, launch_s = those of that fit
@@ -55,6 +55,8 @@ def as_products(fit: OperatorFit, products: OperatorFit, device: DeviceSpec) -> 
         update={
             "parameters": parameters,
             "timing": products.timing,
+            "correction": None,
+            "adjustments": (),
             "peak_ratio": max(1.0, parameters["gemm_efficiency"]),
             "source": f"{fit.source}; rates of products: {products.source}",
         }

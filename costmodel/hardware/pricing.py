@@ -36,8 +36,8 @@ from costmodel.hardware.device import dtype_fallbacks, element_bytes, peak_flop_
 from costmodel.hardware.fallback import fallback_spread
 from costmodel.hardware.forms.base import FORMS, Dims, Form, load_forms
 from costmodel.hardware.forms.evaluate import evaluate_fit, form_of
-from costmodel.hardware.matrix_units import as_products, products_variant
 from costmodel.hardware.kinds import OPERATOR_KINDS
+from costmodel.hardware.matrix_units import as_products, products_variant
 from costmodel.hardware.reach import nearness, samples_of_kind
 from costmodel.hardware.schema import DeviceSpec, HardwareProfile, OperatorFit, Residual
 

@@ -9,9 +9,11 @@ sets the sustained fraction of its burst rate, where the FLOP per joule are thos
 those known of the dtype from a device that is limited by power (`costmodel/data/energy.json`). A board with
 more power than that sustains what long products reach anywhere (`attainable`).
 
-The correction stays within one architecture (it speaks of tiles and waves of the same kernels); across
-architectures only the form carries over, and efficiencies of traffic follow what of it both devices were
-measured with: B200 reaches 0.91 of H100's share of the bandwidth in fp8 quantisation.
+The correction stays within one architecture (it speaks of tiles and waves of the same kernels) and, for
+products, one balance of arithmetic and memory: GeForce boards have half the tensor rate of L40S and A40
+beside the same memory, so shapes that wait for memory there do not here. Elsewhere only the form carries over,
+and efficiencies of traffic follow what of it both devices were measured with: B200 reaches 0.91 of H100's share
+of the bandwidth in fp8 quantisation.
 """
 
 from __future__ import annotations
@@ -89,6 +91,12 @@ def sustained_fraction(
     return float(min(max(bought, _energy().least_sustained), 1.0))
 
 
+def _like_balance(source: DeviceSpec, target: DeviceSpec, dtype: str) -> bool:
+    """Whether both have about as many FLOP/s for each byte/s, so that the same shapes wait for memory."""
+    balance = [peak_flop_per_s(d, dtype) / d.memory_bytes_per_s for d in (source, target)]
+    return max(balance) <= fallback_spread().transfer_balance_ratio * min(balance)
+
+
 def _burst_efficiency(parameters: Mapping[str, float]) -> float:
     """Share of the peak that a fit gives to its best tiles in a burst."""
     tiles = [value for name, value in parameters.items() if name.startswith(_TILE)]
@@ -116,6 +124,7 @@ def transfer_fit(fit: OperatorFit, source: DeviceSpec, target: DeviceSpec) -> Op
     if (faster := target.sustained_speed.get(math_dtype(fit.dtype))) and _COMPUTE in parameters:
         parameters[_COMPUTE] = float(f"{parameters[_COMPUTE] * faster:.6g}")
     wider = fit.widened(extra)
+    same = same and (_streams(fit) or _like_balance(source, target, fit.dtype))
     return wider.model_copy(
         update={
             "parameters": parameters,

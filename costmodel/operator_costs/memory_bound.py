@@ -188,7 +188,8 @@ def group_norm(call: Call) -> list[Piece]:
     groups = int(call.args[-2])
     rows = max(1, x.shape[0] * groups)
     variant = "bwd" if call.target.endswith("backward") else "groupnorm"
-    return [_piece(call, "norm", variant, rows, x.numel // rows)]
+    piece = _piece(call, "norm", variant, rows, x.numel // rows)
+    return [replace(piece, arguments={"channels_last": int(x.has_channels_last)})]
 
 
 @register_cost(
@@ -204,8 +205,8 @@ def group_norm(call: Call) -> list[Piece]:
     "aten.cudnn_batch_norm_backward",
 )
 def batch_norm(call: Call) -> list[Piece]:
-    """Normalisation of each channel over batch and positions; by kept statistics and with the channels last it
-    is element-wise."""
+    """Normalisation of each channel over batch and positions; by kept statistics, and with the channels last,
+    it is element-wise."""
     x = call.tensors[0]
     channels = x.shape[1] if len(x.shape) > 1 else 1
     kept = not call.target.endswith("backward") and all(t.numel in (0, x.numel) for t in call.outputs)

@@ -15,8 +15,8 @@ from costmodel.hardware.device import cache_bytes, element_bytes, math_dtype, pr
 from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
-from costmodel.predict.image_norms import whole_image_norms
 from costmodel.hardware.pricing import contended_s, long_run_s, operator_times, streams
+from costmodel.predict.image_norms import whole_image_norms
 
 if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
@@ -233,7 +233,9 @@ def _layout_s(
     if peaks.get(dtype, 0.0) <= peaks.get("fp32", 0.0):
         return np.zeros(len(dims["batch"]))
     moved = 2.0 * form_of("conv").least_bytes(dims, dtype, variant)
-    return np.asarray(framework.conv_layout_passes * moved / profile.device.memory_bytes_per_s)
+    alone = (dims["groups"] > 1) & (dims["c_in"] <= dims["groups"])  # depthwise kernels take them as they lie
+    passes = np.where(alone, 0.0, framework.conv_layout_passes)
+    return np.asarray(passes * moved / profile.device.memory_bytes_per_s)
 
 
 def _handling_s(

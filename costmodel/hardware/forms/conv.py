@@ -9,7 +9,8 @@
     columns           data gradient (and what is transposed): A[m, c_out] B[c_out, c_in x kernel], its result
                       goes through memory to be summed; where few channels leave a tile of implicit GEMM idle
     direct            one channel per group: each multiply-add fetches its operands, as many a clock as a
-                      multiprocessor's first-level cache has banks (two of them for a weight gradient)
+                      multiprocessor's first-level cache has banks; gradients of such weights, sums over all
+                      images and positions, take a multiple of the forward (`costmodel/data/depthwise.json`)
 
 Winograd exists for 3 x 3 kernels of stride 1 (arXiv 1509.09308, section 4), FFT for stride 1 (arXiv
 1412.7580, section 2); both for fp32 and not for weight gradients: kernels on matrix units are implicit
@@ -28,7 +29,10 @@ A CPU has two algorithms and no waves: `conv_cpu`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +46,7 @@ from costmodel.hardware.schema import DeviceSpec
 
 __all__ = ["ConvForm"]
 
+_DEPTHWISE = Path(__file__).resolve().parents[2] / "data" / "depthwise.json"
 _IMPLICIT_TILES = ((128.0, 32.0), (128.0, 64.0), (128.0, 128.0))
 """Positions and channels of one block of implicit GEMM."""
 _FUSED_TILE = (32.0, 32.0)
@@ -56,6 +61,8 @@ _DEPTH_STEP = 8.0
 _SPLIT_DEPTH = 256.0
 """Shortest stretch of a weight gradient's reduction that is worth a block of its own."""
 _GATHERED = "gathered_bytes_per_clock"
+_VECTOR_BYTES = 16.0
+"""Width of the loads that kernels on matrix units make."""
 _BANKS = 32.0
 """Words that a multiprocessor's shared memory or first-level cache delivers in a clock."""
 
@@ -102,14 +109,24 @@ class ConvForm(Form):
         """Seconds [n]; see the module for the formula."""
         if device.kind == "cpu":
             return cpu_s(theta, device, dims, dtype, variant)
-        times_s = self.algorithms_s(theta, device, dims, dtype, variant)
-        return np.asarray(soft_min(list(times_s.values())) + theta["launch_s"], dtype=np.float64)
+        times_s = self._quickest_s(theta, device, dims, dtype, variant)
+        alone = (dims["groups"] > 1) & (dims["c_in"] <= dims["groups"])
+        if variant == "wgrad" and np.any(alone):
+            forward_s = self._quickest_s(theta, device, dims, dtype, "fwd")
+            times_s = np.where(alone, _gradient_forwards() * forward_s, times_s)
+        return np.asarray(times_s + theta["launch_s"], dtype=np.float64)
+
+    def _quickest_s(
+        self, theta: Mapping[str, float], device: DeviceSpec, dims: Dims, dtype: str, variant: str
+    ) -> FloatArray:
+        return soft_min(list(self.algorithms_s(theta, device, dims, dtype, variant).values()))
 
     def algorithms_s(
         self, theta: Mapping[str, float], device: DeviceSpec, dims: Dims, dtype: str, variant: str
     ) -> dict[str, FloatArray]:
         """Algorithm -> seconds [n] on a GPU, infinite where it does not exist; the launch is left out."""
-        m, n, k, groups = gemm_sizes(dims, variant)
+        padded = dims if math_dtype(dtype) == "fp32" else _aligned(dims, dtype)
+        m, n, k, groups = gemm_sizes(padded, variant)
         bandwidth = device.memory_bytes_per_s * theta["memory_efficiency"]
         memory_s = self.least_bytes(dims, dtype, variant) / bandwidth
         kernel = np.maximum(dims["kh"] * dims["kw"], 1.0)
@@ -132,9 +149,8 @@ class ConvForm(Form):
         alone = (groups > 1) & (dims["c_in"] <= groups)
         if np.any(alone):
             per_s = _BANKS * device.multiprocessors * device.boost_hz * theta["gemm_efficiency"]
-            fetched = groups * m * n * k * (2.0 if variant == "wgrad" else 1.0)
-            found["direct"] = np.where(alone, soft_max(fetched / per_s, memory_s), np.inf)
-        if not _has_transforms(dtype, variant):
+            found["direct"] = np.where(alone, soft_max(groups * m * n * k / per_s, memory_s), np.inf)
+        if not _has_transforms(dtype, variant) or "filter_s" not in theta:  # those of a weight gradient
             return found
         plain, three = _exists(dims)
         c_in = k / kernel
@@ -193,8 +209,22 @@ class ConvForm(Form):
         return element_bytes(dtype) * least_elements(dims)
 
 
+@lru_cache(maxsize=1)
+def _gradient_forwards() -> float:
+    """Times that the gradient of a depthwise convolution's weights takes as long as its forward."""
+    return float(json.loads(_DEPTHWISE.read_text(encoding="utf-8"))["weight_gradient_forwards"])
+
+
 def _has_transforms(dtype: str, variant: str) -> bool:
     return math_dtype(dtype) == "fp32" and variant != "wgrad"
+
+
+def _aligned(dims: Dims, dtype: str) -> Dims:
+    """Sizes with input channels filled up to whole vectors, as libraries do for kernels on matrix units:
+    three colours become eight in half precision."""
+    vector = _VECTOR_BYTES / element_bytes(dtype)
+    plain = np.maximum(dims["groups"], 1.0) == 1.0
+    return {**dims, "c_in": np.where(plain, np.ceil(dims["c_in"] / vector) * vector, dims["c_in"])}
 
 
 def _exists(dims: Dims) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

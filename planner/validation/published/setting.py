@@ -52,10 +52,10 @@ def _settings() -> dict[str, Any]:
 def row_framework(row: PublishedRow) -> FrameworkProfile:
     """The framework profile of the row, in the row's precision and with its attention kernels."""
     wording = row.text("framework")
-    entry = _framework_entry(row)
-    base = load_framework(entry["framework"])
+    profile = _framework_entry(row)
+    base = load_framework(profile["framework"])
     dtype = _TRAINED_AS.get(row.text("dtype", "fp16"), "bf16")
-    changes: dict[str, Any] = {**entry.get("with", {}), "compute_dtype": dtype}
+    changes: dict[str, Any] = {**profile.get("with", {}), "compute_dtype": dtype}
     if row.text("dtype") == "tf32":
         changes["fp32_products"] = "tf32"
     changes["half_products"] = _settings()["narrow"].get(row.text("dtype"), "same")

@@ -107,6 +107,17 @@ def test_softmax_reads_half_precision_without_a_cast_before_it() -> None:
     assert [op.bytes_written for op in found if op.target.startswith(CAST)] == [2 * 128, 2 * 128]
 
 
+def test_a_part_that_turns_autocast_off_runs_as_its_tensors_are() -> None:
+    class Off(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            half = x @ x.T
+            with torch.autocast("cpu", enabled=False):
+                return nn.functional.layer_norm(half, half.shape[-1:])
+
+    found = operators(trace_module(Off(), (torch.randn(8, 8),), training=False, autocast="fp16"))
+    assert [op.dtype for op in found if "layer_norm" in op.target] == ["fp16"]
+
+
 def test_without_autocast_nothing_is_cast() -> None:
     inputs = torch.randn(6, 24), torch.randint(0, 10, (6,))
     assert not any(op.target.startswith(CAST) for op in operators(trace_module(Shared(), inputs)))

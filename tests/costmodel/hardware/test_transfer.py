@@ -188,3 +188,17 @@ def test_a_like_devices_traffic_is_taken_as_it_is() -> None:
     own = plain_fit("quantise", "static", "bf16->fp8", on=here, memory_efficiency=0.5)
     donors = {there: profile(add, quantise, on=there)}
     assert as_fast_as_its_own_streams(borrowed, (own, borrowed), donors) == borrowed
+
+
+def test_what_tiles_leave_goes_to_boards_of_one_balance() -> None:
+    left = Correction(
+        length=(1.0,), centres=((0.0,),), weights=(0.1,), sigmas=(0.1,), far_sigma=0.1, limit=1.0
+    )
+    for kind, target, kept in (
+        ("gemm", "RTX-6000-Ada", True),
+        ("gemm", "RTX-4090", False),
+        ("elementwise", "RTX-4090", True),
+    ):
+        fit = plain_fit(kind=kind, variant="nt" if kind == "gemm" else "add", on="L40S")
+        moved = transfer_fit(fit.model_copy(update={"correction": left}), device("L40S"), device(target))
+        assert (moved.correction is not None) == kept

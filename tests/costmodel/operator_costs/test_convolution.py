@@ -38,3 +38,21 @@ def test_the_form_sees_the_output_and_the_work_of_the_layer(name: str) -> None:
         assert height * width == y[0, 0].numel()
         assert 2.0 * np.prod(gemm_sizes(dims, op.variant)) == op.flop
         assert op.dims["padding"] >= 0
+
+
+@pytest.mark.parametrize("last", ["neither", "images", "weights"])
+def test_the_layout_of_images_and_weights_is_told(last: str) -> None:
+    layer, x = nn.Conv2d(4, 8, 3, padding=1), torch.randn(2, 4, 9, 9)
+    if last == "images":
+        x = x.to(memory_format=torch.channels_last)
+    if last == "weights":
+        layer = layer.to(memory_format=torch.channels_last)
+    graph = trace_module(nn.Sequential(layer, nn.Flatten()), (x,))
+    found = [op for _, op in graph.operators() if op.kind == "conv"]
+    assert {op.variant for op in found} == {"fwd", "wgrad"}
+    assert {op.arguments["channels_last"] for op in found} == {int(last != "neither")}
+
+
+def test_an_image_of_one_position_has_no_layout() -> None:
+    graph = trace_module(nn.Sequential(nn.Conv2d(4, 8, 1), nn.Flatten()), (torch.randn(2, 4, 1, 1),))
+    assert {op.arguments["channels_last"] for _, op in graph.operators() if op.kind == "conv"} == {0}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from costmodel.graph import trace_module
+from costmodel.graph.model_graph import Operator
 from costmodel.operator_costs import OPERATOR_COSTS, Call, TensorMeta
 
 
@@ -39,3 +42,25 @@ def test_sampling_reads_the_picture_and_the_places() -> None:
     picture, places, seen = _meta(2, 8, 6, 6), _meta(2, 5, 4, 2), _meta(2, 8, 5, 4)
     moved = 4 * (2 * 8 * 36 + 2 * 5 * 4 * 2 + 2 * 8 * 20)
     assert _bytes("aten.grid_sampler_2d", [picture, places], seen) == moved
+
+
+def _norms(module: nn.Module, *, last: bool) -> list[Operator]:
+    x = torch.randn(2, 4, 6, 6)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    graph = trace_module(nn.Sequential(module, nn.Flatten()), (x,), training=module.training)
+    return [op for _, op in graph.operators() if "norm" in op.target]
+
+
+def test_kept_statistics_are_read_where_channels_lie_together_as_any_operand() -> None:
+    (normed,) = _norms(nn.BatchNorm2d(4).eval(), last=True)
+    assert (normed.kind, normed.variant) == ("elementwise", "mul")
+    (normed,) = _norms(nn.BatchNorm2d(4).eval(), last=False)
+    assert (normed.kind, normed.arguments["once"]) == ("norm", 1)
+    forward, backward = _norms(nn.BatchNorm2d(4), last=True)
+    assert [op.arguments["once"] for op in (forward, backward)] == [0, 0]
+    assert (forward.variant, backward.variant) == ("batchnorm", "bwd")
+
+
+def test_group_normalisation_says_how_images_lie() -> None:
+    for last in (False, True):
+        assert {op.arguments["channels_last"] for op in _norms(nn.GroupNorm(2, 4), last=last)} == {int(last)}

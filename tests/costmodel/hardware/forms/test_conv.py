@@ -125,13 +125,14 @@ def test_what_no_algorithm_avoids_is_less_than_the_direct_work() -> None:
 @pytest.mark.parametrize("variant", ["fwd", "dgrad", "wgrad"])
 @pytest.mark.parametrize("kernel", [1, 3, 7])
 def test_groups_are_never_slower_than_the_dense_layer(dtype: str, variant: str, kernel: int) -> None:
+    """But for gradients of depthwise weights, which have kernels of their own."""
     theta = {p.name: p.start for p in FORM.parameters(GPU, dtype, variant)}
     times_s = [
         float(FORM.physical(theta, GPU, _dims(32, 256, 256, 28, kernel, groups=g), dtype, variant)[0])
-        for g in (1, 2, 4, 32, 256)
+        for g in (1, 2, 4, 32, 128 if variant == "wgrad" else 256)
     ]
     assert max(times_s[1:]) <= 1.05 * times_s[0]  # a last wave of smaller blocks may idle more
-    assert times_s[-1] < (0.5 if kernel > 1 else 1.0) * times_s[0]
+    assert times_s[-1] <= (0.5 if kernel > 1 and variant != "wgrad" else 1.0) * times_s[0]
 
 
 def test_one_channel_per_group_streams_or_fetches() -> None:
@@ -141,13 +142,15 @@ def test_one_channel_per_group_streams_or_fetches() -> None:
     assert float(FORM.algorithms_s(theta, GPU, dims, "fp32", "fwd")["direct"][0]) == pytest.approx(
         4 * elements / GPU.memory_bytes_per_s, rel=0.15
     )
-    # a kernel of 31 x 31: 32 operands a clock on each multiprocessor, twice as many for the weights' gradient
+    # a kernel of 31 x 31: 32 operands a clock on each multiprocessor
     dims = _dims(64, 512, 512, 56, 31, groups=512)
     products = float(FORM.flop(dims, "fwd")[0]) / 2
     fetched_s = products / (32 * GPU.multiprocessors * GPU.boost_hz)
-    for variant, operands in (("fwd", 1), ("dgrad", 1), ("wgrad", 2)):
+    for variant in ("fwd", "dgrad"):
         found = FORM.algorithms_s(theta, GPU, dims, "fp32", variant)["direct"]
-        assert float(found[0]) == pytest.approx(operands * fetched_s, rel=0.01)
+        assert float(found[0]) == pytest.approx(fetched_s, rel=0.01)
+    forward_s, weights_s = (float(FORM.physical(theta, GPU, dims, "fp32", v)[0]) for v in ("fwd", "wgrad"))
+    assert 6.0 < weights_s / forward_s < 8.0
     assert "direct" not in _algorithms_s(_dims(64, 512, 512, 56, groups=256))
 
 
