@@ -9,8 +9,8 @@ large products of a type is what it reaches in convolutions of that type:
     memory_efficiency, wave_sharpness, launch_s = those of that fit
     tiles             = alike, as tiles of 128 x 64 and more are on matrix units
 
-Rows of a product lie in memory; those of a kernel of several positions are collected from images, which takes what
-`costmodel/data/convolution.json` says on top.
+Rows of a product lie in memory; those of a kernel of several positions are collected from images, which takes
+what `costmodel/data/convolution.json` says on top.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ more power than that sustains what long products reach anywhere (`attainable`).
 
 The correction stays within one architecture (it speaks of tiles and waves of the same kernels) and, for
 products, one balance of arithmetic and memory: GeForce boards have half the tensor rate of L40S and A40
-beside the same memory, so shapes that wait for memory there do not here. Elsewhere only the form carries over,
-and efficiencies of traffic follow what of it both devices were measured with: B200 reaches 0.91 of H100's share
-of the bandwidth in fp8 quantisation.
+beside the same memory, so shapes that wait for memory there do not here. Elsewhere only the form carries
+over, and efficiencies of traffic follow what of it both devices were measured with: B200 reaches 0.91 of
+H100's share of the bandwidth in fp8 quantisation.
 """
 
 from __future__ import annotations

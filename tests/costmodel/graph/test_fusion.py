@@ -118,7 +118,13 @@ def test_a_gpus_softmax_backward_multiplies_in_a_kernel_of_its_own(fusion: str, 
 
 @pytest.mark.parametrize(
     ("fusion", "groups", "added", "summed"),
-    [("as_traced", 1, 0, 0), ("eager", 1, 1, 1), ("eager", 8, 0, 0), ("fused", 1, 0, 0), ("compiled", 1, 0, 0)],
+    [
+        ("as_traced", 1, 0, 0),
+        ("eager", 1, 1, 1),
+        ("eager", 8, 0, 0),
+        ("fused", 1, 0, 0),
+        ("compiled", 1, 0, 0),
+    ],
 )
 def test_a_gpu_adds_a_convolutions_bias_in_a_kernel_of_its_own(
     fusion: str, groups: int, added: int, summed: int

@@ -1,4 +1,4 @@
-"""Denoising networks as diffusers' documentation timed them: fp16, weights channels last, prompts of 77 tokens."""
+"""Denoising networks as diffusers' documentation timed them: weights channels last, prompts of 77 tokens."""
 
 from __future__ import annotations
 

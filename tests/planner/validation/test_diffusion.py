@@ -1,8 +1,9 @@
 """Denoising networks on one GPU, forecast as a user would ask for them, beside published rates.
 
-Nothing was fitted to these rows but the bytes that a multiprocessor gathers (data/convolution.json), to A100's
-compiled ones. Left out of the bounds: T4, whose board throttles (40 % short), and eager passes over two samples,
-which wait for hosts that nobody describes (42 ms whatever the network on A100, less than 12 ms on RTX 4090).
+Nothing was fitted to these rows but the bytes that a multiprocessor gathers (data/convolution.json), to
+A100's compiled ones. Left out of the bounds: T4, a third to two fifths short, whose 70 W allow 24 TFLOP/s of
+65 in products that go on, and eager passes over two samples, which wait for hosts that nobody describes (42 ms
+whatever the network on A100, less than 12 ms on RTX 4090).
 """
 
 from __future__ import annotations
