@@ -38,6 +38,8 @@ _DROPOUT = ("aten.bernoulli_", "aten.div_", "aten.mul")
 
 
 _SOFTMAX_BACKWARD = "aten._softmax_backward_data"
+_BIAS = 2
+"""Its place among a convolution's inputs."""
 
 
 @dataclass(slots=True)
@@ -85,8 +87,7 @@ def fuse(segment: Segment, fusion: str) -> FusedSegment:
         for members in kernels[phase]:
             group = [ops[i] for i in members]
             alone = group[0] if fusion == "eager" else _streamed(group[0], tensors)
-            if fusion == "eager" and _SOFTMAX_BACKWARD in group[0].target:
-                result.append(_product_before(group[0]))
+            result.extend(_beside(group[0], tensors, fusion))
             result.append(traffic.kernel(group) if _is_fusible(group[0]) else alone)
     return FusedSegment(
         operators=tuple(sorted(result, key=lambda op: op.index)),
@@ -96,13 +97,51 @@ def fuse(segment: Segment, fusion: str) -> FusedSegment:
     )
 
 
-def _product_before(op: Operator) -> Operator:
-    """The kernel ahead of torch's softmax backward on a GPU, which multiplies gradient and softmax.
+def _beside(op: Operator, tensors: Mapping[int, TensorInfo], fusion: str) -> list[Operator]:
+    """Further kernels of one call of torch's on a GPU; they have its index and no results of their own, and
+    no inputs where the host dispatches nothing for them.
 
-    Backward reads the product and the softmax (ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out): as
-    many bytes again.
+    softmax backward   gradient times softmax; its own kernel reads the product and the softmax
+                       (ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out), as many bytes again
+    convolution        its bias is added to what cuDNN wrote, and its gradient is a sum over the result's
+                       (ATen/native/Convolution.cpp); depthwise kernels, torch's own, add it inside
     """
-    return replace(op, target=f"{op.target} (grad * output)", kind="elementwise", variant="mul", outputs=())
+    if fusion != "eager":
+        return []
+    if _SOFTMAX_BACKWARD in op.target:
+        named = f"{op.target} (grad * output)"
+        return [replace(op, target=named, kind="elementwise", variant="mul", outputs=())]
+    if op.kind != "conv" or 1 < op.dims["groups"] >= op.dims["c_in"]:
+        return []
+    if op.variant == "fwd" and len(op.inputs) > _BIAS:
+        size = _size(op, tensors, op.outputs)
+        return [_kernel(op, "bias", "elementwise", "add", read=size, written=size)]
+    if op.variant == "wgrad" and len(op.outputs) > 1:
+        return [_kernel(op, "bias", "reduction", "sum", read=_size(op, tensors, op.inputs[:1]))]
+    return []
+
+
+def _kernel(op: Operator, what: str, kind: str, variant: str, *, read: int, written: int = 0) -> Operator:
+    elements = max(read, written) // _ELEMENT_BYTES.get(op.dtype, _OTHER_BYTES)
+    rows = op.dims.get("rows", op.dims.get("c_out", 1))
+    return replace(
+        op,
+        target=f"{op.target} ({what})",
+        kind=kind,
+        variant=variant,
+        dims={"rows": rows, "cols": max(1, elements // rows), "bytes": read + written},
+        flop=0,
+        bytes_read=read,
+        bytes_written=written,
+        inputs=(),
+        outputs=(),
+    )
+
+
+def _size(op: Operator, tensors: Mapping[int, TensorInfo], of: Iterable[int]) -> int:
+    """Bytes of the largest of these tensors in the operator's type."""
+    width = _ELEMENT_BYTES.get(op.dtype, _OTHER_BYTES)
+    return width * max((prod(tensors[i].shape) for i in of), default=0)
 
 
 def _streamed(op: Operator, tensors: Mapping[int, TensorInfo]) -> Operator:

@@ -68,6 +68,7 @@ def dispatch_factor(profile: HardwareProfile) -> float:
     return float(_data()["dispatch_factor"]["by_architecture"].get(profile.device.architecture, 1.0))
 
 
-def unknown_dispatch_s() -> float:
-    """Seconds of an operator below which a host of unknown speed is likely to be what a step waits for."""
-    return float(_data()["unknown_dispatch"]["operator_s"])
+def unknown_dispatch_s(*, training: bool = True) -> float:
+    """Seconds of an operator below which a host of unknown speed is likely to be what a step waits for, or a
+    pass without gradients."""
+    return float(_data()["unknown_dispatch"]["operator_s" if training else "forward_operator_s"])

@@ -8,9 +8,16 @@ large products of a type is what it reaches in convolutions of that type:
     gemm_efficiency   = share of the peak that the fit of products gives to its best large square one
     memory_efficiency, wave_sharpness, launch_s = those of that fit
     tiles             = alike, as tiles of 128 x 64 and more are on matrix units
+
+Rows of a product lie in memory; those of a kernel of several positions are collected from images, which takes
+what `costmodel/data/convolution.json` says on top.
 """
 
 from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
 
 from costmodel.hardware.attained import best_share
 from costmodel.hardware.device import math_dtype
@@ -19,8 +26,14 @@ from costmodel.hardware.schema import DeviceSpec, OperatorFit
 
 __all__ = ["as_products", "products_variant"]
 
+_DATA = Path(__file__).parents[1] / "data" / "convolution.json"
 _SHARED = ("memory_efficiency", "wave_sharpness", "launch_s")
 _VARIANTS = {"fwd": "nt", "dgrad": "nn", "wgrad": "tn"}
+
+
+@lru_cache(maxsize=1)
+def _gathered_bytes_per_clock() -> float:
+    return float(json.loads(_DATA.read_text(encoding="utf-8"))["gathered_bytes_per_clock"])
 
 
 def products_variant(fit: OperatorFit, measured_dtype: str, device: DeviceSpec) -> str | None:
@@ -37,6 +50,7 @@ def as_products(fit: OperatorFit, products: OperatorFit, device: DeviceSpec) -> 
     parameters = {p.name: p.start for p in form.parameters(device, fit.dtype, fit.variant)}
     parameters |= {name: products.parameters[name] for name in _SHARED}
     parameters["gemm_efficiency"] = float(f"{share:.6g}")
+    parameters["gathered_bytes_per_clock"] = _gathered_bytes_per_clock()
     return fit.model_copy(
         update={
             "parameters": parameters,

@@ -36,7 +36,7 @@ from costmodel.predict.answer_memory import (
 from costmodel.predict.attending import cache_copies
 from costmodel.predict.chosen_keys import ChosenKeys, attending_graph, scoring_segments
 from costmodel.predict.forecaster import Forecaster
-from costmodel.predict.notes import machine_notes, model_notes, quantisation_notes
+from costmodel.predict.notes import dispatch_notes, machine_notes, model_notes, quantisation_notes
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.uncertainty import step_log_sigma
 from costmodel.predict.units import Unit, after_blocks, expand, output_bytes
@@ -175,6 +175,8 @@ class InferenceForecaster:
         self.network_variant = network_variant
         self._forecasters: dict[tuple[int, int], Forecaster] = {}
         self._paged: InferenceForecaster | None = None
+        self._late: tuple[str, ...] = ()
+        """What was noted of the host in the last pass that may wait for it."""
 
     def in_pages(self) -> InferenceForecaster:
         """The same with room for keys and values beforehand, so that none are joined to others."""
@@ -299,7 +301,7 @@ class InferenceForecaster:
                 "is the narrow type's",
             )
         stored = quantisation_notes(self.source, self.framework)
-        return (*found, *machine, *model_notes(self.source, seq_len), *stored)
+        return (*found, *machine, *model_notes(self.source, seq_len), *stored, *self._late)
 
     def forward_flop(self, *, batch_size: int) -> float:
         """FLOP of one sample's forward pass at the source's own sequence length, by the graph of a batch."""
@@ -427,6 +429,8 @@ class InferenceForecaster:
         if plan.pp > 1 and blocks:
             parts["pp_comm"] = forecaster.pipeline_s(plan, float(output_bytes(blocks[0])))
         time_s = sum(parts.values())
+        late = dispatch_notes(self.profile, self.framework, units, sum(unit_s), training=False)
+        self._late = late or self._late
         sigma = step_log_sigma(
             units, parts, time_s, comm_log_sigma=0.0, framework=self.framework, learnt=self.profile.learnt
         )

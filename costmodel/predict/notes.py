@@ -130,7 +130,12 @@ def sample_notes(graph: ModelGraph, plan: Plan) -> tuple[str, ...]:
 
 
 def dispatch_notes(
-    profile: HardwareProfile, framework: FrameworkProfile, units: Sequence[Unit], micro_batch_s: float
+    profile: HardwareProfile,
+    framework: FrameworkProfile,
+    units: Sequence[Unit],
+    micro_batch_s: float,
+    *,
+    training: bool = True,
 ) -> tuple[str, ...]:
     """A step of short kernels, one an operator, whose host's time nobody knows.
 
@@ -140,12 +145,12 @@ def dispatch_notes(
     if known or framework.fusion != "eager" or profile.device.kind == "cpu":
         return ()
     count = sum(_calls(unit.shard.local) for unit in units)
-    if not count or micro_batch_s / count >= unknown_dispatch_s():
+    if not count or micro_batch_s / count >= unknown_dispatch_s(training=training):
         return ()
     return (
         f"framework {framework.name!r} has no host time for GPUs, and operators take "
         f"{1e6 * micro_batch_s / count:.1f} us each: likely less than their dispatch from Python, so that "
-        "the real step is longer",
+        "the real time is longer",
     )
 
 

@@ -1,7 +1,8 @@
 """Fused attention: prefill, decode and training, full and latent (MLA).
 
     pairs    = query-key pairs: q (kv - (q - 1)/2) per head where causal, q kv else, at most q window
-    compute  = waves * (2 pairs (d_qk + d_v) / tiles) / (rate of one multiprocessor * efficiency)
+    compute  = waves * (2 pairs (w_qk + w_v) / tiles) / (rate of one multiprocessor * efficiency)
+    w        = width of the narrowest kernel that a head of d elements fits in, d beyond the widest
     tiles    = batch * heads * ceil(q / 128); idle multiprocessors take splits of the keys
     memory   = (q, k, v, out once) / (bandwidth * share that the blocks can draw)
     time     = (compute^p + memory^p)^(1/p) + launch + kv * latency
@@ -11,7 +12,11 @@ Backward does five products to the forward's two (FlashAttention-2, arXiv 2307.0
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +27,7 @@ from costmodel.hardware.schema import DeviceSpec
 
 __all__ = ["AttentionForm"]
 
+_KERNELS = Path(__file__).parents[2] / "data" / "attention.json"
 _TILE = 128.0
 _SPLIT = 256.0
 """Shortest stretch of keys that is worth a block of its own."""
@@ -41,8 +47,10 @@ class AttentionForm(Form):
 
     def parameters(self, device: DeviceSpec, dtype: str, variant: str) -> tuple[Parameter, ...]:
         """Efficiencies are fractions of the datasheet."""
+        older = _kernels()["without_flash"]
+        share = older["compute_efficiency"] if device.architecture in older["architectures"] else 0.5
         return (
-            Parameter(name="compute_efficiency", start=0.5, low=0.005, high=1.0, doc="of peak"),
+            Parameter(name="compute_efficiency", start=share, low=0.005, high=1.0, doc="of peak"),
             Parameter(name="wave_sharpness", start=0.4, low=0.02, high=1.0, doc="1 = whole waves only"),
             Parameter(name="memory_efficiency", start=0.7, low=0.02, high=1.2, doc="of datasheet bandwidth"),
             Parameter(name="cache_speedup", start=1.5, low=1.0, high=10.0, doc="bandwidth of cached keys"),
@@ -70,7 +78,7 @@ class AttentionForm(Form):
         sharp = theta["wave_sharpness"]
         idle = sharp * np.ceil(x) / x + (1.0 - sharp) * np.maximum(1.0 / x, 1.0)
         padded = np.ceil(q * packed / 16.0) * 16.0 / (q * packed)
-        compute = self.flop(dims, variant) * idle * padded / rate
+        compute = self.flop(_in_kernels(dims, device), variant) * idle * padded / rate
         traffic = self.least_bytes(dims, dtype, variant)
         cached = 1.0 / (1.0 + (traffic / device.l2_bytes) ** 2)
         nominal = device.memory_bytes_per_s * theta["memory_efficiency"]
@@ -138,6 +146,25 @@ class AttentionForm(Form):
         of_queries = element_bytes(dtype) * dims["q_len"] * dims["heads"] * width
         total = dims["batch"] * (of_queries + cache_bytes(dtype) * kv * row)
         return np.asarray(total * (2.0 if variant == "bwd" else 1.0), dtype=np.float64)
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(_KERNELS.read_text(encoding="utf-8"))
+    return table
+
+
+def _in_kernels(dims: Dims, device: DeviceSpec) -> Dims:
+    """The sizes with heads as wide as the kernels that a GPU's library has for them."""
+    if device.kind != "cuda":
+        return dims
+    widths = np.array(_kernels()["head_widths"], dtype=np.float64)
+
+    def wide(elements: FloatArray) -> FloatArray:
+        place = np.searchsorted(widths, elements)
+        return np.where(place < len(widths), widths[np.minimum(place, len(widths) - 1)], elements)
+
+    return {**dims, "qk_dim": wide(dims["qk_dim"]), "v_dim": wide(dims["v_dim"])}
 
 
 _NAMES = ("batch", "q_len", "kv_len", "heads", "kv_heads")

@@ -20,6 +20,7 @@ tiles and channels by whole blocks, blocks run in whole waves: an image of 5 x 5
 4 x 4.
 
     products   = waves(blocks) * block's FLOP (+ start) / (rate of one multiprocessor * efficiency)
+                 + block's operands / what a multiprocessor gathers from images   where the fit says so
     one kernel = (products^p + memory^p)^(1/p)
     stages     = one kernel + what is transformed / bandwidth + further launches
     time       = softmin over algorithms + launch
@@ -61,6 +62,7 @@ _COMPLEX = 4.0
 _DEPTH_STEP = 8.0
 _SPLIT_DEPTH = 256.0
 """Shortest stretch of a weight gradient's reduction that is worth a block of its own."""
+_GATHERED = "gathered_bytes_per_clock"
 _VECTOR_BYTES = 16.0
 """Width of the loads that kernels on matrix units make."""
 _BANKS = 32.0
@@ -131,12 +133,19 @@ class ConvForm(Form):
         memory_s = self.least_bytes(dims, dtype, variant) / bandwidth
         kernel = np.maximum(dims["kh"] * dims["kw"], 1.0)
         split_sums = variant == "wgrad"
-        implicit_s = _gemm_s(theta, device, dtype, (m, n, k, groups), split_sums=split_sums)
+        gathered = (kernel > 1.0) | (dims["stride"] > 1)
+        implicit_s = _gemm_s(
+            theta, device, dtype, (m, n, k, groups), split_sums=split_sums, gathered=gathered
+        )
         if np.any(groups > 1):  # at worst all groups as one product, most of which is thrown away
             whole = (m * groups, n * groups, k) if split_sums else (m, n * groups, k * groups)
-            dense_s = _gemm_s(theta, device, dtype, (*whole, np.ones_like(m)), split_sums=split_sums)
+            sizes = (*whole, np.ones_like(m))
+            dense_s = _gemm_s(theta, device, dtype, sizes, split_sums=split_sums, gathered=gathered)
             if math_dtype(dtype) != "fp32":  # groups of other widths run in the dense layers' tiles
-                wide_s = _gemm_s(theta, device, dtype, (m, n, k, groups), split_sums=split_sums, tiles=_WIDE)
+                sizes = (m, n, k, groups)
+                wide_s = _gemm_s(
+                    theta, device, dtype, sizes, split_sums=split_sums, tiles=_WIDE, gathered=gathered
+                )
                 implicit_s = np.where(_has_group_kernels(dims), implicit_s, wide_s)
             implicit_s = np.minimum(implicit_s, dense_s)
         found = {"implicit_gemm": soft_max(implicit_s, memory_s)}
@@ -255,11 +264,13 @@ def _gemm_s(
     *,
     split_sums: bool = False,
     tiles: Sequence[tuple[float, float]] = _IMPLICIT_TILES,
+    gathered: NDArray[np.bool_] | bool = False,
 ) -> FloatArray:
     """Seconds [n] of one product of (m, n, k) per group in the quickest tile.
 
     `split_sums`: both sides of the result are channels, so a tile may lie either way, and idle
-    multiprocessors take parts of the sum.
+    multiprocessors take parts of the sum. `gathered`: rows of an operand are collected from an image, where
+    those of a kernel of one position lie as in a product.
     """
     m, n, k, groups = sizes
     best = np.full(m.shape, np.inf)
@@ -270,10 +281,21 @@ def _gemm_s(
             if split_sums:
                 most = np.maximum(k / _SPLIT_DEPTH, 1.0)
                 split = np.clip(np.floor(device.multiprocessors / blocks), 1.0, most)
+            rate: FloatArray | float
             rate = theta["gemm_efficiency"] * theta.get(f"gemm_{tile[0]:.0f}x{tile[1]:.0f}", 1.0)
+            if _GATHERED in theta:
+                gathering = _gathering(theta[_GATHERED], device, dtype, rows, cols)
+                rate = np.asarray(1.0 / (1.0 / rate + gathered * gathering), dtype=np.float64)
             work = rows * cols * _deep(k / split, theta["gemm_start"])
             best = np.minimum(best, _products_s(theta, device, dtype, blocks * split, work, rate))
     return best
+
+
+def _gathering(bytes_per_clock: float, device: DeviceSpec, dtype: str, rows: float, cols: float) -> float:
+    """Time in which a multiprocessor gathers the operands of a block over that of its FLOP at the peak."""
+    flop_per_clock = peak_flop_per_s(device, dtype) / (device.multiprocessors * device.boost_hz)
+    flop_per_byte = 2.0 * rows * cols / ((rows + cols) * element_bytes(dtype))
+    return flop_per_clock / flop_per_byte / bytes_per_clock
 
 
 def _deep(k: FloatArray, start: float) -> FloatArray:
@@ -287,7 +309,7 @@ def _products_s(
     dtype: str,
     blocks: FloatArray,
     work: FloatArray,
-    efficiency: float,
+    efficiency: FloatArray | float,
 ) -> FloatArray:
     """Seconds [n] of `blocks` blocks of `work` multiply-adds each, in waves over the multiprocessors."""
     sms = float(device.multiprocessors)

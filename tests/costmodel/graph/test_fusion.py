@@ -116,6 +116,29 @@ def test_a_gpus_softmax_backward_multiplies_in_a_kernel_of_its_own(fusion: str, 
     assert not [op for op in found if "_log_softmax" in op.target]
 
 
+@pytest.mark.parametrize(
+    ("fusion", "groups", "added", "summed"),
+    [
+        ("as_traced", 1, 0, 0),
+        ("eager", 1, 1, 1),
+        ("eager", 8, 0, 0),
+        ("fused", 1, 0, 0),
+        ("compiled", 1, 0, 0),
+    ],
+)
+def test_a_gpu_adds_a_convolutions_bias_in_a_kernel_of_its_own(
+    fusion: str, groups: int, added: int, summed: int
+) -> None:
+    segment = traced(nn.Conv2d(8, 8, 3, padding=1, groups=groups), 4, 8, 16, 16)
+    beside = [op for op in fuse(segment, fusion).operators if "(bias)" in op.target]
+    size = 4 * 4 * 8 * 16 * 16
+    found = [(op.kind, op.bytes_read, op.bytes_written) for op in beside]
+    assert found == [("elementwise", size, size)] * added + [("reduction", size, 0)] * summed
+    assert not any(op.inputs or op.outputs for op in beside)  # parts of a call: nobody dispatches them
+    without = traced(nn.Conv2d(8, 8, 3, padding=1, bias=False), 4, 8, 16, 16)
+    assert not [op for op in fuse(without, fusion).operators if "(bias)" in op.target]
+
+
 def test_a_normalisation_in_pieces_is_one_kernel() -> None:
     segment = traced(RootMeanSquare(), 32, 64)
     kernels = memory_bound(fuse(segment, "fused").operators, Phase.FORWARD)

@@ -26,7 +26,8 @@ def test_large_convolutions_reach_what_large_products_do(name: str) -> None:
     share = attained_share(board, "fp16")
     assert share is not None
     reached = rate(name, "fp16") / board.peak_flop_per_s["fp16"]
-    assert 0.85 * share.best < reached <= 1.001 * share.best
+    # on these boards operands are gathered four times as fast as they are used
+    assert 0.75 * share.best < reached <= 0.85 * share.best
 
 
 @pytest.mark.parametrize("variant", ["fwd", "dgrad", "wgrad"])

@@ -167,3 +167,9 @@ def test_the_host_holds_what_each_rank_of_a_schedule_has(plan: str, fits: bool) 
     step = small.forecast(Plan.parse(f"{plan}.zero-offload")).prediction
     assert step.host_fits == fits
     assert any("DOES NOT FIT the host" in note for note in step.warnings) == (not fits)
+
+
+@pytest.mark.parametrize(("batch", "noted"), [(1, True), (64, False)])
+def test_a_pass_of_short_operators_on_an_unknown_host_is_noted(batch: int, noted: bool) -> None:
+    answer = api.infer("resnet-50", hardware="a100-sxm4-80gb", batch_size=batch, framework="pytorch-fp16")
+    assert any("no host time" in note for note in answer.warnings) == noted

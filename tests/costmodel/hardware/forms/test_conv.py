@@ -167,3 +167,13 @@ def test_a_gradient_of_few_channels_goes_by_columns() -> None:
     up = {**dims, "transposed": np.array([1.0]), "h": np.array([14.0]), "w": np.array([14.0])}
     up |= {"c_in": dims["c_out"], "c_out": dims["c_in"]}
     assert float(FORM.physical(theta, GPU, up, "fp32", "fwd")[0]) == pytest.approx(gradient_s, rel=0.05)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "gathered"), [(3, 1, True), (1, 2, True), (1, 1, False)])
+def test_operands_on_matrix_units_are_gathered_from_images(kernel: int, stride: int, gathered: bool) -> None:
+    # 256 FLOP an element and 2,048 FLOP a clock: 128 x 128 blocks need 32 bytes a clock
+    dims = _dims(108, 512, 1024, 128, kernel, stride)
+    least = FORM.algorithms_s(_ideal(), GPU, dims, "bf16", "fwd")["implicit_gemm"]
+    theta = _ideal() | {"gathered_bytes_per_clock": 32.0}
+    found = FORM.algorithms_s(theta, GPU, dims, "bf16", "fwd")["implicit_gemm"]
+    assert found / least == pytest.approx(2.0 if gathered else 1.0, rel=0.02)
