@@ -14,7 +14,8 @@
 
 Winograd exists for 3 x 3 kernels of stride 1 (arXiv 1509.09308, section 4), FFT for stride 1 (arXiv
 1412.7580, section 2); both for fp32 and not for weight gradients: kernels on matrix units are implicit
-GEMMs. Groups are convolutions of their own, side by side in one launch. Outputs are covered by whole tiles,
+GEMMs. Groups are convolutions of their own, side by side in one launch, on matrix units in the widest tiles
+unless their channels are a power of two. Outputs are covered by whole tiles,
 tiles and channels by whole blocks, blocks run in whole waves: an image of 5 x 5 pays for 8 x 8 in tiles of
 4 x 4.
 
@@ -30,7 +31,7 @@ A CPU has two algorithms and no waves: `conv_cpu`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,6 +50,7 @@ __all__ = ["ConvForm"]
 _DEPTHWISE = Path(__file__).resolve().parents[2] / "data" / "depthwise.json"
 _IMPLICIT_TILES = ((128.0, 32.0), (128.0, 64.0), (128.0, 128.0))
 """Positions and channels of one block of implicit GEMM."""
+_WIDE = _IMPLICIT_TILES[-1:]
 _FUSED_TILE = (32.0, 32.0)
 """Winograd tiles and channels of one block."""
 _STAGED_TILES = ((64.0, 64.0), (32.0, 128.0), (128.0, 128.0))
@@ -139,6 +141,12 @@ class ConvForm(Form):
             whole = (m * groups, n * groups, k) if split_sums else (m, n * groups, k * groups)
             sizes = (*whole, np.ones_like(m))
             dense_s = _gemm_s(theta, device, dtype, sizes, split_sums=split_sums, gathered=gathered)
+            if math_dtype(dtype) != "fp32":  # groups of other widths run in the dense layers' tiles
+                sizes = (m, n, k, groups)
+                wide_s = _gemm_s(
+                    theta, device, dtype, sizes, split_sums=split_sums, gathered=gathered, tiles=_WIDE
+                )
+                implicit_s = np.where(_has_group_kernels(dims), implicit_s, wide_s)
             implicit_s = np.minimum(implicit_s, dense_s)
         found = {"implicit_gemm": soft_max(implicit_s, memory_s)}
         scattered = _scatters(dims, variant)
@@ -219,6 +227,13 @@ def _has_transforms(dtype: str, variant: str) -> bool:
     return math_dtype(dtype) == "fp32" and variant != "wgrad"
 
 
+def _has_group_kernels(dims: Dims) -> NDArray[np.bool_]:
+    """Whether libraries have kernels of matrix units for groups of so many channels: powers of two [n]
+    (RegNets with 16 channels a group run as such tiles would, with 24, 48 and 120 as in tiles of 128)."""
+    width = np.maximum(dims["c_in"] / np.maximum(dims["groups"], 1.0), 1.0)
+    return np.asarray(np.log2(width) % 1.0 == 0.0) | (dims["groups"] <= 1)
+
+
 def _aligned(dims: Dims, dtype: str) -> Dims:
     """Sizes with input channels filled up to whole vectors, as libraries do for kernels on matrix units:
     three colours become eight in half precision."""
@@ -249,6 +264,7 @@ def _gemm_s(
     *,
     split_sums: bool = False,
     gathered: NDArray[np.bool_] | bool = False,
+    tiles: Sequence[tuple[float, float]] = _IMPLICIT_TILES,
 ) -> FloatArray:
     """Seconds [n] of one product of (m, n, k) per group in the quickest tile.
 
@@ -258,7 +274,7 @@ def _gemm_s(
     """
     m, n, k, groups = sizes
     best = np.full(m.shape, np.inf)
-    for tile in _IMPLICIT_TILES:
+    for tile in tiles:
         for rows, cols in {tile, tile[::-1]} if split_sums else {tile}:
             blocks = groups * np.ceil(m / rows) * np.ceil(n / cols)
             split = np.ones_like(m)

@@ -74,3 +74,14 @@ def test_gradients_of_depthwise_weights_take_longer_than_their_forward() -> None
         operator_times(load_profile("rtx-3090"), "conv", v, "fp16", alone).median_s for v in ("fwd", "wgrad")
     )
     assert np.all(weights > 3.0 * forward)
+
+
+def test_groups_of_odd_widths_take_the_widest_tiles() -> None:
+    profile = load_profile("rtx-3090")
+
+    def time_s(width: int) -> float:
+        sizes = {**LARGE, "c_in": 16 * width, "c_out": 16 * width, "groups": 16}
+        return float(operator_times(profile, "conv", "fwd", "fp16", sizes).median_s[0])
+
+    assert time_s(24) > time_s(32)
+    assert time_s(48) == pytest.approx(time_s(96) / 2.0, rel=0.1)
