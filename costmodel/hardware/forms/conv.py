@@ -144,7 +144,7 @@ class ConvForm(Form):
             if math_dtype(dtype) != "fp32":  # groups of other widths run in the dense layers' tiles
                 sizes = (m, n, k, groups)
                 wide_s = _gemm_s(
-                    theta, device, dtype, sizes, split_sums=split_sums, tiles=_WIDE, gathered=gathered
+                    theta, device, dtype, sizes, split_sums=split_sums, gathered=gathered, tiles=_WIDE
                 )
                 implicit_s = np.where(_has_group_kernels(dims), implicit_s, wide_s)
             implicit_s = np.minimum(implicit_s, dense_s)
@@ -263,8 +263,8 @@ def _gemm_s(
     sizes: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
     *,
     split_sums: bool = False,
-    tiles: Sequence[tuple[float, float]] = _IMPLICIT_TILES,
     gathered: NDArray[np.bool_] | bool = False,
+    tiles: Sequence[tuple[float, float]] = _IMPLICIT_TILES,
 ) -> FloatArray:
     """Seconds [n] of one product of (m, n, k) per group in the quickest tile.
 
