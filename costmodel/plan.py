@@ -94,6 +94,8 @@ class Plan:
             )
         if self.expert_tp:
             self._check_expert_tp()
+        if self.ep == 1:  # then it is tp, and follows it
+            object.__setattr__(self, "expert_tp", 0)
         if self.vpp > 1 and self.pp == 1:
             raise PlanError(f"vpp({self.vpp}) needs pp > 1, got pp({self.pp})")
         per_pass = self.dp * self.micro_batch_size

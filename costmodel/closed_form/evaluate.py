@@ -44,9 +44,8 @@ __all__ = ["Pricer"]
 
 _Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
-_SPLITTING = ("tp", "cp", "ep", "etp", "sp", "recompute", "wide")
-"""With the micro-batch size: what decides how a unit costs. `wide`: replicas over which experts
-lie, where tensor-parallel ranks share them too (0: where they do not)."""
+_SPLITTING = ("tp", "cp", "ep", "over", "sp", "recompute")
+"""With the micro-batch size: what decides how a unit costs. `over`: `Plan.experts_over`."""
 _CHUNKS = 100_000
 """More chunks than a rank can have."""
 _LAYOUT = ("tp", "cp", "ep", "etp", "pp", "dp", "dp_shard", "inside")
@@ -77,6 +76,15 @@ _AT_ONCE = 1 << 21
 """Stages of plans held in one array."""
 
 
+def _experts_over(space: Evaluated) -> IntArray:
+    """`Plan.experts_over` of every row."""
+    at = space.columns
+    if not len(space):
+        return at["ep"]
+    first, which = distinct(at["ep"], at["etp"], at["tp"], at["dp"] * at["cp"])
+    return np.array([space.plan(int(row)).experts_over for row in first], dtype=np.int64)[which]
+
+
 class Pricer:
     """Fills in the bound, the estimate and the memory of a space's rows."""
 
@@ -85,9 +93,7 @@ class Pricer:
         self._twin = twin
         self._space = space
         at = space.columns
-        replicas = at["dp"] * at["cp"]
-        over = np.where(at["etp"] > 0, at["ep"] * at["etp"] // at["tp"], at["ep"])
-        self._columns = {**at, "over": over, "wide": np.where(over > replicas, replicas, 0)}
+        self._columns = {**at, "over": _experts_over(space)}
         self._cut = at["pp"] * _CHUNKS + at["vpp"]
         self._key = np.full(len(space), -1, dtype=np.int64)
         self._tables: list[UnitTable] = []

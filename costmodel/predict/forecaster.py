@@ -251,7 +251,8 @@ class Forecaster:
     def pipeline_s(self, plan: Plan, size_bytes: float) -> float:
         """From the first stage of a replica to its last, one hop after another. Replicas that answer requests
         have nothing to tell each other: each lies in a row of its own."""
-        alone = plan.with_(dp=1, dp_shard=0, ep=1, zero_stage=0, micro_batch_size=1, global_batch_size=0)
+        no_replicas = {"dp": 1, "dp_shard": 0, "zero_stage": 0, "ep": 1, "expert_tp": 0}
+        alone = plan.with_(**no_replicas, micro_batch_size=1, global_batch_size=0)
         hops = plan.pp - 1
         far = 0 if self.profile.network is None else crossings(alone, self.profile.network.ranks_per_node)
         return sum(

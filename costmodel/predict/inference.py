@@ -301,7 +301,8 @@ class InferenceForecaster:
                 "is the narrow type's",
             )
         stored = quantisation_notes(self.source, self.framework)
-        return (*found, *machine, *model_notes(self.source, seq_len), *stored, *self._late)
+        late = self._late or (self._paged._late if self._paged else ())
+        return (*found, *machine, *model_notes(self.source, seq_len), *stored, *late)
 
     def forward_flop(self, *, batch_size: int) -> float:
         """FLOP of one sample's forward pass at the source's own sequence length, by the graph of a batch."""

@@ -113,20 +113,21 @@ def serve(
     tokens = output_len - 1
     # where `most` run, as many begin in an iteration as end
     capacity = most / (tokens * (iterations.decode_s(most) + prompts_s(iterations, most / tokens, most)))
-    if isinstance(iterations, PassIterations) and iterations.front_s:
-        capacity = min(capacity, 1.0 / iterations.front_s)
+    front_s = iterations.front_s if isinstance(iterations, PassIterations) else 0.0
+    capacity = min(capacity, 1.0 / front_s if front_s else math.inf)
     if concurrency is not None and isinstance(iterations, PassIterations):
         clients = replace(load, clients=concurrency, lengths=_LENGTHS)
         played = _played(iterations, clients, room_tokens=room.tokens, paged=paged)
         rate_per_s, running = played.requests_per_s, played.running
         first_s, iteration_s = played.time_to_first_token_s, played.time_per_output_token_s
     else:
+        at_once = float(most)
         if concurrency is not None:
-            clients_each = min(float(concurrency), float(most))
-            rate_per_s = _closed_rate(iterations, tokens, clients_each, below=2.0 * capacity)
+            at_once = min(float(concurrency), at_once)
+            rate_per_s = _closed_rate(iterations, tokens, at_once, below=2.0 * capacity)
         assert rate_per_s is not None
-        found = steady_state(iterations, tokens, rate_per_s=rate_per_s, most=most)
-        if found is None or rate_per_s > capacity:
+        found = steady_state(iterations, tokens, rate_per_s=rate_per_s, most=at_once)
+        if found is None or rate_per_s * front_s > 1.0:
             raise InfeasibleError(
                 f"{plan}: {given:g} requests/s of {prompt_len} + {output_len} tokens are more than the "
                 f"{replicas * capacity:.3g}/s that it can hold; use more replicas (dp) or a higher tp"

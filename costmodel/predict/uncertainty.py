@@ -129,9 +129,10 @@ class ErrorModel:
 
 def _respects(plan: Plan) -> dict[str, str]:
     """Respect -> what two plans must have equal in it to share a factor; "" = they always do."""
+    experts = f"ep{plan.ep}.etp{plan.expert_width}"
     return {
         "all": "",
-        "shapes": f"mbs{plan.micro_batch_size}.tp{plan.tp}.cp{plan.cp}.ep{plan.ep}.{plan.sequence_parallel}",
+        "shapes": f"mbs{plan.micro_batch_size}.tp{plan.tp}.cp{plan.cp}.{experts}.{plan.sequence_parallel}",
         "group": f"dp{plan.dp}.tp{plan.tp}.pp{plan.pp}",
         "tp": f"tp{plan.tp}",
         "pp": f"pp{plan.pp}",

@@ -40,6 +40,7 @@ def torchtitan(job: ExportJob) -> dict[str, str]:
         (plan.zero_stage == 1, "ZeRO-1"),
         (plan.zero_stage == 2, "ZeRO-2 of its own (fsdp_reshard_after_forward=never is like it)"),
         (plan.recompute not in ("none", "selective", "full"), f"recomputation like {plan.recompute!r}"),
+        (plan.ep > 1 and plan.expert_width not in (1, plan.tp), f"experts over {plan.expert_width} ranks"),
     )
     shard = (plan.dp_shard or plan.dp) if plan.zero_stage == 3 else 1
     parallelism: dict[str, object] = {
@@ -50,6 +51,8 @@ def torchtitan(job: ExportJob) -> dict[str, str]:
         "context_parallel_degree": plan.cp,
         "expert_parallel_degree": plan.ep,
     }
+    if plan.ep > 1:
+        parallelism["expert_tensor_parallel_degree"] = plan.expert_width
     if plan.pp > 1:
         name = _SCHEDULES[plan.schedule]
         parallelism["pipeline_parallel_schedule"] = (

@@ -66,7 +66,7 @@ def choices_of(
         tp=tp,
         cp=_context(forecaster, n_devices, options),
         ep=experts,
-        whole_experts=len(experts) > 1,
+        whole_experts=any(d > 1 for d in experts),
         sequence_parallel=(False, True) if sequence else (False,),
         schedules=tuple(options.schedules),
         vpp=tuple(options.vpp),

@@ -102,6 +102,7 @@ def test_experts_split_less_than_the_rest() -> None:
     assert str(whole) == "dp16.tp2.ep8.etp1"
     assert Plan(dp=16, tp=2, ep=8).expert_width == 2
     assert Plan(tp=8, ep=8).expert_width == 1
+    assert Plan.parse("dp2.tp4.etp4").with_(tp=2) == Plan(dp=2, tp=2)
     with pytest.raises(PlanError, match=r"tp\(4\) is not a multiple of etp\(3\)"):
         Plan(dp=4, tp=4, ep=4, expert_tp=3)
     with pytest.raises(PlanError, match=r"ep\(2\) \* etp\(1\) = 2: must be a multiple of tp\(4\)"):

@@ -51,6 +51,8 @@ def _assumed(row: PublishedRow, plan: Plan) -> str:
     open_ = [f"{k}={v}" for k, v in taken.items() if v > 1 and row.number(k) != v]
     if plan.zero_stage and row.number("zero_stage") != plan.zero_stage:
         open_.append(f"zero_stage={plan.zero_stage}")
+    if plan.expert_tp:
+        open_.append(f"etp={plan.expert_tp}")
     if plan.recompute != "none" and row.text("recompute") != plan.recompute:
         open_.append(f"recompute={plan.recompute}")
     return ", ".join((*read, *open_))

@@ -49,6 +49,8 @@ def link_between(wording: str, gpus_per_node: int = _USUAL_NODE) -> str | None:
     if said is None:
         return None
     interfaces, gbit = said
+    if not interfaces or round(gbit) < 1:
+        return None
     return f"{_kind(wording)}-{interfaces}x{gbit:.0f}g"
 
 
@@ -59,12 +61,12 @@ def _counted(wording: str) -> tuple[int, float] | None:
 
 
 def _shared(wording: str, gpus_per_node: int) -> tuple[int, float] | None:
-    """The same where one rate is said, a GPU's or a node's."""
+    """The same where one rate is said, a GPU's or a node's: whichever follows it first."""
     _, usual = _settings()
-    if found := _EACH_GPU.search(wording):
-        return gpus_per_node, _gbit(found.groups())
-    if found := _EACH_NODE.search(wording):
-        total = _gbit(found.groups())
+    of_gpu, of_node = _EACH_GPU.search(wording), _EACH_NODE.search(wording)
+    if of_gpu and not (of_node and of_node.end() < of_gpu.end()):
+        return gpus_per_node, _gbit(of_gpu.groups())
+    if of_node and (total := _gbit(of_node.groups())):
         each = max(total / gpus_per_node, min(total, float(usual["usual_gbit_per_s"])))
         return max(1, round(total / each)), each
     return None

@@ -121,6 +121,34 @@ def test_memory_is_the_same_where_experts_and_copies_count() -> None:
         assert found.bound_s[row] <= prediction.step_time_s * (1 + 1e-9), plan
 
 
+def test_memory_of_experts_over_tensor_parallel_ranks_alone_counts_their_copies() -> None:
+    """Three expert-parallel ranks among three tensor-parallel ones: each of two replicas has all experts."""
+    sizes = {
+        "num_hidden_layers": 2,
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "vocab_size": 516,
+        "num_local_experts": 6,
+    }
+    made = Forecaster(
+        source=resolve("mixtral-8x7b", overrides=sizes, seq_len=48),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=load_framework("megatron-core"),
+    )
+    choices = Choices(
+        n_devices=6, global_batch_size=12, n_units=made.n_units(), tp=(3,), ep=(3,), schedules=("1f1b",)
+    )
+    found = evaluate(made, choices)
+    rows = [int(row) for row in np.flatnonzero(np.isfinite(found.memory_bytes))]
+    plans = {row: plan for row in rows if (plan := found.plan(row)).dp == 2}
+    assert {plan.zero_stage for plan in plans.values()} >= {0, 1}
+    for row, plan in plans.items():
+        memory = made.forecast(plan).prediction.peak_memory_bytes
+        assert found.memory_bytes[row] == pytest.approx(memory, rel=1e-6), plan
+
+
 @pytest.mark.parametrize(
     "plan",
     [

@@ -173,3 +173,10 @@ def test_the_host_holds_what_each_rank_of_a_schedule_has(plan: str, fits: bool) 
 def test_a_pass_of_short_operators_on_an_unknown_host_is_noted(batch: int, noted: bool) -> None:
     answer = api.infer("resnet-50", hardware="a100-sxm4-80gb", batch_size=batch, framework="pytorch-fp16")
     assert any("no host time" in note for note in answer.warnings) == noted
+
+
+@pytest.mark.parametrize("paged", [True, False])
+def test_a_server_on_an_unknown_host_is_noted_as_answers_are(paged: bool) -> None:
+    asked = {"prompt_len": 64, "output_len": 8, "overrides": {"n_layer": 2}, "framework": "pytorch-fp16"}
+    answer = api.infer("gpt2", hardware="a100-sxm4-80gb", rate_per_s=1.0, paged=paged, **asked)
+    assert any("no host time" in note for note in answer.warnings)

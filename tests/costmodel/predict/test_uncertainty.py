@@ -60,6 +60,14 @@ def test_what_two_plans_share_cancels() -> None:
     assert difference_log_sigma(loadings, 0)[1] == pytest.approx(math.hypot(0.3, 0.4, 0.5))
 
 
+def test_experts_split_otherwise_are_other_shapes() -> None:
+    model, products = error_model(), {"fit gemm/nt/fp16": 0.3}
+    plans = [Plan.parse(f"dp4.tp2.ep4{width}") for width in ("", ".etp2", ".etp1")]
+    keys = [{k for k in model.factors(products, plan).keys if "@mbs" in k} for plan in plans]
+    assert keys[0] == keys[1]
+    assert not keys[0] & keys[2]
+
+
 def test_probability_is_that_of_drawn_factors() -> None:
     rng = np.random.default_rng(1)
     loadings = rng.normal(0.0, 0.1, (2, 6))

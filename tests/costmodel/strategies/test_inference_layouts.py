@@ -144,6 +144,37 @@ def test_hops_take_the_links_that_they_cross(gpt: InferenceForecaster) -> None:
     assert sent_s("pp12") == pytest.approx(10 * near + far, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("plan", "prompt", "output", "clients"), [("pp2", 64, 1024, 1000), ("pp4", 1500, 16, 300)]
+)
+def test_clients_of_a_pipeline_are_answered_however_many(
+    plan: str, prompt: int, output: int, clients: int
+) -> None:
+    """Fewer than fit may be answered quicker in all than as many as fit: no rate of theirs is too high."""
+    small = InferenceForecaster(
+        source=resolve("gpt2", overrides={"n_layer": 32, "n_embd": 2048, "n_head": 16}, seq_len=128),
+        profile=load_profile("h100-sxm5-80gb" if plan == "pp2" else "a100-sxm4-40gb"),
+        framework=load_framework("pytorch-bf16"),
+    )
+    answer = serve(small, Plan.parse(plan), prompt_len=prompt, output_len=output, concurrency=clients)
+    assert 0.0 < answer.rate_per_s <= answer.capacity_per_s
+
+
+@pytest.mark.parametrize("width", ["", ".etp1"])
+def test_hops_of_a_pipeline_with_experts_are_those_of_one_replica(width: str) -> None:
+    sizes = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 256, "vocab_size": 512}
+    mixture = InferenceForecaster(
+        source=resolve("mixtral-8x7b", overrides={**sizes, "num_local_experts": 4}, seq_len=64),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=load_framework("pytorch-bf16"),
+    )
+    sent_s = [
+        mixture.forward(Plan.parse(plan), batch_size=8).breakdown_s["pp_comm"]
+        for plan in (f"dp4.pp2.tp2.ep4{width}", "pp2.tp2")
+    ]
+    assert sent_s[0] == pytest.approx(sent_s[1])
+
+
 def test_tensor_parallelism_beats_a_layer_split(gpt: InferenceForecaster) -> None:
     """The founding documents' Llama-2 table: at 2 and 4 GPUs tensor parallelism is faster."""
     from planner import api

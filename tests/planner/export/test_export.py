@@ -32,6 +32,18 @@ def exported(target: str, plan: str, folder: Path, **others: object) -> dict[str
     return {path.name: path.read_text() for path in paths}
 
 
+def of_mixtral(target: str, plan: str, folder: Path) -> list[Path]:
+    return export(
+        "mixtral-8x7b",
+        hardware="a100-sxm4-80gb",
+        plan=plan,
+        target=target,
+        out=folder,
+        seq_len=64,
+        overrides=["num_hidden_layers=2", "hidden_size=128", "intermediate_size=256"],
+    )
+
+
 def test_megatron_arguments(tmp_path: Path) -> None:
     text = exported("megatron", "dp4.tp2.pp2.vpp2.mbs2.gbs64.zero1.sp.full", tmp_path)["megatron.args"]
     words = text.split()
@@ -44,20 +56,35 @@ def test_megatron_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "experts_tp"), [("tp2.ep2.gbs1", "1"), ("dp2.tp4.ep4.gbs2", "2"), ("dp4.tp2.ep4.gbs4", "")]
+    ("plan", "experts_tp"),
+    [
+        ("tp2.ep2.gbs1", "1"),
+        ("dp2.tp4.ep4.gbs2", "2"),
+        ("dp4.tp2.ep4.gbs4", ""),
+        ("dp4.tp2.ep4.etp1.gbs4", "1"),
+    ],
 )
 def test_megatron_splits_experts_as_the_plan_has_ranks(plan: str, experts_tp: str, tmp_path: Path) -> None:
-    paths = export(
-        "mixtral-8x7b",
-        hardware="a100-sxm4-80gb",
-        plan=plan,
-        target="megatron",
-        out=tmp_path,
-        seq_len=64,
-        overrides=["num_hidden_layers=2", "hidden_size=128", "intermediate_size=256"],
-    )
+    paths = of_mixtral("megatron", plan, tmp_path)
     lines = dict(line.split(maxsplit=1) for line in paths[0].read_text().splitlines() if " " in line)
     assert lines.get("--expert-tensor-parallel-size", "") == experts_tp
+
+
+@pytest.mark.parametrize(
+    ("plan", "experts_tp"),
+    [("dp4.tp2.ep4.gbs4", 2), ("dp4.tp2.ep4.etp1.gbs4", 1), ("tp2.ep2.gbs1", 1), ("dp4.tp2.gbs4", None)],
+)
+def test_torchtitan_splits_experts_as_the_plan_does(
+    plan: str, experts_tp: int | None, tmp_path: Path
+) -> None:
+    (toml,) = (file for file in of_mixtral("torchtitan", plan, tmp_path) if file.suffix == ".toml")
+    parallelism = tomllib.loads(toml.read_text())["parallelism"]
+    assert parallelism.get("expert_tensor_parallel_degree") == experts_tp
+
+
+def test_torchtitan_has_no_experts_over_some_of_the_tensor_parallel_ranks(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="experts over 2 ranks"):
+        of_mixtral("torchtitan", "dp2.tp4.ep4.gbs2", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,19 @@ def test_front_holds_no_plan_that_another_beats_twice() -> None:
     assert min(p.peak_memory_bytes for p in front) < front[0].peak_memory_bytes or len(front) == 1
 
 
+def test_experts_are_tried_whole_where_one_degree_is_asked_for() -> None:
+    from planner.search.space import choices_of
+
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 128}
+    made = Forecaster(
+        source=resolve("mixtral-8x7b", overrides={**sizes, "num_local_experts": 4}, seq_len=16),
+        profile=load_profile("a100-sxm4-80gb"),
+        framework=load_framework("megatron-core"),
+    )
+    for degrees, whole in (((4,), True), ((1,), False), (None, True)):
+        assert choices_of(made, 8, 8, SearchOptions(ep=degrees)).whole_experts == whole
+
+
 def test_standing_of_a_plan() -> None:
     found = search(forecaster(), n_devices=8, global_batch_size=16)
     best, last = found.ranked[0].prediction, found.ranked[-1].prediction

@@ -23,6 +23,9 @@ from planner.validation.published.links import link_between
         ("200 Gbit/s per GPU", "infiniband-8x200g"),
         ("2 x 25GbE", "ethernet-2x25g"),
         ("fast", None),
+        ("400 Gb/s per node, an interface of its own per GPU", "infiniband-2x200g"),
+        ("0 Gb/s per node", None),
+        ("0x 400 Gb/s", None),
     ],
 )
 def test_links_between_nodes(wording: str, link: str | None) -> None:

@@ -413,4 +413,7 @@ def test_pipelines_that_overlap_are_interleaved_to_single_layers() -> None:
 )
 def test_how_many_ranks_split_an_expert(cells: dict[str, str], width: int) -> None:
     moe = {"model_family": "moe", "n_gpus": "16", "tp": "2", "ep": "4"}
-    assert plan_of(**{**moe, **cells}).expert_tp == width
+    plan = plan_of(**{**moe, **cells})
+    assert plan.expert_tp == width
+    row = said(**{**moe, **cells}, gpu="H100")
+    assert ("etp=1" in plan_labels(row, plan, row_hardware(row))["assumed"]) == (width == 1)
