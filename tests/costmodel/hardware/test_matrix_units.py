@@ -85,3 +85,11 @@ def test_groups_of_odd_widths_take_the_widest_tiles() -> None:
 
     assert time_s(24) > time_s(32)
     assert time_s(48) == pytest.approx(time_s(96) / 2.0, rel=0.1)
+
+
+def test_halves_without_matrix_units_are_no_products_on_them() -> None:
+    for name in ("p100-pcie-16gb", "gtx-1650"):
+        fit = choose_fit(load_profile(name), "conv", "fwd", "fp16")
+        assert fit is not None
+        assert products_variant(fit, "fp32", load_profile(name).device) is None
+    assert rate("p100-pcie-16gb", "fp16") > 10e12  # as products it came to 7.4
