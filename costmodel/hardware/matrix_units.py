@@ -43,11 +43,11 @@ def _gathered_bytes_per_clock() -> float:
 def products_variant(fit: OperatorFit, measured_dtype: str, device: DeviceSpec) -> str | None:
     """The variant of products that tells how fast a convolution runs which only fp32 ones can lend a fit to;
     None where it was measured on such units, or the device has none."""
-    other_units = math_dtype(measured_dtype) == "fp32" != math_dtype(fit.dtype) and _has_units(device)
+    other_units = math_dtype(measured_dtype) == "fp32" != math_dtype(fit.dtype) and _has_matrix_units(device)
     return _VARIANTS[fit.variant] if fit.kind == "conv" and device.kind == "cuda" and other_units else None
 
 
-def _has_units(device: DeviceSpec) -> bool:
+def _has_matrix_units(device: DeviceSpec) -> bool:
     """Whether it has matrix units: tf32, which nothing else computes, or more than pairs of halves reach."""
     peaks = device.peak_flop_per_s
     return "tf32" in peaks or peaks.get("fp16", 0.0) > _PAIRS * peaks.get("fp32", np.inf)
