@@ -146,10 +146,15 @@ class FrameworkProfile(BaseModel):
     tensor cores."""
     dispatch: Literal["per_expert", "per_node"] = "per_expert"
     """Whether a token crosses to another node once for each of its experts there, or once for the node,
-    whose ranks pass it on (DeepSeek-V3's dispatch, arXiv 2412.19437, section 3.2.2)."""
+    whose ranks pass it on (DeepSeek-V3's dispatch, arXiv 2412.19437, section 3.2.2); inside a node, once for
+    each rank that holds experts of it (is_token_in_rank of DeepEP's kernels)."""
     dispatch_speed: float = Field(1.0, gt=0)
-    """Rate among three nodes and more of such a dispatch's own kernels over that of the profile's all-to-all;
-    between two they are alike."""
+    """Rate across nodes over that of the profile's all-to-all: of its own kernels among three nodes and more
+    (between two they are alike), or of an all-to-all that the framework tunes."""
+    dispatch_bytes_per_s: float = Field(0.0, ge=0)
+    """Most bytes of long rows that its kernels move from one rank; 0: what the links carry."""
+    dispatch_row_bytes: float = Field(0.0, ge=0)
+    """Length of a row that they move at half that rate."""
     dispatch_multiprocessors: int = Field(0, ge=0)
     """Multiprocessors that its kernels keep from what runs beside them; 0: as collectives do, by what they
     move."""

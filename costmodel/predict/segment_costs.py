@@ -208,9 +208,8 @@ def price_segment(
     for part in ("forward", "backward_input"):
         device[part] += 0.5 * _biases_s(segment, profile, framework)
     calls = [_once_per_node(call, n_nodes(call.axis), framework) for call in segment.collectives]
-    kept = framework.dispatch_multiprocessors / profile.device.multiprocessors
     comm, slowing = _comm_times(
-        calls, collective, link, recompute == "full" and bool(again), error, profile, min(kept, 1.0)
+        calls, collective, link, recompute == "full" and bool(again), error, profile, framework
     )
     if framework.overlap_ep:
         _hide_experts(comm, slowing, device)
@@ -294,12 +293,25 @@ def part_of(op: Operator, gradients: set[int]) -> str:
 
 
 def _once_per_node(call: CollectiveCall, n_nodes: int, framework: FrameworkProfile) -> CollectiveCall:
-    """The exchange as it crosses nodes: k experts drawn among n nodes meet n (1 - (1 - 1/n)^k) of them."""
-    if framework.dispatch != "per_node" or n_nodes < 2 or call.copies < 2:
+    """The exchange of experts' tokens as it crosses nodes, inside one node as it crosses ranks: k experts
+    drawn among n of them meet n (1 - (1 - 1/n)^k)."""
+    if call.copies < 2:
         return call
-    met = n_nodes * (1.0 - (1.0 - 1.0 / n_nodes) ** call.copies)
-    speed = framework.dispatch_speed if n_nodes > 2 else 1.0
-    return replace(call, size_bytes=round(call.size_bytes * met / call.copies / speed))
+    share = 1.0
+    if framework.dispatch == "per_node":
+        places = n_nodes if n_nodes > 1 else call.n_ranks
+        share = places * (1.0 - (1.0 - 1.0 / places) ** call.copies) / call.copies
+    fewest = 2 if framework.dispatch == "per_node" else 1
+    speed = framework.dispatch_speed if n_nodes > fewest else 1.0
+    return replace(call, size_bytes=round(call.size_bytes * share / speed))
+
+
+def _kernels_s(call: CollectiveCall, framework: FrameworkProfile) -> float:
+    """What the dispatch's own kernels take at the least for the rows of tokens that they move."""
+    if framework.dispatch != "per_node" or call.copies < 2 or not framework.dispatch_bytes_per_s:
+        return 0.0
+    beside = framework.dispatch_row_bytes / call.row_bytes if call.row_bytes else 0.0
+    return call.size_bytes * (1.0 + beside) / framework.dispatch_bytes_per_s
 
 
 _CommTimes = dict[str, dict[str, float]]
@@ -333,19 +345,17 @@ def _comm_times(
     again: bool,
     error: dict[tuple[str, str], float],
     profile: HardwareProfile,
-    kept_from_others: float,
+    framework: FrameworkProfile,
 ) -> tuple[_CommTimes, _CommTimes]:
-    """(seconds of the collectives, what they slow computation if all of them run beside it).
-
-    `kept_from_others`: the share of the device that exchanges of experts keep to themselves at the least.
-    """
+    """(seconds of the collectives, what they slow computation if all of them run beside it)."""
+    kept_from_others = min(framework.dispatch_multiprocessors / profile.device.multiprocessors, 1.0)
     comm: _CommTimes = {part: {} for part in PARTS}
     slowing: _CommTimes = {part: {} for part in PARTS}
     for call in calls:
         if call.overlapped:
             continue
         estimate = collective(call.op, float(call.size_bytes), call.axis)
-        seconds = float(np.sum(estimate.median_s))
+        seconds = max(float(np.sum(estimate.median_s)), _kernels_s(call, framework))
         moved = bus_factor(call.op, call.n_ranks) * call.size_bytes
         share = float(share_taken(profile, np.array(moved), np.array(seconds)))
         if call.axis == "ep" and call.op == "all_to_all":

@@ -240,11 +240,12 @@ def _exchanges(
         for op, key, at in ((forward[0], "k", own[0].index - 1), (forward[-1], "n", own[-1].index)):
             width = op.dims.get("hidden", op.dims.get(key, 1))
             rows = op.dims.get("num_tokens", op.dims.get("m", 0)) * op.dims.get("batch", 1)
+            element_bytes = _element_bytes(op, tensors)
             size = dispatch_bytes(
                 tokens=ceil(rows / slices),
                 top_k=op.dims.get("topk", 1),
                 width=width,
-                element_bytes=_element_bytes(op, tensors),
+                element_bytes=element_bytes,
                 routing=routing,
             )
             calls.append(
@@ -257,6 +258,7 @@ def _exchanges(
                     after_operator=at,
                     module=op.module,
                     copies=op.dims.get("topk") or _copies(segment, tensors),
+                    row_bytes=width * element_bytes,
                 )
             )
     return calls

@@ -34,6 +34,8 @@ class CollectiveCall:
     """Runs beside computation by construction (ring exchange of keys and values)."""
     copies: int = 1
     """Rows of the same token among those it sends, to different experts."""
+    row_bytes: int = 0
+    """Bytes of one of those rows."""
     tensor: int = -1
     """Tensor of the segment that it moves, where there is one."""
 
