@@ -312,7 +312,8 @@ def _as_priced_kind(
     """Kinds without a form of their own as one that has: experts as a batch, unknown work as a copy.
 
     The rows that groups share are what the gradient of a weight (tn) is summed over: no matrix has rows of
-    that length, which is any number.
+    that length, which is any number. Groups without a row are not read; their gradients are written all the
+    same.
     """
     if kind not in FORMS:
         load_forms()
@@ -323,6 +324,9 @@ def _as_priced_kind(
         rows = np.maximum(sizes["m"] / groups, 1.0)
         if variant == "tn":
             return "bmm", {"batch": groups, "m": sizes["n"], "n": sizes["k"], "k": rows}
+        reached = groups * (1.0 - (1.0 - 1.0 / groups) ** sizes["m"])  # as `forms.moe` counts active experts
+        groups = np.maximum(np.round(reached), 1.0)
+        rows = np.maximum(sizes["m"] / groups, 1.0)
         return "bmm", {"batch": groups, "m": rows, "n": sizes["n"], "k": sizes["k"]}
     # half of the bytes read, half written, four bytes an element
     elements = np.maximum(sizes["bytes"] / 8.0, 1.0)

@@ -117,6 +117,19 @@ def test_gradients_of_experts_take_any_number_of_rows() -> None:
     assert took[1] == pytest.approx(forward, rel=0.2)
 
 
+def test_experts_without_a_row_are_not_read() -> None:
+    """Two rows reach two of eight experts, as many as there are rows; gradients of all eight are written."""
+    p = profile(plain_fit())
+
+    def took(groups: float, rows: float, variant: str = "nt") -> float:
+        sizes = {"groups": [groups], "m": [rows], "n": [7168.0], "k": [4096.0]}
+        return float(operator_times(p, "grouped_gemm", variant, "bf16", sizes).median_s[0])
+
+    assert took(8, 2) == pytest.approx(took(2, 2))
+    assert took(8, 2) < took(8, 8) < took(8, 128)
+    assert took(8, 2, "tn") == pytest.approx(took(8, 8, "tn"), rel=0.1)
+
+
 def test_wrong_requests_are_named() -> None:
     with pytest.raises(UsageError, match="unknown operator kind 'gem'"):
         operator_times(profile(), "gem", "nt", "bf16", SQUARE)
