@@ -224,8 +224,16 @@ class FrameworkProfile(BaseModel):
     chooses_keys: bool = False
     """Attention runs over the keys that the model chooses alone; else over all of them under a mask, as the
     model's own code does."""
-    merges_projections: bool = False
-    """A server runs products of one input as one, and routed experts as one call."""
+    merges_projections: bool | Literal["attention"] = False
+    """In inference products of one input run as one, and a server's routed experts as one call; attention:
+    those that make queries, keys and values alone."""
+    vector_products: tuple[str, ...] = ()
+    """Types of products with weights that, for a single row of activations, the compiler writes as a
+    reduction over the weights; others are the library's (and the tables')."""
+    device_memory_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of a device that a server takes, for parameters, passes, keys and values together."""
+    free_memory_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of what parameters and passes leave free that a server gives keys and values."""
     input_quantisation_s: dict[str, float] = Field(default_factory=dict)
     """Type of products -> seconds that their measurements with these `kernels` spend on quantising the input,
     which a server's normalisations and activations do on the way."""

@@ -424,7 +424,9 @@ class InferenceForecaster:
         if source := streams_from(plan):
             transfer_s = self._transfers_s(forecaster, plan, units, source)
             parts["offload"] = streamed_s(unit_s, transfer_s) - sum(unit_s)
-        overhead_s = host_cost_s(forecaster.profile, "step_s") + forecaster.framework.forward_overhead_s
+        framework = forecaster.framework
+        overhead_s = framework.forward_overhead_s + batch_size * framework.request_overhead_s
+        overhead_s += host_cost_s(forecaster.profile, "step_s")
         parts["host"] = parts.get("host", 0.0) + overhead_s
         blocks = [unit for unit in units if unit.shard.local.is_block]
         if plan.pp > 1 and blocks:

@@ -47,12 +47,13 @@ from costmodel.predict.attending import attention_call, latent_dims
 from costmodel.predict.erring import Erring, together
 from costmodel.predict.pricing import host_cost_s, price_operators
 from costmodel.predict.served_kernels import (
-    one_kernel_each,
+    joined_streams,
     one_product_each,
     recurrence_rows,
     recurrence_streams,
     recurrences,
     residual_with_norm,
+    routers,
     shared_experts,
     state_bytes,
     state_update,
@@ -130,6 +131,7 @@ class PassCosts:
         self._recurrent: list[tuple[float, float, int]] = []
         """Bytes of a state, and those that a token of a prompt moves beside it; layers."""
         self._like: tuple[Operator, Operator]
+        self._joins_heads = inference.framework.merges_projections == "attention"
         self._scoring = 0
         """Calls of attention that score keys for themselves."""
         self._attention: list[tuple[Segment, Operator, int]] = []
@@ -239,7 +241,7 @@ class PassCosts:
 
     def _segment(self, low: ShardedSegment, high: ShardedSegment, *, head: bool) -> Erring:
         """All instances of a segment without its attention."""
-        merged = self._inference.framework.merges_projections
+        merged = self._inference.framework.merges_projections is True
         kernels = [
             self._served(s.local, fuse(s.local, self._forecaster.fusion).operators, head, merged)
             for s in (low, high)
@@ -278,11 +280,11 @@ class PassCosts:
             (size / ways, moved, low.count)
             for size, moved in zip(states, rows or [0.0] * len(states), strict=True)
         ]
-        routers = _routers(low.local)
-        beside = shared_experts(kernels[0], routers) if merged else frozenset()
+        choosing = routers(low.local)
+        beside = shared_experts(kernels[0], choosing) if merged else frozenset()
         routed, shared = np.zeros(len(_TOKENS)), np.zeros(len(_TOKENS))
         for place, (a, b) in enumerate(zip(*kernels, strict=True)):
-            cost = self._operator(a, b, as_kept=head or a.module in routers)
+            cost = self._operator(a, b, as_kept=head or a.module in choosing)
             size = gathered.pop(a.module, None) if a.kind == "gemm" else None
             home = next((m for m in recurrent if a.module.startswith(f"{m}.")), None)
             if size is not None and home is not None:
@@ -321,13 +323,12 @@ class PassCosts:
         if head:  # nothing is scored: the last product ends the pass
             products = [place for place, op in enumerate(found) if op.kind == "gemm"]
             found = found[: products[-1] + 1] if products else found
+        homes = {op.module for op in segment.operators if op.kind == "attention"}
         if not merged:
-            return found
+            return one_product_each(segment, found, homes) if self._joins_heads else found
         found = one_product_each(segment, self._one_call_of_experts(found))
         found = without_recurrence(segment, found)
-        homes = {op.module for op in segment.operators if op.kind == "attention"}
-        found = one_kernel_each(found, homes, ("elementwise",), "rope")
-        found = one_kernel_each(found, _routers(segment), ("elementwise", "reduction", "softmax"), None)
+        found = joined_streams(segment, found, homes)
         return residual_with_norm(found) if segment.is_block else found
 
     def _one_call_of_experts(self, kernels: list[Operator]) -> list[Operator]:
@@ -472,11 +473,6 @@ def _last_product(kernels: Sequence[Operator], home: str) -> int:
     """Place of the last product of a module, -1 where it has none."""
     products = [n for n, op in enumerate(kernels) if op.kind == "gemm" and op.module.startswith(f"{home}.")]
     return products[-1] if products else -1
-
-
-def _routers(segment: Segment) -> set[str]:
-    """Modules that choose experts."""
-    return {op.module for op in segment.operators if "topk" in op.target}
 
 
 def _division(segment: ShardedSegment) -> object:

@@ -11,7 +11,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
-from costmodel.hardware.device import cache_bytes, element_bytes, has_units, product_dtype
+from costmodel.hardware.device import cache_bytes, element_bytes, has_units, product_dtype, weight_bytes
 from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.kinds import OPERATOR_KINDS
@@ -136,6 +136,11 @@ def price_runs(
         device_s[positions] = median_s / share
         if kind == "attention" and variant == "decode" and framework.decode_elements_per_s:
             device_s[positions] = _by_query_head_s(dims, dtype, profile, framework)
+        if kind == "gemm" and dtype in framework.vector_products:
+            alone = dims["m"] == 1
+            device_s[positions] = np.where(
+                alone, _reduced_s(dims, dtype, profile, framework), device_s[positions]
+            )
         if framework.conv_layout_passes and kind == "conv":
             turned = [not operators[i].arguments.get("channels_last", 0) for i in positions]
             device_s[positions] += turned * _layout_s(dims, dtype, variant, profile, framework)
@@ -172,6 +177,16 @@ def _by_query_head_s(
     taken_s = elements / (framework.decode_elements_per_s * device.multiprocessors)
     read_s = elements * dims["kv_heads"] / dims["heads"] * cache_bytes(dtype) / device.memory_bytes_per_s
     return shortest.median_s + np.maximum(taken_s, read_s / framework.decode_memory_efficiency)
+
+
+def _reduced_s(
+    dims: Mapping[str, FloatArray], dtype: str, profile: HardwareProfile, framework: FrameworkProfile
+) -> FloatArray:
+    """Seconds [n] of products of one row written as a reduction over the weights, which come from memory."""
+    size = dims["n"] * dims["k"] * weight_bytes(dtype)
+    sizes = {"rows": dims["n"], "cols": dims["k"], "bytes": size}
+    estimate = operator_times(profile, "reduction", "sum", framework.compute_dtype, sizes)
+    return np.maximum(estimate.median_s, size / profile.device.memory_bytes_per_s)
 
 
 def streaming_s(

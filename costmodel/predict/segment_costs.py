@@ -17,6 +17,7 @@ from costmodel.hardware.collectives import bus_factor
 from costmodel.hardware.host_machine import dispatch_factor
 from costmodel.hardware.overlap import share_taken
 from costmodel.predict.pricing import PricedOperators, host_cost_s, price_runs, streaming_s
+from costmodel.predict.served_kernels import as_answered
 from costmodel.sharding.expert import biased_elements
 from costmodel.stage_costs import CostParts
 
@@ -140,6 +141,11 @@ def price_kernels(
             )
             for segment, operators in zip(segments, runs, strict=True)
         ]
+    if framework.merges_projections:
+        runs = [
+            operators if _trains(operators) else as_answered(segment.local, operators, framework)
+            for segment, operators in zip(segments, runs, strict=True)
+        ]
     priced = price_runs(runs, profile, framework, long_run=long_run)
     return tuple(
         Kernels(
@@ -151,6 +157,10 @@ def price_kernels(
         )
         for segment, one, operators, prices in zip(segments, fused, runs, priced, strict=True)
     )
+
+
+def _trains(operators: Sequence[Operator]) -> bool:
+    return any(op.phase is Phase.BACKWARD for op in operators)
 
 
 def _parts(segment: ShardedSegment, operators: Sequence[Operator]) -> tuple[str, ...]:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from costmodel.graph.model_graph import Operator, Segment
 
+if TYPE_CHECKING:
+    from costmodel.framework import FrameworkProfile
+
 __all__ = [
+    "as_answered",
+    "joined_streams",
     "one_kernel_each",
     "one_product_each",
     "recurrence_rows",
     "recurrence_streams",
     "recurrences",
     "residual_with_norm",
+    "routers",
     "shared_experts",
     "state_bytes",
     "state_update",
@@ -26,9 +33,40 @@ _ROWS_OF_CHUNKS = 13
 """1 + (2 + 2) + (3 + 1) + (3 + 1): read and written by the four kernels of `recurrence_rows`."""
 
 
-def one_product_each(segment: Segment, kernels: list[Operator]) -> list[Operator]:
+def as_answered(
+    segment: Segment, kernels: Iterable[Operator], framework: FrameworkProfile
+) -> tuple[Operator, ...]:
+    """The kernels of a segment's forward as the framework runs them in inference, experts and recurrences
+    aside; what the host does stays behind them."""
+    found = list(kernels)
+    homes = {op.module for op in segment.operators if op.kind == "attention"}
+    if framework.merges_projections == "attention":
+        return tuple(one_product_each(segment, found, homes))
+    if not framework.merges_projections:
+        return tuple(found)
+    host = [op for op in found if op.kind == "host"]
+    found = one_product_each(segment, [op for op in found if op.kind != "host"])
+    found = joined_streams(segment, found, homes)
+    return (*(residual_with_norm(found) if segment.is_block else found), *host)
+
+
+def joined_streams(segment: Segment, kernels: list[Operator], attending: set[str]) -> list[Operator]:
+    """Rotary embedding with the write to the cache as one kernel, and a router's choice as one."""
+    found = one_kernel_each(kernels, attending, ("elementwise",), "rope")
+    return one_kernel_each(found, routers(segment), ("elementwise", "reduction", "softmax"), None)
+
+
+def routers(segment: Segment) -> set[str]:
+    """Modules that choose experts."""
+    return {op.module for op in segment.operators if "topk" in op.target}
+
+
+def one_product_each(
+    segment: Segment, kernels: list[Operator], homes: set[str] | None = None
+) -> list[Operator]:
     """Products of one module that read one tensor, side by side in one kernel (the first one's place and
-    name); a router and a shared expert read one tensor too, and stay apart."""
+    name); a router and a shared expert read one tensor too, and stay apart. `homes`: modules whose products
+    they are; default: any."""
     base = {t.index: t.index if t.view_of is None else t.view_of for t in segment.tensors}
     parameters = {t.index for t in segment.parameters}
     first: dict[tuple[str, int, int, str], int] = {}
@@ -36,7 +74,8 @@ def one_product_each(segment: Segment, kernels: list[Operator]) -> list[Operator
     for op in kernels:
         inputs = [base.get(i, i) for i in op.inputs if base.get(i, i) not in parameters]
         home = op.module.rpartition(".")[0]
-        key = (home, inputs[0], op.dims["k"], op.dtype) if op.kind == "gemm" and inputs else None
+        alike = op.kind == "gemm" and inputs and (homes is None or home in homes)
+        key = (home, inputs[0], op.dims["k"], op.dtype) if alike else None
         if key is not None and key in first:
             into = result[first[key]]
             result[first[key]] = replace(into, dims={**into.dims, "n": into.dims["n"] + op.dims["n"]})
@@ -50,10 +89,8 @@ def one_product_each(segment: Segment, kernels: list[Operator]) -> list[Operator
 def one_kernel_each(
     kernels: list[Operator], homes: set[str], kinds: tuple[str, ...], variant: str | None
 ) -> list[Operator]:
-    """What streams in each of the modules `homes` as one kernel over as many bytes, in the first one's place.
-
-    Rotary embedding with the write to the cache; a router's choice of experts.
-    """
+    """What streams in each of the modules `homes` as one kernel over as many bytes, in the first one's
+    place."""
     result: list[Operator] = []
     place: dict[str, int] = {}
     for op in kernels:

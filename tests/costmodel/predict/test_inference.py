@@ -10,6 +10,7 @@ from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
 from costmodel.plan import Plan
 from costmodel.predict.inference import InferenceForecaster, InferencePrediction
+from costmodel.predict.passes import Attending, PassCosts
 
 GPT = {"n_layer": 4, "n_embd": 1024, "n_head": 16, "vocab_size": 1024, "n_positions": 2048}
 WIDTH, LAYERS = 1024, 4
@@ -188,3 +189,51 @@ def test_more_ranks_than_key_heads_each_keep_one() -> None:
         for tp in (4, 8)
     )
     assert eight.kv_cache_bytes == four.kv_cache_bytes == 2 * 2 * 2 * 128 * 4 * (128 + 16)
+
+
+def test_a_server_s_framework_answers_a_batch_with_the_kernels_of_its_passes() -> None:
+    """Projections that read one tensor are one product: a token of a batch takes what it takes in a pass."""
+    source = resolve("llama-3.1-8b", overrides={"num_hidden_layers": 4, "vocab_size": 32000}, seq_len=1)
+    profile, framework = load_profile("a100-sxm4-80gb"), load_framework("vllm")
+    apart = framework.model_copy(update={"merges_projections": False})
+    merged, separate = (
+        InferenceForecaster(source=source, profile=profile, framework=f) for f in (framework, apart)
+    )
+    for batch in (1, 16):
+        sizes = {"batch_size": batch, "prompt_len": 512, "output_len": 2}
+        token_s = merged.generate(Plan(), **sizes).time_per_output_token_s
+        in_pass_s = PassCosts(merged, Plan()).seconds([Attending(requests=batch, tokens=1, context=513)])
+        assert token_s == pytest.approx(in_pass_s, rel=0.05)
+        assert token_s < 0.97 * separate.generate(Plan(), **sizes).time_per_output_token_s
+
+
+def test_requests_of_a_batch_each_cost_the_host_their_time() -> None:
+    source = resolve("gpt2", overrides=GPT, seq_len=512)
+    plain = load_framework("vllm").model_copy(update={"request_overhead_s": 0.0})
+    slow = plain.model_copy(update={"request_overhead_s": 1e-4})
+    answers = [
+        InferenceForecaster(source=source, profile=load_profile("a100-sxm4-80gb"), framework=f).generate(
+            Plan(), batch_size=8, prompt_len=64, output_len=16
+        )
+        for f in (plain, slow)
+    ]
+    more_s = answers[1].time_per_output_token_s - answers[0].time_per_output_token_s
+    assert more_s == pytest.approx(8e-4)
+    assert answers[1].breakdown_s["host"] == pytest.approx(answers[0].breakdown_s["host"] + 16 * 8e-4)
+
+
+def test_a_compiler_s_vector_products_read_the_weights_at_the_memory_s_rate() -> None:
+    source = resolve("llama-3.1-8b", overrides={"num_hidden_layers": 4, "vocab_size": 32000}, seq_len=1)
+    profile, framework = load_profile("a100-sxm4-80gb"), load_framework("gpt-fast")
+    library = framework.model_copy(update={"vector_products": ()})
+    own, others = (
+        InferenceForecaster(source=source, profile=profile, framework=f) for f in (framework, library)
+    )
+
+    def token_s(made: InferenceForecaster, batch: int) -> float:
+        answer = made.generate(Plan(), batch_size=batch, prompt_len=8, output_len=2)
+        return answer.time_per_output_token_s
+
+    weights = 2 * (4 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096) + 32000 * 4096)
+    assert weights / profile.device.memory_bytes_per_s < token_s(own, 1) < 0.9 * token_s(others, 1)
+    assert token_s(own, 2) == pytest.approx(token_s(others, 2))

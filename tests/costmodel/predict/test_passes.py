@@ -101,10 +101,10 @@ def _decode(requests: int, context: int = 1024) -> Attending:
 
 
 def test_a_pass_of_running_requests_is_near_a_decode_of_the_batch() -> None:
-    found = _costs("llama").seconds([_decode(16)]) - 16 * load_framework("vllm").request_overhead_s
+    found = _costs("llama").seconds([_decode(16)])
     alone = _forecaster("llama").generate(Plan(), batch_size=16, prompt_len=768, output_len=512)
-    # the server merges projections and leaves the loss out; what its host does comes on top
-    assert 0.5 * alone.time_per_output_token_s < found < alone.time_per_output_token_s
+    # the server leaves the loss out
+    assert 0.9 * alone.time_per_output_token_s < found < alone.time_per_output_token_s
 
 
 def test_a_pass_never_gets_shorter_with_tokens_requests_or_context() -> None:
