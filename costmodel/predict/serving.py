@@ -177,13 +177,14 @@ def _room(
     each = per_token * length
     passing = forecaster.pass_bytes(plan, prompt_len=prompt_len, output_len=output_len)
     beside = alone.parameter_bytes + passing + alone.overhead_bytes
-    room = alone.device_memory_bytes - beside
+    taken = forecaster.framework.device_memory_fraction * alone.device_memory_bytes
+    room = forecaster.framework.free_memory_fraction * (taken - beside)
     most = min(_MOST_RUNNING, int(room / each)) if each else _MOST_RUNNING
     if most < 1:
         raise InfeasibleError(
             f"{plan}: parameters of {bytes_text(alone.parameter_bytes)}, activations and libraries of "
             f"{bytes_text(beside - alone.parameter_bytes)} and one request's cache of {bytes_text(each)} do "
-            f"not fit {bytes_text(alone.device_memory_bytes)}; take a higher tp"
+            f"not fit {bytes_text(taken)} of {bytes_text(alone.device_memory_bytes)}; take a higher tp"
         )
     tokens = room / per_token if per_token else math.inf
     return _Room(alone=alone, pass_bytes=passing, request_bytes=each, tokens=tokens, most=most)

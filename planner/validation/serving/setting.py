@@ -96,13 +96,16 @@ def _backend(row: PublishedRow) -> dict[str, Any] | None:
 
 
 def cache_room_bytes(row: PublishedRow, *, device_bytes: float, parameter_bytes: float) -> float:
-    """Bytes that a rank of the backend has for keys and values: a share of the device less the parameters, or
-    a share of what the parameters leave; passes take some of both."""
-    entry = {**(_backend(row) or {}), **_launched(row, clients=1, replicas=1)}
+    """Bytes that a rank of the backend has for keys and values: the framework's shares of the device and of
+    what parameters leave free, or those of the row's launch; passes take some of both."""
+    backend = _backend(row) or {}
+    entry = {**backend, **_launched(row, clients=1, replicas=1)}
+    framework = load_framework(backend["framework"]) if backend else None
+    of_device = framework.device_memory_fraction if framework else 1.0
+    of_free = framework.free_memory_fraction if framework else 1.0
+    taken = float(entry.get("memory_fraction", of_device)) * device_bytes
     kept = parameter_bytes + float(entry.get("reserved_bytes", 0.0))
-    if "free_memory_fraction" in entry:
-        return float(entry["free_memory_fraction"]) * (device_bytes - kept)
-    return float(entry.get("memory_fraction", 1.0)) * device_bytes - kept
+    return float(entry.get("free_memory_fraction", of_free)) * (taken - kept)
 
 
 def _products(wording: str) -> str:

@@ -248,3 +248,14 @@ def test_replicas_share_experts_only_where_the_plan_says_so() -> None:
         0.3 * four.time_per_output_token_s < shared.time_per_output_token_s < 3 * four.time_per_output_token_s
     )
     assert served("tp4.ep4", 16).time_per_output_token_s < alone.time_per_output_token_s
+
+
+def test_a_server_keeps_less_than_the_whole_device(gpt: InferenceForecaster) -> None:
+    def most(**shares: float) -> int:
+        framework = gpt.framework.model_copy(update=shares)
+        made = InferenceForecaster(source=gpt.source, profile=gpt.profile, framework=framework)
+        return serve(made, Plan(), prompt_len=256, output_len=768, rate_per_s=0.1).most_running
+
+    few = most(free_memory_fraction=0.04)
+    assert most(free_memory_fraction=0.08) == pytest.approx(2 * few, abs=1)
+    assert most(device_memory_fraction=0.08) < most(free_memory_fraction=0.08)
