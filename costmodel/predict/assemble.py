@@ -216,6 +216,7 @@ def stage_costs(
         mine,
         forecaster.optimizer,
         forecaster.profile,
+        fused=forecaster.framework.fused_optimizer,
         n_dtensors=_n_dtensors(plan, units),
         utilisation=utilisation,
     )
@@ -381,7 +382,8 @@ def _gradient_collective(plan: Plan) -> tuple[str, str]:
 def _update(forecaster: Forecaster, groups: list[list[Unit]]) -> tuple[str, float]:
     """What the optimizer's time errs with, and its spread."""
     elements = max((held_elements(group) for group in groups), key=sum)
-    _, sigma = optimizer_s(elements, forecaster.optimizer, forecaster.profile)
+    fused = forecaster.framework.fused_optimizer
+    _, sigma = optimizer_s(elements, forecaster.optimizer, forecaster.profile, fused=fused)
     return f"fit optimizer/{optimizer_variant(forecaster.optimizer).variant}/fp32", sigma
 
 

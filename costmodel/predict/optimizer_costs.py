@@ -33,29 +33,35 @@ __all__ = [
 class Traffic:
     """fp32 tensors of a parameter's size that one update reads and writes, and those it keeps."""
 
-    __slots__ = ("kept", "read", "rooted", "updates", "variant", "written")
+    __slots__ = ("foreach", "kept", "read", "rooted", "updates", "variant", "written")
 
-    def __init__(self, variant: str, *, read: int, written: int, kept: int, rooted: bool = False) -> None:
+    def __init__(
+        self, variant: str, *, read: int, written: int, kept: int, rooted: bool = False, foreach: int = 0
+    ) -> None:
         self.variant = variant
         self.read = read
         self.written = written
         self.kept = kept
         self.rooted = rooted
         """Whether the update makes a root of a tensor's size on its way."""
+        self.foreach = foreach or read + written
+        """Tensors read and written by torch's foreach kernels, one for each step of the update."""
         self.updates = bool(written)
         """Whether there is an update at all; else forward and backward are the step."""
 
 
 OPTIMIZERS = {
     "sgd": Traffic("sgd", read=2, written=1, kept=0),
-    "adam": Traffic("adam", read=4, written=3, kept=2, rooted=True),
-    "adamw": Traffic("adam", read=4, written=3, kept=2, rooted=True),
+    "adam": Traffic("adam", read=4, written=3, kept=2, rooted=True, foreach=18),
+    "adamw": Traffic("adam", read=4, written=3, kept=2, rooted=True, foreach=20),
     "adafactor": Traffic("adafactor", read=2, written=1, kept=0),
     "muon": Traffic("muon", read=3, written=2, kept=1),
     "none": Traffic("none", read=0, written=0, kept=0),
 }
-"""Adam: reads parameter, gradient, both moments; writes parameter and moments (Kingma & Ba, Alg. 1). none: a
-step of forward and backward alone: its gradients stay, and the next backward adds to them."""
+"""Adam: reads parameter, gradient, both moments; writes parameter and moments (Kingma & Ba, Alg. 1). Its
+foreach kernels (torch/optim/adam.py, _multi_tensor_adam): decay 2 (AdamW alone), lerp 3, mul 2, addcmul 3,
+sqrt 2, div 2, add 2, addcdiv 4. none: a step of forward and backward alone: its gradients stay, and the next
+backward adds to them."""
 
 
 _NEWTON_SCHULZ_STEPS = 5
@@ -123,11 +129,14 @@ def optimizer_s(
     name: str,
     profile: HardwareProfile,
     *,
+    fused: bool = True,
     n_dtensors: int = 0,
     utilisation: float = 1.0,
 ) -> tuple[float, float]:
     """Seconds of one update of tensors with these element counts, and its spread of ln(time).
 
+    `fused`: one kernel updates them; else a GPU runs one for each step of the update (torch's default),
+    unless its profile measured whole updates.
     `n_dtensors` of them are DTensors, which dispatch each of the update's operators once more.
     `utilisation`: the fraction of time that neighbours on the same memory are busy.
     """
@@ -135,12 +144,18 @@ def optimizer_s(
     if not elements or not traffic.updates:
         return 0.0, 0.0
     dims = update_sizes(elements, name, profile)
+    if not fused and profile.device.kind != "cpu" and not _measured(profile):
+        dims["bytes"] = dims["bytes"] * traffic.foreach / (traffic.read + traffic.written)
     estimate = operator_times(profile, "optimizer", traffic.variant, "fp32", dims)
     waiting_s = contended_s(profile, "optimizer", traffic.variant, "fp32", dims, estimate.median_s)
     update_s = float((estimate.median_s - waiting_s * (1.0 - utilisation)).sum())
     dispatch_s = n_dtensors * host_cost_s(profile, "dtensor_update_s")
     longest = int(np.argmax(estimate.median_s))
     return update_s + dispatch_s, float(estimate.log_sigma[longest])
+
+
+def _measured(profile: HardwareProfile) -> bool:
+    return any(fit.kind == "optimizer" for fit in profile.operators)
 
 
 def written_out_s(elements: Sequence[int], profile: HardwareProfile, framework: FrameworkProfile) -> float:

@@ -23,11 +23,13 @@ __all__ = ["StageSums", "updates_s"]
 
 def updates_s(forecaster: Forecaster, units: Sequence[Unit], shard: int) -> list[float]:
     """Seconds of each unit's update where `shard` replicas share it."""
+    fused = forecaster.framework.fused_optimizer
     priced: dict[int, float] = {}
     for unit in units:
         if unit.segment not in priced:
             sizes = [max(1, math.ceil(n / shard)) for n in unit.elements]
-            priced[unit.segment] = optimizer_s(sizes, forecaster.optimizer, forecaster.profile)[0]
+            update_s, _ = optimizer_s(sizes, forecaster.optimizer, forecaster.profile, fused=fused)
+            priced[unit.segment] = update_s
     return [priced[unit.segment] for unit in units]
 
 

@@ -72,3 +72,30 @@ def test_a_forward_from_an_emptied_pool_is_no_faster_than_its_allocations() -> N
     assert slow.breakdown_s["host"] > 10.0
     hidden, _ = predicted("none", segment_s=1e-9)
     assert hidden.step_time_s == plain.step_time_s
+
+
+def test_a_gpus_update_takes_a_kernel_for_each_step_unless_it_is_fused() -> None:
+    profile = load_profile("a100-sxm4-80gb")
+    fused_s, _ = optimizer_s([10**9], "adamw", profile)
+    foreach_s, _ = optimizer_s([10**9], "adamw", profile, fused=False)
+    assert foreach_s / fused_s == pytest.approx(20 / 7, rel=0.01)  # both wait for memory
+    adam_s, _ = optimizer_s([10**9], "adam", profile, fused=False)
+    assert fused_s < adam_s < foreach_s  # no decay of the parameters
+    sgd = [optimizer_s([10**9], "sgd", profile, fused=fused)[0] for fused in (True, False)]
+    assert sgd[0] == sgd[1]
+
+
+def test_a_measured_update_is_taken_as_it_is() -> None:
+    """The calibration times torch's own update, whichever it chooses."""
+    for name in ("epyc-9005-core", "core-i7-13700"):
+        profile = load_profile(name)
+        assert optimizer_s([10**6], "adamw", profile) == optimizer_s([10**6], "adamw", profile, fused=False)
+
+
+def test_a_framework_says_how_it_updates() -> None:
+    fused, _ = predicted("adamw", fused_optimizer=True)
+    foreach, _ = predicted("adamw", fused_optimizer=False)
+    assert foreach.breakdown_s["optimizer"] > 2.0 * fused.breakdown_s["optimizer"]
+    for name in ("megatron", "torchtitan", "deepspeed", "static-graph"):
+        assert load_framework(name).fused_optimizer, name
+    assert not load_framework("pytorch").fused_optimizer
