@@ -38,6 +38,7 @@ _DROPOUT = ("aten.bernoulli_", "aten.div_", "aten.mul")
 
 
 _SOFTMAX_BACKWARD = "aten._softmax_backward_data"
+_MASKED_FILL = "aten.masked_fill."
 _BIAS = 2
 """Its place among a convolution's inputs."""
 
@@ -103,6 +104,7 @@ def _beside(op: Operator, tensors: Mapping[int, TensorInfo], fusion: str) -> lis
 
     softmax backward   gradient times softmax; its own kernel reads the product and the softmax
                        (ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out), as many bytes again
+    masked_fill        fills a copy (ATen/native/TensorAdvancedIndexing.cpp)
     convolution        its bias is added to what cuDNN wrote, and its gradient is a sum over the result's
                        (ATen/native/Convolution.cpp); depthwise kernels, torch's own, add it inside
     """
@@ -111,6 +113,9 @@ def _beside(op: Operator, tensors: Mapping[int, TensorInfo], fusion: str) -> lis
     if _SOFTMAX_BACKWARD in op.target:
         named = f"{op.target} (grad * output)"
         return [replace(op, target=named, kind="elementwise", variant="mul", outputs=())]
+    if _MASKED_FILL in op.target:
+        size = _size(op, tensors, op.outputs)
+        return [_kernel(op, "copy", "elementwise", "copy", read=size, written=size)]
     if op.kind != "conv" or 1 < op.dims["groups"] >= op.dims["c_in"]:
         return []
     if op.variant == "fwd" and len(op.inputs) > _BIAS:

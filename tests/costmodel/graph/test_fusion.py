@@ -116,6 +116,32 @@ def test_a_gpus_softmax_backward_multiplies_in_a_kernel_of_its_own(fusion: str, 
     assert not [op for op in found if "_log_softmax" in op.target]
 
 
+class Masked(nn.Module):
+    """Half of a product's results are masked, in place or not."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+        self.in_place = in_place
+        self.register_buffer("mask", torch.ones(64, dtype=torch.bool))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.linear(x)
+        return (x.masked_fill_(self.mask, 0.0) if self.in_place else x.masked_fill(self.mask, 0.0)).square()
+
+
+@pytest.mark.parametrize(
+    ("fusion", "in_place", "copies"),
+    [("eager", False, 2), ("eager", True, 1), ("as_traced", False, 0), ("compiled", False, 0)],
+)
+def test_a_gpu_masks_a_copy(fusion: str, in_place: bool, copies: int) -> None:
+    """In backward too: a gradient is masked out of place."""
+    segment = traced(Masked(in_place=in_place), 32, 64)
+    found = [op for op in fuse(segment, fusion).operators if "(copy)" in op.target]
+    size = 4 * 32 * 64
+    assert [(op.bytes_read, op.bytes_written) for op in found] == [(size, size)] * copies
+
+
 @pytest.mark.parametrize(
     ("fusion", "groups", "added", "summed"),
     [
@@ -162,8 +188,9 @@ def test_fusion_keeps_arithmetic_and_products_and_never_moves_more(name: str, fu
         assert sum(op.flop for op in kernels) == sum(op.flop for op in eager)
         products = [op for op in eager if op.kind not in (*MEMORY_BOUND, "embedding")]
         assert [op for op in kernels if op.kind not in (*MEMORY_BOUND, "embedding")] == products
-        # torch's softmax backward on a GPU is two kernels of as many bytes
-        again = [op for op in eager if "aten._softmax_backward" in op.target and fusion == "eager"]
+        # torch's softmax backward on a GPU is two kernels of as many bytes, and so is masking
+        twice = ("aten._softmax_backward", "aten.masked_fill.")
+        again = [op for op in eager if any(t in op.target for t in twice) and fusion == "eager"]
         assert sum(op.bytes_read + op.bytes_written for op in kernels) <= 1.001 * sum(
             op.bytes_read + op.bytes_written for op in (*eager, *again)
         )
