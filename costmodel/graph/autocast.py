@@ -33,8 +33,8 @@ _SOFTMAX: Mapping[str, Callable[..., torch.Tensor]] = {
 
 @lru_cache(maxsize=1)
 def fp32_operators() -> tuple[frozenset[str], frozenset[str]]:
-    """Names of functions that run in fp32: those whose arguments are cast, and those whose kernel reads half
-    precision and writes fp32."""
+    """Names of functions that run in fp32: those whose arguments are cast, and those told to make fp32 (a
+    softmax reads fp16 and writes fp32 in one kernel; bf16 is cast first, as are the others)."""
     data = json.loads(_DATA.read_text())
     return frozenset(data["fp32"]), frozenset(data["own_dtype"])
 
@@ -71,7 +71,7 @@ class _InFp32(TorchFunctionMode):
             args, values = pytree.tree_map(_as_fp32, (tuple(args), values))
         elif name in inside and args and _is_half(args[0]) and values.get("dtype") in (None, torch.float32):
             dim = values.get("dim", args[1] if len(args) > 1 else None)
-            if name in _SOFTMAX and dim is not None:
+            if name in _SOFTMAX and dim is not None and args[0].dtype == torch.float16:
                 return _SOFTMAX[name](args[0], dim, True)
             values["dtype"] = torch.float32
         return func(*args, **values)

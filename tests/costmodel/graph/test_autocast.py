@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from costmodel.errors import TraceError
@@ -106,16 +107,41 @@ def test_a_cpu_s_autocast_leaves_to_half_precision_what_a_gpu_s_takes_out_of_it(
     assert casts == real.seen
 
 
-def test_softmax_reads_half_precision_without_a_cast_before_it() -> None:
+class Dispatched(TorchDispatchMode):
+    """What runs inside, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_a_softmax_of_fp16_needs_no_cast_before_it_as_torch_runs_it_on_a_gpu(
+    name: str, dtype: torch.dtype
+) -> None:
     class Scores(nn.Module):
         def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             return torch.softmax(a @ b, dim=-1)
 
+    with FakeTensorMode():
+        half = torch.empty(8, 8, dtype=dtype, device="cuda")
+        with Dispatched() as real:
+            torch.softmax(half, -1, dtype=torch.float32)  # what autocast calls
+    casts = sum(target.startswith(CAST) for target in real.seen)
+    assert casts == {"fp16": 0, "bf16": 1}[name]
+
     a, b = torch.randn(8, 16), torch.randn(16, 8)
-    found = operators(trace_module(Scores(), (a, b), training=False, autocast="bf16"))
+    found = operators(trace_module(Scores(), (a, b), training=False, autocast=name))
     (softmax,) = (op for op in found if op.kind == "softmax")
-    assert (softmax.bytes_read, softmax.bytes_written) == (2 * 64, 4 * 64)
-    assert [op.bytes_written for op in found if op.target.startswith(CAST)] == [2 * 128, 2 * 128]
+    assert (softmax.bytes_read, softmax.bytes_written) == ((4 if casts else 2) * 64, 4 * 64)
+    widened = [op for op in found if op.target.startswith(CAST) and op.bytes_read == 2 * 64]
+    assert len(widened) == casts
 
 
 def test_a_part_that_turns_autocast_off_runs_as_its_tensors_are() -> None:
