@@ -20,7 +20,7 @@ from costmodel.estimate import FloatArray
 from costmodel.hardware.device import element_bytes, math_dtype
 from costmodel.hardware.schema import DeviceSpec
 
-__all__ = ["aligned_share", "is_multiple"]
+__all__ = ["aligned_share", "is_multiple", "whole_rows"]
 
 _DATA = Path(__file__).parents[1] / "data" / "alignment.json"
 _ROWS = {"nt": ("k", "n"), "nn": ("k", "n"), "tn": ("m", "n")}
@@ -68,6 +68,23 @@ def aligned_share(
             reached = np.where(several & (lost > 0.0), plain_share, reached)
         np.minimum(share, reached, out=share)
     return share
+
+
+def whole_rows(dtype: str, variant: str, sizes: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """`sizes` with rows of all matrices filled up to whole loads, as compilers pad operands before a product
+    (torch/_inductor/fx_passes/pad_mm.py, shape_padding; XLA's CublasPadForGemms).
+
+    >>> sizes = {"m": np.array([3.0]), "n": np.array([50257.0]), "k": np.array([768.0])}
+    >>> whole_rows("bf16", "nt", sizes)["n"]
+    array([50264.])
+    """
+    vector_bytes, _, _ = _table()
+    per_vector = max(1.0, vector_bytes / element_bytes(dtype))
+    rows = _ROWS.get(variant, ())
+    return {
+        name: np.ceil(size / per_vector) * per_vector if name in rows else size
+        for name, size in sizes.items()
+    }
 
 
 def is_multiple(values: FloatArray, period: float) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from costmodel.estimate import FloatArray
 from costmodel.graph.model_graph import Operator, Phase
+from costmodel.hardware.alignment import whole_rows
 from costmodel.hardware.device import cache_bytes, element_bytes, has_units, product_dtype, weight_bytes
 from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.host_machine import dispatch_factor
@@ -28,6 +29,7 @@ __all__ = ["PricedOperators", "host_cost_s", "price_operators", "price_runs", "s
 _FLAT_COLS = 4096.0
 """Width of a run of elements: a token's, as in the tables that element-wise kernels are fitted to."""
 _EXPERTS = ("grouped_gemm", "moe")
+_PADDED = ("gemm", "bmm")
 _WEIGHTED = ("gemm", "grouped_gemm", "moe")
 _PRODUCTS = ("gemm", "bmm", "grouped_gemm", "conv", "attention")
 
@@ -126,6 +128,8 @@ def price_runs(
         }
         if kind == "elementwise" and profile.device.kind != "cpu":
             dims = _flat(dims)
+        if kind in _PADDED and framework.fusion == "compiled" and profile.device.kind != "cpu":
+            dims = whole_rows(dtype, variant, dims)
         library = (*(framework.expert_kernels if kind == "moe" else ()), *framework.kernels)
         estimate = operator_times(profile, kind, variant, dtype, dims, framework=library)
         share = framework.memory_bound_efficiency if streams(kind) else 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from costmodel.hardware.alignment import aligned_share, is_multiple
+from costmodel.hardware.alignment import aligned_share, is_multiple, whole_rows
 from costmodel.hardware.forms.gemm import GemmForm
 from costmodel.hardware.store import load_profile
 
@@ -83,3 +83,14 @@ def test_multiples_are_those_of_the_remainder() -> None:
     sizes = np.concatenate([np.arange(1.0, 200.0), np.array([0.5, 2.0**40, 2.0**40 + 1.0, 1e12 + 8.0])])
     for period in (1.0, 4.0, 8.0):
         assert is_multiple(sizes, period).tolist() == (sizes % period == 0.0).tolist()
+
+
+@pytest.mark.parametrize("variant", ["nt", "nn", "tn"])
+def test_operands_filled_up_lose_nothing_and_grow_by_less_than_a_load(variant: str) -> None:
+    odd = {"m": np.array([1023.0]), "n": np.array([VOCABULARY]), "k": np.array([769.0])}
+    for dtype, elements in (("bf16", 8.0), ("fp16", 8.0)):
+        filled = whole_rows(dtype, variant, odd)
+        assert np.all(np.asarray(aligned_share(A100, dtype, variant, filled)) == 1.0)
+        assert all(0.0 <= (filled[name] - odd[name]).item() < elements for name in odd)
+        again = whole_rows(dtype, variant, filled)
+        assert all(np.array_equal(filled[name], again[name]) for name in odd)
