@@ -255,7 +255,7 @@ def _must_shard(row: PublishedRow) -> bool:
         or row.text("model_family") == "moe"
     ):
         return False
-    if _framework_name(row) in told["frameworks"] or re.search(told["unless"], row.text("framework"), re.I):
+    if _framework_name(row) in told["frameworks"]:
         return False
     return bool(known_parameters(row) * told["bytes_per_parameter"] > _device_bytes(row))
 

@@ -109,6 +109,8 @@ def test_a_library_that_writes_attention_out_is_traced_as_it_does() -> None:
 def test_a_trainers_half_precision_is_autocast_over_fp32_parameters() -> None:
     half = row_framework(published(framework="HF Trainer", dtype="bf16", year="2022"))
     assert (half.casts_to, half.parameter_bytes) == ("bf16", 4.0)
+    for named in ("OpenCLIP", "PyTorch autocast", "PyTorch (AMP)"):
+        assert row_framework(published(framework=named, dtype="bf16", year="2022")).casts_to == "bf16", named
     full = row_framework(published(framework="HF Trainer", dtype="tf32", year="2022"))
     assert (full.casts_to, full.compute_dtype) == ("", "fp32")
     sharded = row_framework(published(framework="HF Trainer + DeepSpeed ZeRO-2", dtype="bf16", year="2022"))
@@ -314,3 +316,13 @@ def test_overlaps_that_a_row_lists_are_done() -> None:
     said = row_plan(published(**cells, pp="2", vpp="2", n_gpus="768"))
     assert not isinstance(said, str)
     assert said.vpp == 2
+
+
+def test_replicas_that_cannot_hold_a_model_shard_it_however_the_row_splits_it() -> None:
+    """LLaMA's 65B on 2,048 GPUs: split by tensors and sequence, but not a word on how."""
+    cells = {"task": "train", "gpu": "A100-SXM4-80GB", "n_gpus": "2048", "global_batch": "2048"}
+    cells |= {"model_family": "llama", "layers": "80", "hidden": "8192", "heads": "64", "vocab": "32000"}
+    for wording in ("own code", "own code (model+sequence parallelism)"):
+        plan = row_plan(published(framework=wording, dtype="bf16", seq_len="2048", **cells))
+        assert not isinstance(plan, str)
+        assert (plan.dp, plan.zero_stage) == (2048, 3), wording
