@@ -326,3 +326,13 @@ def test_replicas_that_cannot_hold_a_model_shard_it_however_the_row_splits_it() 
         plan = row_plan(published(framework=wording, dtype="bf16", seq_len="2048", **cells))
         assert not isinstance(plan, str)
         assert (plan.dp, plan.zero_stage) == (2048, 3), wording
+
+
+@pytest.mark.parametrize(("stage", "beside"), [("1", False), ("2", False), ("3", True)])
+def test_deepspeed_under_a_trainer_reduces_halves_after_backward_but_for_stage_three(
+    stage: str, beside: bool
+) -> None:
+    cells = {"framework": "HF Trainer + DeepSpeed", "dtype": "fp16", "year": "2021", "zero_stage": stage}
+    framework = row_framework(published(**cells))
+    assert framework.overlap_dp is beside
+    assert framework.gradient_comm_bytes == 2.0
