@@ -17,7 +17,7 @@ from typing import Any
 from costmodel.errors import UsageError
 from costmodel.hardware.network_schema import Link, MeshEdge, NetworkModel
 
-__all__ = ["device_family", "device_network", "inter_link", "intra_link", "intra_names"]
+__all__ = ["device_family", "device_network", "inter_link", "intra_link", "intra_names", "usual_interfaces"]
 
 _INTER_NAME = re.compile(r"([a-z]+)-(\d+)x(\d+)g")
 
@@ -67,6 +67,16 @@ def inter_link(name: str) -> Link:
         nics_per_node=nics,
         source=fields["source"],
     )
+
+
+def usual_interfaces(network: NetworkModel, ranks_per_node: int) -> str | None:
+    """Name of the network's usual link between nodes of so many ranks: as many interfaces a rank as its own
+    nodes have, one at least. None where nothing changes."""
+    found = _INTER_NAME.fullmatch(network.inter[0].name) if network.inter else None
+    if found is None:
+        return None
+    nics = max(1, round(int(found[2]) * ranks_per_node / network.ranks_per_node))
+    return None if nics == int(found[2]) else f"{found[1]}-{nics}x{found[3]}g"
 
 
 def device_family(device: str) -> str | None:

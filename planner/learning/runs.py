@@ -130,7 +130,7 @@ def _rows(
 def _row(profile: HardwareProfile, row: Any, cache: dict[str, Forecaster]) -> LearningRun | str:
     from planner.validation.published.model_map import row_model
     from planner.validation.published.score import metric_of_step
-    from planner.validation.published.setting import row_arguments, row_framework, row_plan
+    from planner.validation.published.setting import in_rows_nodes, row_arguments, row_framework, row_plan
 
     if row.metric is None:
         return "the row gives no metric"
@@ -144,7 +144,7 @@ def _row(profile: HardwareProfile, row: Any, cache: dict[str, Forecaster]) -> Le
             return model
         key, arguments = row_arguments(row, model)
         if key not in cache:
-            cache[key] = Forecaster(**{**arguments(), "profile": profile})
+            cache[key] = Forecaster(**{**arguments(), "profile": in_rows_nodes(profile, row)})
         cache[key].forecast(plan)  # what cannot be forecast says so here
         one_second = metric_of_step(row, plan, model, cache[key], metric)(1.0)
     except ForeshardError as error:

@@ -80,13 +80,14 @@ class Sensitivities:
 
 
 def predictions(profile: HardwareProfile, runs: Sequence[LearningRun]) -> list[Prediction]:
-    """Every run's forecast on a profile; runs of one forecaster share their priced segments."""
+    """Every run's forecast on a profile, in the run's nodes; runs of one forecaster share priced segments."""
     at: dict[int, Forecaster] = {}
     found = []
     for run in runs:
         key = id(run.forecaster)
         if key not in at:
-            at[key] = run.forecaster.on(profile=profile)
+            there = profile.model_copy(update={"network": run.forecaster.profile.network})
+            at[key] = run.forecaster.on(profile=there)
         found.append(at[key].forecast(run.plan).prediction)
     return found
 

@@ -14,7 +14,7 @@ import costmodel
 from costmodel.errors import ForeshardError, PlanError
 from costmodel.framework import FrameworkProfile, load_framework
 from costmodel.hardware.device import weight_bytes
-from costmodel.hardware.node_links import inter_link, intra_link, intra_names
+from costmodel.hardware.node_links import inter_link, intra_link, intra_names, usual_interfaces
 from costmodel.hardware.schema import HardwareProfile
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve_config, with_adapters, with_fewer_predictions
@@ -29,6 +29,7 @@ __all__ = [
     "INFERENCE_TASKS",
     "counted_step_share",
     "heavier_plans",
+    "in_rows_nodes",
     "overfull",
     "row_arguments",
     "row_framework",
@@ -109,8 +110,13 @@ def _profile(name: str) -> HardwareProfile:
 
 
 def row_hardware(row: PublishedRow) -> HardwareProfile:
-    """The shipped profile of the row's GPU, with the row's link. Raises ProfileError where there is none."""
-    return _linked(_gpu(row), row_variant(row))
+    """The shipped profile of the row's GPU in its nodes. Raises ProfileError where there is none."""
+    return _in_nodes(_gpu(row), row_variant(row), _row_node(row))
+
+
+def in_rows_nodes(profile: HardwareProfile, row: PublishedRow) -> HardwareProfile:
+    """The profile with the row's links (nominal where its own nodes do not have them) and GPUs per node."""
+    return _with_nodes(profile, row_variant(row), _row_node(row))
 
 
 def _gpu(row: PublishedRow) -> str:
@@ -130,28 +136,44 @@ def row_variant(row: PublishedRow) -> str | None:
     wording = row.text("inter_node_link")
     inside = (e["link"] for e in _settings()["intra_links"] if says(row, e["where"]))
     between = link_between(wording, row.integer("gpus_per_node") or network.ranks_per_node)
+    if between is None and (ranks := _row_node(row)) is not None:
+        between = usual_interfaces(network, ranks)
     links = [link for link in (next(inside, None), between) if link is not None]
     return "+".join(links) or None
 
 
+def _row_node(row: PublishedRow) -> int | None:
+    """GPUs of the row's nodes; None where its GPU's usual nodes place its ranks alike, and in racks."""
+    network = _profile(_gpu(row)).network
+    said, n_gpus = row.integer("gpus_per_node"), row.integer("n_gpus", 1)
+    if network is None or not said or network.ranks_per_node > _settings()["largest_node"]:
+        return None
+    return said if said != network.ranks_per_node and n_gpus > min(said, network.ranks_per_node) else None
+
+
 @lru_cache(maxsize=64)
-def _linked(name: str, variant: str | None) -> HardwareProfile:
-    """The profile of a GPU, with links that its usual nodes do not have (nominal where unmeasured)."""
-    profile = _profile(name)
+def _in_nodes(name: str, variant: str | None, ranks_per_node: int | None) -> HardwareProfile:
+    return _with_nodes(_profile(name), variant, ranks_per_node)
+
+
+def _with_nodes(profile: HardwareProfile, variant: str | None, ranks_per_node: int | None) -> HardwareProfile:
     network = profile.network
-    if variant is None or network is None or variant in network.variants():
+    if network is None:
         return profile
     intra, inter = network.intra, network.inter
     known = {link.name for link in (*intra, *inter)}
-    for part in variant.split("+"):
+    for part in variant.split("+") if variant else ():
         if part in known:
             continue
         if part in intra_names():
             intra = (*intra, intra_link(part))
         else:
             inter = (*inter, inter_link(part))
-    joined = network.model_copy(update={"intra": intra, "inter": inter})
-    return profile.model_copy(update={"network": joined})
+    ranks = ranks_per_node or network.ranks_per_node
+    if (intra, inter, ranks) == (network.intra, network.inter, network.ranks_per_node):
+        return profile
+    changed = network.model_copy(update={"intra": intra, "inter": inter, "ranks_per_node": ranks})
+    return profile.model_copy(update={"network": changed})
 
 
 def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[], dict[str, Any]]]:
@@ -164,7 +186,7 @@ def row_arguments(row: PublishedRow, model: RowModel) -> tuple[str, Callable[[],
     shape = [dict(model.config), model.seq_len, model.target_len, model.head, model.predicted_share]
     shape += [model.adapted, model.adapter_rank]
     task = "train" if row.text("task") == "train" else "infer"  # only training has a loss
-    key = json.dumps([*shape, profile.name, framework.model_dump(), variant, task])
+    key = json.dumps([*shape, profile.name, framework.model_dump(), variant, _row_node(row), task])
     arguments = partial(_arguments, row.text("model_name"), model, profile, framework, variant, task)
     said = (
         e["optimizer"] for e in _settings()["optimizer"] if re.search(e["match"], row.text("notes"), re.I)

@@ -11,6 +11,7 @@ from costmodel.hardware.node_links import (
     inter_link,
     intra_link,
     intra_names,
+    usual_interfaces,
 )
 
 
@@ -35,6 +36,15 @@ def test_longest_family_wins_whatever_the_spelling() -> None:
 def test_line_rate_is_in_bytes() -> None:
     link = inter_link("roce-2x100g")
     assert (link.bytes_per_s, link.nics_per_node, link.kind) == (12.5e9, 2, "roce")
+
+
+def test_nodes_of_other_sizes_have_as_many_interfaces_a_rank() -> None:
+    eight, one = device_network("H100-SXM5-80GB"), device_network("V100-PCIe-32GB")
+    assert usual_interfaces(eight, 4) == "infiniband-4x400g"
+    assert usual_interfaces(eight, 1) == "infiniband-1x400g"
+    assert usual_interfaces(eight, 8) is None
+    assert usual_interfaces(device_network("GH200-96GB"), 4) == "infiniband-4x400g"
+    assert usual_interfaces(one, 4) is None  # one interface is all there is to share
 
 
 @pytest.mark.parametrize("name", ["infiniband", "carrier-pigeon-1x1g", "efa-4x", ""])

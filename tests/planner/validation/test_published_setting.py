@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from costmodel.hardware.store import load_profile
 from planner.validation.published.model_map import RowModel, row_model
 from planner.validation.published.rows import PublishedRow, says
 from planner.validation.published.setting import (
     counted_step_share,
+    in_rows_nodes,
     row_arguments,
     row_framework,
     row_hardware,
@@ -69,6 +71,43 @@ def test_a_row_says_how_its_gpus_are_joined_inside_a_node(cells: dict[str, str],
     assert intra.kind == kind
     assert inter is not None
     assert inter.nics_per_node == 1
+
+
+def nodes_of(**cells: str) -> tuple[int, int]:
+    """GPUs and interfaces of a node of the row."""
+    row = published(**cells)
+    network = row_hardware(row).network
+    assert network is not None
+    inter = network.links(row_variant(row))[1]
+    return network.ranks_per_node, 0 if inter is None else inter.nics_per_node
+
+
+def test_rows_are_placed_on_nodes_of_as_many_gpus_as_they_say() -> None:
+    sxm = {"gpu": "A100-SXM4-80GB", "n_gpus": "16"}
+    assert nodes_of(**sxm) == (8, 8)
+    assert nodes_of(**sxm, gpus_per_node="8") == (8, 8)
+    assert nodes_of(**sxm, gpus_per_node="4") == (4, 4)
+    assert nodes_of(**sxm, gpus_per_node="4", inter_node_link="2x 200 Gb/s InfiniBand") == (4, 2)
+    assert nodes_of(gpu="RTX A4000", n_gpus="16", gpus_per_node="16")[0] == 16
+    assert nodes_of(gpu="A100-SXM4-80GB", n_gpus="2", gpus_per_node="4")[0] == 8  # on one node in any case
+    assert nodes_of(gpu="GB200", n_gpus="64", gpus_per_node="4")[0] == 72  # trays of one rack
+    quad = published(gpu="GH200-96GB", n_gpus="8", gpus_per_node="4")
+    network = row_hardware(quad).network
+    assert network is not None
+    assert (network.ranks_per_node, network.links(row_variant(quad))[0].kind) == (4, "nvlink_mesh")
+
+
+def test_the_node_of_a_row_places_its_groups() -> None:
+    cells = BERT | {"gpu": "A100-SXM4-80GB", "n_gpus": "16", "gpus_per_node": "4"}
+    model = model_of()
+    keys = {row_arguments(published(**cells | {"gpus_per_node": n}), model)[0] for n in ("4", "8")}
+    assert len(keys) == 2
+    profile = row_arguments(published(**cells), model)[1]()["profile"]
+    assert profile.network.ranks_per_node == 4
+    given = in_rows_nodes(load_profile("h100-sxm5-80gb"), published(**cells))
+    assert given.name == "H100-SXM5-80GB"
+    assert given.network is not None
+    assert given.network.ranks_per_node == 4
 
 
 def test_a_source_that_divides_by_steps_it_did_not_run_is_read_so() -> None:
