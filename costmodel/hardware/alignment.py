@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from costmodel.estimate import FloatArray
-from costmodel.hardware.device import element_bytes, math_dtype
+from costmodel.hardware.device import element_bytes, has_matrix_units, has_units, math_dtype
 from costmodel.hardware.schema import DeviceSpec
 
 __all__ = ["aligned_share", "is_multiple", "whole_rows"]
@@ -26,8 +26,6 @@ _DATA = Path(__file__).parents[1] / "data" / "alignment.json"
 _ROWS = {"nt": ("k", "n"), "nn": ("k", "n"), "tn": ("m", "n")}
 """The sizes that rows of A, B and the result have, by layout: all matrices lie row by row."""
 _HALF_BYTES = 2
-_MOST_PLAIN_SHARE = 1 / 3
-"""A dtype whose peak is three times that of fp32 or more has matrix units; pairs of halves reach 2."""
 
 
 @lru_cache(maxsize=1)
@@ -46,11 +44,12 @@ def aligned_share(
     bytes, where the dtype is computed without matrix units (fp32), where it has one byte or less (libraries
     refuse such rows, frameworks pad them) and for a layout other than nt, nn and tn.
     """
-    peaks = device.peak_flop_per_s
-    plain_share = peaks.get("fp32", np.inf) / peaks.get(math_dtype(dtype), np.nan)
-    element = element_bytes(dtype)
-    if not plain_share <= _MOST_PLAIN_SHARE or element < _HALF_BYTES or variant not in _ROWS:
+    element, units = element_bytes(dtype), math_dtype(dtype)
+    matrices = units != "fp32" and has_units(device, dtype) and has_matrix_units(device)
+    if not matrices or element < _HALF_BYTES or variant not in _ROWS:
         return 1.0
+    peaks = device.peak_flop_per_s
+    plain_share = min(1.0, peaks.get("fp32", np.inf) / peaks[units])
     vector_bytes, long_row, shares = _table()
     per_vector = vector_bytes / element
     rows = [np.asarray(sizes[name]) for name in _ROWS[variant]]

@@ -8,6 +8,7 @@ A dtype may say more than one type: `bf16->fp8` converts, `bf16+fp8kv` keeps the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -17,6 +18,7 @@ __all__ = [
     "cache_bytes",
     "dtype_fallbacks",
     "element_bytes",
+    "has_matrix_units",
     "has_units",
     "math_dtype",
     "peak_flop_per_s",
@@ -44,6 +46,8 @@ _ELEMENT_BYTES = {
     "int8_wo": 2.0,
     "int4_wo": 2.0,
 }
+_PAIRS = 2.5
+"""Times the rate of fp32 that halves may reach without matrix units: two in a register each make it 2."""
 _WEIGHT_BYTES = {"int8_wo": 1.0, "int4_wo": 0.5}
 _MATH = {"fp8_block": "fp8", "fp4": "nvfp4", "sq": "int8", "int8_wo": "fp16", "int4_wo": "fp16"}
 _RUNS_ON = {
@@ -137,3 +141,10 @@ def units_of(device: DeviceSpec, dtype: str) -> str:
 def has_units(device: DeviceSpec, dtype: str) -> bool:
     """Whether the device computes `dtype` (weight-only types: what they widen to) on units of its own."""
     return units_of(device, dtype) == math_dtype(dtype)
+
+
+def has_matrix_units(device: DeviceSpec) -> bool:
+    """Whether it has matrix units: tf32, which nothing else computes, or halves faster than pairs of them are
+    (boards whose units run at half rate, as GeForce do, have no more than that)."""
+    peaks = device.peak_flop_per_s
+    return "tf32" in peaks or peaks.get("fp16", 0.0) > _PAIRS * peaks.get("fp32", math.inf)

@@ -19,18 +19,14 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from costmodel.hardware.attained import best_share
-from costmodel.hardware.device import math_dtype
+from costmodel.hardware.device import has_matrix_units, math_dtype
 from costmodel.hardware.forms.evaluate import form_of
 from costmodel.hardware.schema import DeviceSpec, OperatorFit
 
 __all__ = ["as_products", "products_variant"]
 
 _DATA = Path(__file__).parents[1] / "data" / "convolution.json"
-_PAIRS = 2.5
-"""Times the rate of fp32 that halves may reach without matrix units: two in a register each make it 2."""
 _SHARED = ("memory_efficiency", "wave_sharpness", "launch_s")
 _VARIANTS = {"fwd": "nt", "dgrad": "nn", "wgrad": "tn"}
 
@@ -43,14 +39,8 @@ def _gathered_bytes_per_clock() -> float:
 def products_variant(fit: OperatorFit, measured_dtype: str, device: DeviceSpec) -> str | None:
     """The variant of products that tells how fast a convolution runs which only fp32 ones can lend a fit to;
     None where it was measured on such units, or the device has none."""
-    other_units = math_dtype(measured_dtype) == "fp32" != math_dtype(fit.dtype) and _has_matrix_units(device)
+    other_units = math_dtype(measured_dtype) == "fp32" != math_dtype(fit.dtype) and has_matrix_units(device)
     return _VARIANTS[fit.variant] if fit.kind == "conv" and device.kind == "cuda" and other_units else None
-
-
-def _has_matrix_units(device: DeviceSpec) -> bool:
-    """Whether it has matrix units: tf32, which nothing else computes, or more than pairs of halves reach."""
-    peaks = device.peak_flop_per_s
-    return "tf32" in peaks or peaks.get("fp16", 0.0) > _PAIRS * peaks.get("fp32", np.inf)
 
 
 def as_products(fit: OperatorFit, products: OperatorFit, device: DeviceSpec) -> OperatorFit:

@@ -42,6 +42,20 @@ def test_units_without_matrices_are_not_slowed() -> None:
     assert np.all(np.asarray(aligned_share(p100, "fp16", "nt", _sizes(TOKENS, VOCABULARY, WIDTH))) == 1.0)
 
 
+def test_boards_with_matrix_units_at_half_rate_lose_too() -> None:
+    """GeForce boards run halves at twice the rate of fp32; their products take the same kernels as A100's."""
+    board = load_profile("rtx-3090").device
+    odd = _sizes(TOKENS, VOCABULARY, WIDTH)
+    assert np.asarray(aligned_share(board, "fp16", "nt", odd)) == pytest.approx(
+        np.asarray(aligned_share(A100, "fp16", "nt", odd))
+    )
+    scores = {"batch": np.array([64.0])} | _sizes(197.0, 197.0, 64.0)
+    share = float(np.asarray(aligned_share(board, "fp16", "nt", scores)).item())
+    peaks = board.peak_flop_per_s
+    assert share == pytest.approx(peaks["fp32"] / peaks["fp16"])
+    assert share < 1.0
+
+
 def test_types_of_a_byte_and_less_are_padded_by_who_uses_them() -> None:
     b200 = load_profile("b200").device
     for dtype in ("fp8", "nvfp4"):

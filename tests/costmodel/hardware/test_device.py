@@ -9,6 +9,7 @@ from costmodel.hardware.device import (
     cache_bytes,
     dtype_fallbacks,
     element_bytes,
+    has_matrix_units,
     peak_flop_per_s,
     product_dtype,
     product_flop_per_s,
@@ -68,3 +69,19 @@ def test_datasheets_are_consistent() -> None:
             assert spellings.setdefault(key, name) == name, spelling
     assert find_datasheet("nvidia geforce rtx 3090") == datasheets()["RTX-3090"]
     assert find_datasheet("no such card") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("P100-PCIe-16GB", False),  # pairs of halves
+        ("GTX-1080-Ti", False),
+        ("V100-SXM2-32GB", True),
+        ("T4", True),
+        ("RTX-3090", True),  # at half rate
+        ("H100-SXM5-80GB", True),
+        ("MI100", True),
+    ],
+)
+def test_matrix_units_are_told_by_what_nothing_else_computes(name: str, there: bool) -> None:
+    assert has_matrix_units(device(name)) is there
