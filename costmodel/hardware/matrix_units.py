@@ -9,8 +9,8 @@ large products of a type is what it reaches in convolutions of that type:
     memory_efficiency, wave_sharpness, launch_s = those of that fit
     tiles             = alike, as tiles of 128 x 64 and more are on matrix units
 
-Rows of a product lie in memory; those of a kernel of several positions are collected from images, which takes
-what `costmodel/data/convolution.json` says on top.
+Rows of a product lie in memory; those of a kernel of several positions are collected from images, beside the
+products, at most as fast as `costmodel/data/convolution.json` says.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ _SHARED = ("memory_efficiency", "wave_sharpness", "launch_s")
 _VARIANTS = {"fwd": "nt", "dgrad": "nn", "wgrad": "tn"}
 
 
-@lru_cache(maxsize=1)
-def _gathered_bytes_per_clock() -> float:
-    return float(json.loads(_DATA.read_text(encoding="utf-8"))["gathered_bytes_per_clock"])
+@lru_cache(maxsize=8)
+def _gathered_bytes_per_clock(architecture: str) -> float:
+    """Operands that a multiprocessor collects from images in a clock: by a copy engine or by instructions."""
+    table = json.loads(_DATA.read_text(encoding="utf-8"))
+    engine = architecture in table["copy_engine_architectures"]
+    return float(table["gathered_bytes_per_clock"]["copy_engine" if engine else "instructions"])
 
 
 def products_variant(fit: OperatorFit, measured_dtype: str, device: DeviceSpec) -> str | None:
@@ -50,7 +53,7 @@ def as_products(fit: OperatorFit, products: OperatorFit, device: DeviceSpec) -> 
     parameters = {p.name: p.start for p in form.parameters(device, fit.dtype, fit.variant)}
     parameters |= {name: products.parameters[name] for name in _SHARED}
     parameters["gemm_efficiency"] = float(f"{share:.6g}")
-    parameters["gathered_bytes_per_clock"] = _gathered_bytes_per_clock()
+    parameters["gathered_bytes_per_clock"] = _gathered_bytes_per_clock(device.architecture)
     return fit.model_copy(
         update={
             "parameters": parameters,

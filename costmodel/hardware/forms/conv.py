@@ -20,7 +20,7 @@ tiles and channels by whole blocks, blocks run in whole waves: an image of 5 x 5
 4 x 4.
 
     products   = waves(blocks) * block's FLOP (+ start) / (rate of one multiprocessor * efficiency)
-                 + block's operands / what a multiprocessor gathers from images   where the fit says so
+                 beside block's operands / what a multiprocessor gathers from images, where the fit says so
     one kernel = (products^p + memory^p)^(1/p)
     stages     = one kernel + what is transformed / bandwidth + further launches
     time       = softmin over algorithms + launch
@@ -285,7 +285,8 @@ def _gemm_s(
             rate = theta["gemm_efficiency"] * theta.get(f"gemm_{tile[0]:.0f}x{tile[1]:.0f}", 1.0)
             if _GATHERED in theta:
                 gathering = _gathering(theta[_GATHERED], device, dtype, rows, cols)
-                rate = np.asarray(1.0 / (1.0 / rate + gathered * gathering), dtype=np.float64)
+                busy = soft_max(np.asarray(1.0 / rate), np.asarray(gathered * gathering))
+                rate = np.asarray(1.0 / busy, dtype=np.float64)
             work = rows * cols * _deep(k / split, theta["gemm_start"])
             best = np.minimum(best, _products_s(theta, device, dtype, blocks * split, work, rate))
     return best

@@ -171,9 +171,10 @@ def test_a_gradient_of_few_channels_goes_by_columns() -> None:
 
 @pytest.mark.parametrize(("kernel", "stride", "gathered"), [(3, 1, True), (1, 2, True), (1, 1, False)])
 def test_operands_on_matrix_units_are_gathered_from_images(kernel: int, stride: int, gathered: bool) -> None:
-    # 256 FLOP an element and 2,048 FLOP a clock: 128 x 128 blocks need 32 bytes a clock
+    # 256 FLOP an element and 2,048 FLOP a clock: 128 x 128 blocks need 32 bytes a clock, gathered
+    # beside the products: both take as long, as two sides of a roofline that overlap in part
     dims = _dims(108, 512, 1024, 128, kernel, stride)
     least = FORM.algorithms_s(_ideal(), GPU, dims, "bf16", "fwd")["implicit_gemm"]
     theta = _ideal() | {"gathered_bytes_per_clock": 32.0}
     found = FORM.algorithms_s(theta, GPU, dims, "bf16", "fwd")["implicit_gemm"]
-    assert found / least == pytest.approx(2.0 if gathered else 1.0, rel=0.02)
+    assert found / least == pytest.approx(2.0 ** (1 / 3) if gathered else 1.0, rel=0.02)
