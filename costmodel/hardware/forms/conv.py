@@ -10,7 +10,8 @@
                       goes through memory to be summed; where few channels leave a tile of implicit GEMM idle
     direct            one channel per group: each multiply-add fetches its operands, as many a clock as a
                       multiprocessor's first-level cache has banks; gradients of such weights, sums over all
-                      images and positions, take a multiple of the forward (`costmodel/data/depthwise.json`)
+                      images and positions, take a multiple of the forward in half precision
+                      (`costmodel/data/depthwise.json`)
 
 Winograd exists for 3 x 3 kernels of stride 1 (arXiv 1509.09308, section 4), FFT for stride 1 (arXiv
 1412.7580, section 2); both for fp32 and not for weight gradients: kernels on matrix units are implicit
@@ -63,6 +64,7 @@ _DEPTH_STEP = 8.0
 _SPLIT_DEPTH = 256.0
 """Shortest stretch of a weight gradient's reduction that is worth a block of its own."""
 _GATHERED = "gathered_bytes_per_clock"
+_HALF_BYTES = 2.0
 _VECTOR_BYTES = 16.0
 """Width of the loads that kernels on matrix units make."""
 _BANKS = 32.0
@@ -113,7 +115,7 @@ class ConvForm(Form):
             return cpu_s(theta, device, dims, dtype, variant)
         times_s = self._quickest_s(theta, device, dims, dtype, variant)
         alone = (dims["groups"] > 1) & (dims["c_in"] <= dims["groups"])
-        if variant == "wgrad" and np.any(alone):
+        if variant == "wgrad" and element_bytes(dtype) == _HALF_BYTES and np.any(alone):
             forward_s = self._quickest_s(theta, device, dims, dtype, "fwd")
             times_s = np.where(alone, _gradient_forwards() * forward_s, times_s)
         return np.asarray(times_s + theta["launch_s"], dtype=np.float64)

@@ -88,6 +88,14 @@ def test_gradients_of_depthwise_weights_take_longer_than_their_forward() -> None
     assert np.all(weights > 3.0 * forward)
 
 
+def test_that_multiple_is_of_half_precision_alone() -> None:
+    """Where it was seen; in fp32 such sums are priced as other sums."""
+    alone = {**LARGE, "groups": 512}
+    profile = load_profile("a100-sxm4-80gb")
+    forward, weights = (operator_times(profile, "conv", v, "fp32", alone).median_s for v in ("fwd", "wgrad"))
+    assert np.all(weights < 3.0 * forward)
+
+
 def test_groups_of_odd_widths_take_the_widest_tiles() -> None:
     profile = load_profile("rtx-3090")
 

@@ -149,7 +149,7 @@ def test_one_channel_per_group_streams_or_fetches() -> None:
     for variant in ("fwd", "dgrad"):
         found = FORM.algorithms_s(theta, GPU, dims, "fp32", variant)["direct"]
         assert float(found[0]) == pytest.approx(fetched_s, rel=0.01)
-    forward_s, weights_s = (float(FORM.physical(theta, GPU, dims, "fp32", v)[0]) for v in ("fwd", "wgrad"))
+    forward_s, weights_s = (float(FORM.physical(theta, GPU, dims, "bf16", v)[0]) for v in ("fwd", "wgrad"))
     assert 6.0 < weights_s / forward_s < 8.0
     assert "direct" not in _algorithms_s(_dims(64, 512, 512, 56, groups=256))
 
