@@ -2,14 +2,16 @@
 
 The trace runs on fake CPU tensors under torch's own autocast, so products, their casts, the cache of cast
 weights (once in a forward) and the casts of gradients are torch's. A CPU's autocast runs fewer operators in
-fp32 than a GPU's: for a GPU the rest is cast here, by the list of `costmodel/data/autocast.json`.
+fp32 than a GPU's: for a GPU the rest is cast here, by the list of `costmodel/data/autocast.json`, and what a
+model says of CUDA's autocast by name holds for the trace's (where a decorator said it when the model's module
+was imported, it does not).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,29 @@ def autocast(dtype: str) -> Iterator[None]:
     name = dtype.removeprefix(_ON_CPU)
     if name not in _TYPES:
         raise TraceError(f"autocast={dtype!r}: autocast computes in one of {', '.join(_TYPES)}")
-    with torch.autocast("cpu", dtype=_TYPES[name]), nullcontext() if name != dtype else _InFp32():
+    on_cpu = name != dtype
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast("cpu", dtype=_TYPES[name]))
+        if not on_cpu:
+            stack.enter_context(_named_cuda())
+            stack.enter_context(_InFp32())
         yield
+
+
+@contextmanager
+def _named_cuda() -> Iterator[None]:
+    """Inside, `torch.autocast("cuda", ...)` and `torch.cuda.amp.autocast(...)` mean the autocast of fake CPU
+    tensors; made without a GPU they would be turned off whatever is said."""
+    plain = torch.autocast.__init__
+
+    def named(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
+        plain(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+    torch.autocast.__init__ = named  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__init__ = plain  # type: ignore[method-assign]
 
 
 class _InFp32(TorchFunctionMode):

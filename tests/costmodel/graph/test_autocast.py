@@ -155,6 +155,25 @@ def test_a_part_that_turns_autocast_off_runs_as_its_tensors_are() -> None:
     assert [op.dtype for op in found if "layer_norm" in op.target] == ["fp16"]
 
 
+@pytest.mark.filterwarnings("ignore:.*autocast")
+def test_cuda_s_autocast_by_name_is_the_trace_s() -> None:
+    class Named(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cuda", enabled=False):
+                x = x @ x.T
+            with torch.cuda.amp.autocast(enabled=False):
+                x = x @ x.T
+            with torch.autocast(device_type="cuda", dtype=torch.bfloat16):
+                return x @ x.T
+
+    inputs = (torch.randn(8, 8),)
+    found = operators(trace_module(Named(), inputs, training=False, autocast="bf16"))
+    assert [op.dtype for op in found if op.kind == "gemm"] == ["fp32", "fp32", "bf16"]
+    found = operators(trace_module(Named(), inputs, training=False, autocast="cpu:bf16"))
+    assert [op.dtype for op in found if op.kind == "gemm"] == ["bf16", "bf16", "bf16"]
+    assert torch.autocast.__init__.__qualname__ == "autocast.__init__"  # as it was
+
+
 def test_without_autocast_nothing_is_cast() -> None:
     inputs = torch.randn(6, 24), torch.randint(0, 10, (6,))
     assert not any(op.target.startswith(CAST) for op in operators(trace_module(Shared(), inputs)))
