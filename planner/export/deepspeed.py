@@ -15,7 +15,8 @@ _BUCKET_ELEMENTS = 500_000_000
 
 @EXPORTERS.register("deepspeed")
 def deepspeed(job: ExportJob) -> dict[str, str]:
-    """Batch, ZeRO stage, offload, precision; pipeline stages for its PipelineModule."""
+    """Batch, ZeRO stage, offload, precision; pipeline stages for its PipelineModule. Experts by AutoEP, which
+    takes those of transformers' models whole, up to ZeRO-2 (docs/code-docs/source/moe.rst)."""
     plan = job.plan
     offload = job.offload
     job.refuse(
@@ -29,6 +30,13 @@ def deepspeed(job: ExportJob) -> dict[str, str]:
         (bool(plan.flags) and not offload, f"word for {'.'.join(plan.flags)}"),
         (offload in ("cotrain", "cpu-update"), f"offload like {offload!r}"),
         (plan.recompute not in ("none", "full"), f"recomputation like {plan.recompute!r}"),
+        (plan.cp > 1, "context axis of attention in rings (its sequence axis exchanges heads)"),
+        (0 < plan.dp_shard < plan.dp, "ZeRO stage over part of the replicas, but in MiCS"),
+        (plan.ep > 1 and plan.pp > 1, "expert axis under a pipeline"),
+        (
+            plan.ep > 1 and plan.expert_width > 1,
+            f"experts over {plan.expert_width} ranks (take etp1)",
+        ),
     )
     stage = plan.zero_stage
     zero: dict[str, Any] = {"stage": stage}
@@ -51,6 +59,9 @@ def deepspeed(job: ExportJob) -> dict[str, str]:
     }
     if job.half:
         config[job.half] = {"enabled": True}
+    if plan.ep > 1:
+        job.refuse("DeepSpeed", (zero["stage"] > 2, "ZeRO-3 beside its expert axis"))
+        config["expert_parallel"] = {"enabled": True, "autoep_size": plan.ep}
     if plan.tp > 1:
         config["tensor_parallel"] = {"autotp_size": plan.tp}
     if plan.pp > 1:

@@ -135,6 +135,25 @@ def test_deepspeed_json(plan: str, stage: int, tmp_path: Path) -> None:
     assert read.zero_config.stage == stage
 
 
+def test_deepspeed_places_experts_by_autoep(tmp_path: Path) -> None:
+    (path,) = of_mixtral("deepspeed", "dp4.ep4.zero1.gbs4", tmp_path)
+    assert json.loads(path.read_text())["expert_parallel"] == {"enabled": True, "autoep_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("plan", "what"),
+    [
+        ("dp4.ep4.zero3.gbs4", "ZeRO-3 beside its expert axis"),
+        ("dp4.tp2.ep4.gbs4", "experts over 2 ranks"),
+        ("dp4.ep4.pp2.gbs4", "expert axis under a pipeline"),
+        ("dp2.cp2.gbs2", "context axis"),
+    ],
+)
+def test_deepspeed_refuses_what_it_would_have_to_leave_out(plan: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=what):
+        of_mixtral("deepspeed", plan, tmp_path)
+
+
 @pytest.mark.parametrize("plan", ["dp4.mbs2", "dp4.zero3.full.mbs2", "dp4.tp2.zero3.hsdp2.mbs1", "dp1.mbs1"])
 def test_accelerate_yaml(plan: str, tmp_path: Path) -> None:
     arguments = pytest.importorskip("accelerate.commands.config.config_args")
