@@ -217,9 +217,11 @@ def _iterations(
 ) -> BatchIterations | PassIterations:
     """What a replica's iterations take: its passes where one is the whole replica's, else batches."""
     if plan.pp == 1 and not plan.flags:
-        return PassIterations(_passes(forecaster, plan), forecaster.framework, load, most)
+        costs = _passes(forecaster, plan)
+        return PassIterations(costs=costs, framework=forecaster.framework, load=load, most=most)
     batch = _batches(forecaster, plan, load.prompt_len, load.output_len)
-    return BatchIterations(batch, most, max(1, forecaster.framework.pass_tokens // load.prompt_len))
+    prompts = max(1, forecaster.framework.pass_tokens // load.prompt_len)
+    return BatchIterations(batch=batch, most=most, prompts=prompts)
 
 
 def _played(iterations: PassIterations, load: Load, *, room_tokens: float, paged: bool) -> ClientsPrediction:

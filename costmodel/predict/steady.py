@@ -115,7 +115,7 @@ def _iteration_s(iterations: Iterations, running: float, rate_per_s: float) -> f
     return high
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchIterations:
     """Batches answered together. `batch`: requests -> their forecast; `most`: that run at once; `prompts`:
     that a pass takes."""
@@ -139,7 +139,7 @@ class BatchIterations:
         return self.added_s(prompts, running) + 0.5 * iteration_s
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: its cached properties need a dictionary
 class PassIterations:
     """Passes of a server under one shape of requests. `most`: requests that run at once."""
 
