@@ -95,6 +95,10 @@ def test_rows_are_placed_on_nodes_of_as_many_gpus_as_they_say() -> None:
     network = row_hardware(quad).network
     assert network is not None
     assert (network.ranks_per_node, network.links(row_variant(quad))[0].kind) == (4, "nvlink_mesh")
+    sixteen = published(gpu="V100-SXM2-32GB", n_gpus="16", gpus_per_node="16")
+    network = row_hardware(sixteen).network
+    assert network is not None
+    assert (network.ranks_per_node, network.links(row_variant(sixteen))[0].kind) == (16, "nvswitch")
 
 
 def test_the_node_of_a_row_places_its_groups() -> None:
