@@ -319,7 +319,9 @@ class Problem:
         if not self._may_change(value, source, target, gather):
             return float("inf")
         moves = transfers(source, target, value.size_bytes, self.axes, gradient=value.has_gradient)
-        return sum(self.collective_s(t.op, t.size_bytes, axis) for axis, _, t in moves)
+        trained = bool(self.block.backward)  # in inference no gradient goes back
+        paid = [(axis, t) for axis, backward, t in moves if trained or not backward]
+        return sum(self.collective_s(t.op, t.size_bytes, axis) for axis, t in paid)
 
     def _may_change(self, value: Value, source: Layouts, target: Layouts, gather: bool) -> bool:
         """Whether the rules let a value go from one layout to another."""

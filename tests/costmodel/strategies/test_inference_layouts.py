@@ -10,7 +10,7 @@ from costmodel.engine import Action, run
 from costmodel.errors import InfeasibleError, PlanError
 from costmodel.framework import load_framework
 from costmodel.hardware.store import load_profile
-from costmodel.models import resolve
+from costmodel.models import resolve, resolve_config
 from costmodel.plan import Plan
 from costmodel.predict.inference import InferenceForecaster, InferencePrediction
 from costmodel.predict.serving import ServingPrediction, serve
@@ -259,3 +259,28 @@ def test_a_server_keeps_less_than_the_whole_device(gpt: InferenceForecaster) -> 
     few = most(free_memory_fraction=0.04)
     assert most(free_memory_fraction=0.08) == pytest.approx(2 * few, abs=1)
     assert most(device_memory_fraction=0.08) < most(free_memory_fraction=0.08)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+def test_ranks_beyond_the_key_heads_keep_one_each(model_type: str) -> None:
+    """Norms of queries and keys change nothing: their gradients, which no pass sends, once decided the split."""
+    config = {
+        "model_type": model_type,
+        "architectures": [{"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[model_type]],
+        "num_hidden_layers": 2,
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 4096,
+    }
+    made = InferenceForecaster(
+        source=resolve_config(config, name=model_type, seq_len=512),
+        profile=load_profile("h100-sxm5-80gb"),
+        framework=load_framework("vllm"),
+    )
+    four, eight = (
+        made.generate(Plan.parse(f"tp{tp}"), batch_size=8, prompt_len=512, output_len=64) for tp in (4, 8)
+    )
+    assert eight.kv_cache_bytes == four.kv_cache_bytes > 0
