@@ -58,10 +58,12 @@ def validate_collectives(path: Path, *, cross_validate: bool = False, hardware: 
             extrapolation += _extrapolated(device, samples)
         else:
             network = _shipped_network(hardware or device)
-            rows += [
-                score_sample(sample, network) if isinstance(network, NetworkModel) else _skip(sample, network)
-                for sample in samples
-            ]
+            if isinstance(network, NetworkModel):
+                # A link of a known kind in a shape that the profile does not list has its nominal price.
+                priced = with_links(network, samples)
+                rows += [score_sample(sample, priced) for sample in samples]
+            else:
+                rows += [_skip(sample, network) for sample in samples]
     order = {sample.row_id: i for i, sample in enumerate(table.samples)}
     rows.sort(key=lambda row: order.get(row.id, len(order)))
     details = {"extrapolation": extrapolation} if cross_validate else {}

@@ -114,11 +114,37 @@ def _held_to(fit: CollectiveFit, algorithm: str) -> CollectiveFit:
 
 
 def _as_op(fit: CollectiveFit, op: str, intra: Link, group: CollectiveGroup) -> CollectiveFit:
-    """The same paths under the algorithms of another op; its curves do not carry over."""
+    """The same paths under the algorithms of another op; its curves do not carry over.
+
+    A library that rings the measured op has more to choose from where `op` reduces to all: trees and the
+    switch's reduction, priced at the rates that the rings reached over the same links.
+    """
     allowed = allowed_algorithms(op, n_nodes=group.n_nodes, multicast=intra.multicast)
-    same = [path for path in fit.paths if path.algorithm in allowed]
-    paths = tuple(same) or tuple(p.model_copy(update={"algorithm": allowed[0]}) for p in fit.paths)
+    same = tuple(path for path in fit.paths if path.algorithm in allowed)
+    if not same:
+        paths = tuple(p.model_copy(update={"algorithm": allowed[0]}) for p in fit.paths)
+    else:
+        known = {path.algorithm for path in same}
+        rings = tuple(path for path in same if path.algorithm == "ring")
+        paths = (*same, *(p for name in allowed if name not in known for p in _beside(rings, name, intra)))
     return fit.model_copy(update={"op": op, "paths": paths, "curves": ()})
+
+
+def _beside(rings: tuple[PathFit, ...], algorithm: str, intra: Link) -> tuple[PathFit, ...]:
+    """Paths of an algorithm that was not measured, from rings over the same links: their rates and steps;
+    a switch's reduction at its own port rate and base latency, large messages only."""
+    if algorithm not in ("nvls", "nvls_tree"):
+        return tuple(path.model_copy(update={"algorithm": algorithm}) for path in rings)
+    constants = network_constants()
+    update = {
+        "algorithm": algorithm,
+        "base_s": constants.multicast_base_s,
+        "intra_bytes_per_s": (intra.multicast_efficiency or 1.0) * intra.bytes_per_s,
+        "own_bytes_per_s": None,
+        "ramp_s": constants.ramp_s,
+        "min_ranks": constants.multicast_min_ranks,
+    }
+    return tuple(path.model_copy(update=update) for path in rings if path.protocol == "simple")
 
 
 def nominal_fit(op: str, link: Link, intra: Link, group: CollectiveGroup) -> CollectiveFit:
@@ -129,21 +155,19 @@ def nominal_fit(op: str, link: Link, intra: Link, group: CollectiveGroup) -> Col
     if intra.shared_bytes_per_s is not None:
         port = min(port, intra.shared_bytes_per_s / group.ranks_per_node)
     between = group.n_nodes > 1
-    algorithms = allowed_algorithms(op, n_nodes=group.n_nodes, multicast=intra.multicast)
-    paths = tuple(
-        PathFit(
-            algorithm=algorithm,
-            protocol="simple",
-            base_s=constants.base_s,
-            step_s=intra.latency_s,
-            node_step_s=link.latency_s if between else 0.0,
-            intra_bytes_per_s=port,
-            inter_bytes_per_s=link.bytes_per_s * link.nics_per_node * link.efficiency if between else None,
-            ramp_s=constants.ramp_s,
-            min_ranks=1,
-        )
-        for algorithm in algorithms
+    ring = PathFit(
+        algorithm="ring",
+        protocol="simple",
+        base_s=constants.base_s,
+        step_s=intra.latency_s,
+        node_step_s=link.latency_s if between else 0.0,
+        intra_bytes_per_s=port,
+        inter_bytes_per_s=link.bytes_per_s * link.nics_per_node * link.efficiency if between else None,
+        ramp_s=constants.ramp_s,
+        min_ranks=1,
     )
+    algorithms = allowed_algorithms(op, n_nodes=group.n_nodes, multicast=intra.multicast)
+    paths = tuple(path for name in algorithms for path in _beside((ring,), name, intra))
     return CollectiveFit(
         op=op,
         link=link.name,

@@ -44,6 +44,8 @@ class NetworkConstants(_Frozen):
     """A rank's copy of its own part over the link's rate, where a fit starts."""
     multicast_base_s: float = Field(gt=0)
     multicast_min_ranks: int = Field(ge=2)
+    tree_max_ranks_per_node: int = Field(ge=2)
+    """Larger groups of linked ranks (racks) ring between each other."""
     priors: tuple[ProtocolPrior, ...]
     sources: dict[str, str]
 

@@ -15,6 +15,7 @@ from costmodel.errors import UsageError
 from costmodel.estimate import FloatArray, TimeEstimate
 from costmodel.hardware.collectives.algorithms import PathShape, bus_factor, path_shape
 from costmodel.hardware.collectives.choice import FitChoice, choose_fit
+from costmodel.hardware.collectives.constants import network_constants
 from costmodel.hardware.kinds import COLLECTIVE_KINDS, CollectiveGroup
 from costmodel.hardware.network_schema import CollectiveFit, Link, NetworkModel, PathFit, SizeCurve
 from costmodel.hardware.topology import link_capacity
@@ -175,7 +176,7 @@ def _grid_times(
     if between is not None and intra is not network.intra[0]:
         limit = intra.bytes_per_s * intra.efficiency
     best = np.full_like(SIZE_GRID_BYTES, np.inf)
-    for path in fit.paths:
+    for path in _between_racks(fit.paths, group):
         if not path.min_ranks <= group.ranks_per_node <= (path.max_ranks or group.ranks_per_node):
             continue
         if path.algorithm in ("nvls", "nvls_tree") and not intra.multicast:
@@ -202,6 +203,13 @@ def _grid_times(
     # slow ones (a first touch, a neighbour), so the lower envelope is also the sounder of the two.
     times = np.minimum.accumulate((best * np.exp(ratio))[::-1])[::-1]
     return np.maximum(times, _floor(choice.op, group, intra, between, fraction)), sigma
+
+
+def _between_racks(paths: tuple[PathFit, ...], group: CollectiveGroup) -> tuple[PathFit, ...]:
+    """Without trees where groups of more ranks than trees were built for span the network."""
+    rings = tuple(path for path in paths if path.algorithm not in ("tree", "nvls_tree"))
+    racks = group.n_nodes > 1 and group.ranks_per_node > network_constants().tree_max_ranks_per_node
+    return rings if racks and rings else paths
 
 
 def _floor(op: str, group: CollectiveGroup, intra: Link, inter: Link | None, fraction: float) -> FloatArray:

@@ -67,3 +67,13 @@ def test_a_profile_that_is_not_there_is_the_reason(table: Path, tmp_path: Path) 
     report = validate_collectives(table, hardware=str(tmp_path / "none.json"))
     assert report.overall.n == 0
     assert all(row.skipped for row in report.rows)
+
+
+def test_a_shape_that_the_profile_does_not_list_is_priced(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text(
+        HEAD + "B300,16,2,alltoall,8589934592,44861,NVLink5 + 16x400G EFA,nccl,nccl-tests,made,\n"
+    )
+    (row,) = validate_collectives(path).rows
+    assert row.skipped is None
+    assert row.predicted == pytest.approx(44861, rel=0.3)

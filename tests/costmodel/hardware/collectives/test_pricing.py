@@ -250,3 +250,51 @@ def test_a_frameworks_own_all_reduce_is_taken_where_it_is_faster() -> None:
     assert best[0] < nccl[0]
     far = fastest_collective(network, "all_reduce", sizes, across, impls=impls).median_s
     assert list(far) == list(collective_times(network, "all_reduce", sizes, across).median_s)
+
+
+def _gather_only(device: str, link: str) -> NetworkModel:
+    """A device whose all-gather alone was measured between nodes."""
+    network = device_network(device)
+    ring = PathFit(
+        algorithm="ring",
+        protocol="simple",
+        base_s=1e-5,
+        step_s=1e-6,
+        node_step_s=1e-5,
+        intra_bytes_per_s=3.5e11,
+        inter_bytes_per_s=3.8e11,
+    )
+    fit = CollectiveFit(
+        op="all_gather", link=link, timing="nccl-tests", paths=(ring,), log_sigma=0.05, source="t"
+    )
+    return network.model_copy(update={"fits": (fit,)})
+
+
+def test_all_reduce_from_a_measured_gather_may_take_trees() -> None:
+    # Two nodes: a tree sends half of what a ring sends between them, and the switch reduces inside.
+    network = _gather_only("H100-SXM5", "roce-8x400g")
+    group = CollectiveGroup(n_ranks=16, n_nodes=2)
+    size = np.array([2.0**34])
+    variant = "roce-8x400g"
+    reduce = collective_times(network, "all_reduce", size, group, variant).median_s[0]
+    ring = collective_times(network, "all_reduce", size, group, variant, impl="nccl:ring").median_s[0]
+    gather = collective_times(network, "all_gather", size, group, variant).median_s[0]
+    assert ring == pytest.approx(2 * gather, rel=0.01)
+    assert reduce < 0.8 * ring
+
+
+def test_racks_ring_between_each_other() -> None:
+    network = _gather_only("GB300", "roce-72x800g")
+    group = CollectiveGroup(n_ranks=128, n_nodes=2)
+    size = np.array([2.0**34])
+    reduce = collective_times(network, "all_reduce", size, group, "roce-72x800g").median_s[0]
+    ring = collective_times(network, "all_reduce", size, group, "roce-72x800g", impl="nccl:ring").median_s[0]
+    assert reduce == pytest.approx(ring)
+
+
+def test_a_nominal_switch_reduces_at_its_own_port_rate() -> None:
+    network = device_network("B300")
+    size = np.array([2.0**35])
+    time = collective_times(network, "all_reduce", size, CollectiveGroup(n_ranks=8, n_nodes=1)).median_s[0]
+    port = network.intra[0].bytes_per_s * (network.intra[0].multicast_efficiency or 1.0)
+    assert time == pytest.approx(1.125 * size[0] / port, rel=0.05)
