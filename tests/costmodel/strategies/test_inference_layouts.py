@@ -263,7 +263,7 @@ def test_a_server_keeps_less_than_the_whole_device(gpt: InferenceForecaster) -> 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_ranks_beyond_the_key_heads_keep_one_each(model_type: str) -> None:
-    """Norms of queries and keys change nothing: their gradients, which no pass sends, once decided the split."""
+    """Norms of queries and keys change nothing: their gradients, which no pass sends, had decided it."""
     config = {
         "model_type": model_type,
         "architectures": [{"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[model_type]],
