@@ -76,6 +76,9 @@ def transfers(
 
 
 _INSIST = 2.0
+_UNSENT = 0.01
+"""Weight of gradients' collectives where none go back, as in inference: of equal ways the one that training
+takes."""
 _MINOR = 0.05
 """Weight of memory-bound work where splitting the products is insisted on: it breaks ties, no more, as tensor
 parallelism keeps what lies between two split products whole."""
@@ -319,9 +322,11 @@ class Problem:
         if not self._may_change(value, source, target, gather):
             return float("inf")
         moves = transfers(source, target, value.size_bytes, self.axes, gradient=value.has_gradient)
-        trained = bool(self.block.backward)  # in inference no gradient goes back
-        paid = [(axis, t) for axis, backward, t in moves if trained or not backward]
-        return sum(self.collective_s(t.op, t.size_bytes, axis) for axis, t in paid)
+        back = 1.0 if self.block.backward else _UNSENT
+        return sum(
+            self.collective_s(t.op, t.size_bytes, axis) * (back if backward else 1.0)
+            for axis, backward, t in moves
+        )
 
     def _may_change(self, value: Value, source: Layouts, target: Layouts, gather: bool) -> bool:
         """Whether the rules let a value go from one layout to another."""
