@@ -148,9 +148,10 @@ class FrameworkProfile(BaseModel):
     """Whether a token crosses to another node once for each of its experts there, or once for the node,
     whose ranks pass it on (DeepSeek-V3's dispatch, arXiv 2412.19437, section 3.2.2); inside a node, once for
     each rank that holds experts of it (is_token_in_rank of DeepEP's kernels)."""
-    dispatch_speed: float = Field(1.0, gt=0)
-    """Rate across nodes over that of the profile's all-to-all: of its own kernels among three nodes and more
-    (between two they are alike), or of an all-to-all that the framework tunes."""
+    dispatch_link_fraction: float = Field(0.0, ge=0, le=1)
+    """Of what the links between nodes carry: what its own kernels reach among three nodes and more (between
+    two they are as fast as the profile's all-to-all), or an all-to-all that the framework tunes. 0: the
+    profile's all-to-all."""
     dispatch_bytes_per_s: float = Field(0.0, ge=0)
     """Most bytes of long rows that its kernels move from one rank; 0: what the links carry."""
     dispatch_row_bytes: float = Field(0.0, ge=0)

@@ -38,9 +38,17 @@ _PAIRED_KINDS = ("pcie", "nvlink_bridge")
 
 
 def hypotheses(
-    op: str, impl: str, samples: Sequence[CollectiveSample], intra: Link, inter: Link | None
+    op: str,
+    impl: str,
+    samples: Sequence[CollectiveSample],
+    intra: Link,
+    inter: Link | None,
+    ranks_per_node: int = 8,
 ) -> list[list[PathPrior]]:
-    """Sets of paths, each a possible explanation of the samples; one set where nothing is in doubt."""
+    """Sets of paths, each a possible explanation of the samples; one set where nothing is in doubt.
+
+    `ranks_per_node`: of the machine.
+    """
     constants = network_constants()
     if impl == "gloo" or (inter is None and intra.kind in _HOST_KINDS):
         return [[_host_prior(op, intra, inter, constants)]]
@@ -49,6 +57,8 @@ def hypotheses(
     if inter is None:
         return [_node_priors(op, intra, constants)]
     held = {s.algorithm for s in samples} - {""}
+    if op == "all_to_all":
+        return [_exchange_priors(samples, intra, inter, ranks_per_node)]
     if op != "all_reduce":
         return [_between_priors(allowed_algorithms(op, n_nodes=2, multicast=False), samples, intra, inter)]
     every = allowed_algorithms(op, n_nodes=2, multicast=intra.multicast)
@@ -112,7 +122,7 @@ def _multicast_prior(
         base_s=constants.multicast_base_s,
         node_step_s=constants.priors[-1].node_step_s + inter.latency_s if inter else 0.0,
         intra_bytes_per_s=(intra.multicast_efficiency or 1.0) * intra.bytes_per_s,
-        inter_bytes_per_s=_line_rate(inter) if inter else None,
+        inter_bytes_per_s=inter.carried_bytes_per_s if inter else None,
         ramp_s=constants.ramp_s,
         min_ranks=constants.multicast_min_ranks,
     )
@@ -120,10 +130,6 @@ def _multicast_prior(
     if inter:
         sigma |= {"inter_bytes_per_s": _inter_log_sigma(inter), **prior_spreads().multicast_between}
     return PathPrior(path=path, log_sigma=sigma, shared="between" if inter else "")
-
-
-def _line_rate(inter: Link) -> float:
-    return inter.bytes_per_s * inter.nics_per_node * inter.efficiency
 
 
 def _inter_log_sigma(inter: Link) -> float:
@@ -155,7 +161,7 @@ def _between_priors(
                 path = _path(protocol, algorithm, intra, ranks=ranks).model_copy(
                     update={
                         "node_step_s": protocol.node_step_s + inter.latency_s,
-                        "inter_bytes_per_s": _line_rate(inter) * share,
+                        "inter_bytes_per_s": inter.carried_bytes_per_s * share,
                     }
                 )
                 alone = ranks == (1, 1)
@@ -166,6 +172,23 @@ def _between_priors(
                     sigma["inter_bytes_per_s"] = _inter_log_sigma(inter)
                 shared = f"between {ranks[0]}" if simple else ""
                 priors.append(PathPrior(path=path, log_sigma=sigma, shared=shared))
+    return priors
+
+
+def _exchange_priors(
+    samples: Sequence[CollectiveSample], intra: Link, inter: Link, ranks_per_node: int
+) -> list[PathPrior]:
+    """Paths of all with all between nodes: large messages at what the link exchanges, as far from it as
+    clusters and settings lie apart."""
+    constants = network_constants()
+    priors = []
+    for prior in _between_priors(("direct",), samples, intra, inter):
+        if prior.path.protocol == "simple":
+            rate = inter.exchanged_bytes_per_s(ranks_per_node)
+            path = prior.path.model_copy(update={"inter_bytes_per_s": rate})
+            sigma = dict(prior.log_sigma) | {"inter_bytes_per_s": constants.exchange_log_sigma}
+            prior = PathPrior(path=path, log_sigma=sigma, shared=prior.shared)
+        priors.append(prior)
     return priors
 
 
@@ -190,7 +213,7 @@ def _host_prior(op: str, intra: Link, inter: Link | None, constants: NetworkCons
         step_s=link.latency_s,
         node_step_s=link.latency_s if inter else 0.0,
         intra_bytes_per_s=intra.bytes_per_s * intra.efficiency,
-        inter_bytes_per_s=_line_rate(inter) if inter else None,
+        inter_bytes_per_s=inter.carried_bytes_per_s if inter else None,
         ramp_s=constants.ramp_s,
         min_ranks=1,
     )

@@ -147,7 +147,7 @@ def _fit_one(
     family: tuple[str, str, str, str], samples: list[CollectiveSample], wiring: Wiring
 ) -> CollectiveFit:
     op, link, impl, timing = family
-    priors = hypotheses(op, impl, samples, wiring.intra, wiring.inter)
+    priors = hypotheses(op, impl, samples, wiring.intra, wiring.inter, wiring.ranks_per_node)
     whole = fit_family(samples, priors, wiring)
     errors = _held_out_errors(samples, priors, wiring, whole.paths)
     constants = network_constants()

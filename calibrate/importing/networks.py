@@ -146,7 +146,11 @@ def transfer_fits(network: NetworkModel, donors: Sequence[NetworkModel]) -> Netw
                         continue
                     inside = network.intra[0].bytes_per_s / donor.intra[0].bytes_per_s
                     port = inside if between else link.bytes_per_s / source.bytes_per_s
-                    extra[key] = _scaled(fit, source, link, port, donor.name)
+                    moved = _scaled(fit, source, link, port, donor.name)
+                    if between and fit.op == "all_to_all":
+                        ranks = donor.ranks_per_node, network.ranks_per_node
+                        moved = _exchanged(fit, moved, source, link, ranks)
+                    extra[key] = moved
     fits = (*network.fits, *(extra[key] for key in sorted(extra)))
     return network.model_copy(update={"fits": fits})
 
@@ -167,6 +171,22 @@ def _alike(source: Link, link: Link) -> bool:
 def _link_of(network: NetworkModel, fit: CollectiveFit, between: bool) -> Link | None:
     links = network.inter if between else network.intra
     return next((link for link in links if link.name == fit.link), None)
+
+
+def _exchanged(
+    fit: CollectiveFit, moved: CollectiveFit, source: Link, link: Link, ranks: tuple[int, int]
+) -> CollectiveFit:
+    """All with all between nodes moved by what both links exchange; `ranks` of a node of either. One
+    cluster's settings say little of another's: as wide as they lie apart."""
+    ratio = link.exchanged_bytes_per_s(ranks[1]) / source.exchanged_bytes_per_s(ranks[0])
+    paths = tuple(
+        there.model_copy(update={"inter_bytes_per_s": here.inter_bytes_per_s * ratio})
+        if here.inter_bytes_per_s
+        else there
+        for here, there in zip(fit.paths, moved.paths, strict=True)
+    )
+    sigma = network_constants().exchange_log_sigma
+    return moved.model_copy(update={"paths": paths, "curves": (), "extra_log_sigma": sigma})
 
 
 def _scaled(fit: CollectiveFit, source: Link, link: Link, port: float, donor: str) -> CollectiveFit:

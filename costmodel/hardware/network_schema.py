@@ -79,10 +79,28 @@ class Link(_Frozen):
     """What all ranks of a node get of it together, one direction, where they share it; None: no limit."""
     group_ranks: int | None = None
     """Ranks joined by this link where it does not reach the whole node (bridged pairs)."""
+    exchange_efficiency: float | None = Field(default=None, gt=0, le=1)
+    """As `efficiency`, where every rank sends to all of other nodes at once (all_to_all); None: the same."""
+    rank_exchange_bytes_per_s: float | None = Field(default=None, gt=0)
+    """What the library passes on from one rank in such an exchange, one direction, whatever the interface
+    carries; None: no limit."""
     multicast_efficiency: float | None = Field(default=None, gt=0, le=1)
     """Share of `bytes_per_s` that all-reduce by the switch (NVLS) reaches; None: it cannot."""
     mesh: tuple[MeshEdge, ...] = ()
     source: str
+
+    @property
+    def carried_bytes_per_s(self) -> float:
+        """What large transfers reach over all interfaces of a node, one direction."""
+        return self.bytes_per_s * self.nics_per_node * self.efficiency
+
+    def exchanged_bytes_per_s(self, ranks_per_node: int, carried_bytes_per_s: float | None = None) -> float:
+        """What a node's ranks send to other nodes in an exchange of all with all, one direction: what the
+        interfaces carry (or were measured to) or the library passes on from each rank, whichever is less."""
+        share = (self.exchange_efficiency or self.efficiency) / self.efficiency
+        exchanged = (carried_bytes_per_s or self.carried_bytes_per_s) * share
+        passed = self.rank_exchange_bytes_per_s
+        return exchanged if passed is None else min(exchanged, passed * ranks_per_node)
 
     @property
     def multicast(self) -> bool:

@@ -64,6 +64,8 @@ def inter_link(name: str) -> Link:
         latency_s=fields["latency_s"],
         bytes_per_s=gbit * 1e9 / 8.0,
         efficiency=fields["efficiency"],
+        exchange_efficiency=fields.get("exchange_efficiency"),
+        rank_exchange_bytes_per_s=fields.get("rank_exchange_bytes_per_s"),
         nics_per_node=nics,
         source=fields["source"],
     )

@@ -309,6 +309,14 @@ class Forecaster:
         crosses = crosses_node(axis_groups(plan, network.ranks_per_node)[axis])
         return inter.name if crosses and inter is not None else intra.name
 
+    def _exchange_fraction(self) -> float:
+        """Of what the link between nodes carries: what an exchange of all with all sends over it."""
+        network = self.profile.network
+        inter = None if network is None else network.links(self.network_variant)[1]
+        if network is None or inter is None:
+            return 1.0
+        return inter.exchanged_bytes_per_s(network.ranks_per_node) / inter.carried_bytes_per_s
+
     def link_term(self, plan: Plan, op: str, axis: str) -> str:
         """What runs teach about collectives over an axis of the plan; "" without a network."""
         link = self.link_name(plan, axis)
@@ -358,6 +366,7 @@ class Forecaster:
                     collective=lambda op, size, axis: self.collective(plan, op, size, axis),
                     link=lambda axis: self.link_name(plan, axis),
                     n_nodes=lambda axis: groups[axis].n_nodes,
+                    exchange_fraction=self._exchange_fraction(),
                     recompute=plan.recompute,
                     saved_elsewhere=saved,
                 )

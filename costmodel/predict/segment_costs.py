@@ -177,6 +177,7 @@ def price_segment(
     collective: CollectivePricer,
     link: Callable[[str], str],
     n_nodes: Callable[[str], int],
+    exchange_fraction: float = 1.0,
     recompute: str,
     saved_elsewhere: frozenset[int] = frozenset(),
 ) -> SegmentCosts:
@@ -184,7 +185,8 @@ def price_segment(
 
     Backward operators that produce only parameter gradients are `backward_weight`, the others
     `backward_input`. `link`: mesh axis -> the link its group communicates over, `n_nodes`:
-    -> the nodes it spans. `recompute`: none, selective
+    -> the nodes it spans. `exchange_fraction`: of
+    what the links between nodes carry, what the library's all-to-all sends. `recompute`: none, selective
     (operators of attention that no GEMM weight belongs to run again) or full (the forward runs again, its
     collectives too).
     """
@@ -217,7 +219,9 @@ def price_segment(
             host["forward"] += framework.segment_s * kept_segments(segment.local, recompute, fused)
     for part in ("forward", "backward_input"):
         device[part] += 0.5 * _biases_s(segment, profile, framework)
-    calls = [_once_per_node(call, n_nodes(call.axis), framework) for call in segment.collectives]
+    calls = [
+        _as_dispatched(call, n_nodes(call.axis), framework, exchange_fraction) for call in segment.collectives
+    ]
     comm, slowing = _comm_times(
         calls, collective, link, recompute == "full" and bool(again), error, profile, framework
     )
@@ -302,9 +306,12 @@ def part_of(op: Operator, gradients: set[int]) -> str:
     return "backward_weight" if made and made <= gradients else "backward_input"
 
 
-def _once_per_node(call: CollectiveCall, n_nodes: int, framework: FrameworkProfile) -> CollectiveCall:
+def _as_dispatched(
+    call: CollectiveCall, n_nodes: int, framework: FrameworkProfile, exchange_fraction: float
+) -> CollectiveCall:
     """The exchange of experts' tokens as it crosses nodes, inside one node as it crosses ranks: k experts
-    drawn among n of them meet n (1 - (1 - 1/n)^k)."""
+    drawn among n of them meet n (1 - (1 - 1/n)^k). A rate of its own counts as fewer bytes at the rate of
+    the library's all-to-all, `exchange_fraction` of what the links carry."""
     if call.copies < 2:
         return call
     share = 1.0
@@ -312,7 +319,8 @@ def _once_per_node(call: CollectiveCall, n_nodes: int, framework: FrameworkProfi
         places = n_nodes if n_nodes > 1 else call.n_ranks
         share = places * (1.0 - (1.0 - 1.0 / places) ** call.copies) / call.copies
     fewest = 2 if framework.dispatch == "per_node" else 1
-    speed = framework.dispatch_speed if n_nodes > fewest else 1.0
+    own = framework.dispatch_link_fraction if n_nodes > fewest else 0.0
+    speed = own / exchange_fraction or 1.0
     return replace(call, size_bytes=round(call.size_bytes * share / speed))
 
 

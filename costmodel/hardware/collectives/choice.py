@@ -72,10 +72,16 @@ def choose_fit(
         return choose_fit(network, op, group, pcie, inter, impl=impl, timing=timing)
     for other in _STAND_INS[op]:
         if found := _best(network, other, link, group, impl, timing):
-            return FitChoice(
-                fit=_as_op(found, op, intra, group), op=op, extra_log_sigma=constants.other_op_log_sigma
-            )
-    return FitChoice(fit=nominal_fit(op, link, intra, group), op=op)
+            fit = _as_op(found, op, intra, group)
+            choice = FitChoice(fit=fit, op=op, extra_log_sigma=constants.other_op_log_sigma)
+            break
+    else:
+        choice = FitChoice(fit=nominal_fit(op, link, intra, group), op=op)
+    if op != "all_to_all" or link is intra:
+        return choice
+    # Clusters and settings lie further apart in exchanges of all with all than ops do.
+    fit = _exchanged(choice.fit, link, network.ranks_per_node)
+    return replace(choice, fit=fit, extra_log_sigma=constants.exchange_log_sigma)
 
 
 def _best(
@@ -147,6 +153,19 @@ def _beside(rings: tuple[PathFit, ...], algorithm: str, intra: Link) -> tuple[Pa
     return tuple(path.model_copy(update=update) for path in rings if path.protocol == "simple")
 
 
+def _exchanged(fit: CollectiveFit, link: Link, ranks_per_node: int) -> CollectiveFit:
+    """A fit of another op, or none, at what its rates between nodes come to in an exchange of all."""
+    paths = tuple(
+        path.model_copy(
+            update={"inter_bytes_per_s": link.exchanged_bytes_per_s(ranks_per_node, path.inter_bytes_per_s)}
+        )
+        if path.inter_bytes_per_s
+        else path
+        for path in fit.paths
+    )
+    return fit.model_copy(update={"paths": paths})
+
+
 def nominal_fit(op: str, link: Link, intra: Link, group: CollectiveGroup) -> CollectiveFit:
     """Paths from the nominal link alone: its latency per step and `efficiency` of its bandwidth, or the
     rank's part of what the node's ranks share."""
@@ -162,7 +181,7 @@ def nominal_fit(op: str, link: Link, intra: Link, group: CollectiveGroup) -> Col
         step_s=intra.latency_s,
         node_step_s=link.latency_s if between else 0.0,
         intra_bytes_per_s=port,
-        inter_bytes_per_s=link.bytes_per_s * link.nics_per_node * link.efficiency if between else None,
+        inter_bytes_per_s=link.carried_bytes_per_s if between else None,
         ramp_s=constants.ramp_s,
         min_ranks=1,
     )

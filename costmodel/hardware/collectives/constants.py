@@ -39,6 +39,8 @@ class NetworkConstants(_Frozen):
     other_op_log_sigma: float = Field(ge=0)
     other_timing_log_sigma: float = Field(ge=0)
     other_device_log_sigma: float = Field(ge=0)
+    exchange_log_sigma: float = Field(ge=0)
+    """Between clusters and settings, of all_to_all between nodes."""
     doubling_log_sigma: float = Field(ge=0)
     own_rate_ratio: float = Field(gt=0)
     """A rank's copy of its own part over the link's rate, where a fit starts."""

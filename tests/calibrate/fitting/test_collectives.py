@@ -156,6 +156,22 @@ def test_rates_above_the_line_mean_a_tree_below_it_a_ring() -> None:
     assert np.mean(np.abs(_errors(network, unseen))) < 0.1
 
 
+def test_an_exchange_far_below_the_line_is_a_rate_not_a_slow_start() -> None:
+    """Half of the line at every size: a fit held to the line had made it a ramp, outgrown by large sizes."""
+    base = device_network("B200")
+    name = "infiniband-8x400g"
+    path = PathFit(
+        algorithm="direct", protocol="simple", base_s=2e-5, step_s=1e-7, node_step_s=2e-5,
+        intra_bytes_per_s=7e11, inter_bytes_per_s=1.4e11, ramp_s=1e-5,
+    )  # fmt: skip
+    sizes = 2.0 ** np.arange(16, 31)
+    seen = _made("all_to_all", [path], [(16, 2)], base.intra[0], name=name, sizes=sizes)
+    network = fit_collectives(seen, base)
+    unseen = _made("all_to_all", [path], [(64, 8)], base.intra[0], noise=0.0, name=name,
+                   sizes=2.0 ** np.arange(28, 36))  # fmt: skip
+    assert np.mean(np.abs(_errors(network, unseen))) < 0.06
+
+
 def test_gloo_on_shared_memory_between_its_sizes_and_ranks() -> None:
     memory = Link(name="shm", kind="shared_memory", latency_s=2e-5, bytes_per_s=5e9, source="test")
     base = NetworkModel(name="cpu", ranks_per_node=4, intra=(memory,), source="test")

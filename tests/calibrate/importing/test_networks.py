@@ -87,6 +87,25 @@ def test_links_between_nodes_transfer_by_kind(table: Path) -> None:
     assert "ethernet-1x100g" not in fitted  # another kind: nominal
 
 
+def test_exchanges_carry_over_by_what_links_exchange(tmp_path: Path) -> None:
+    path = tmp_path / "exchanges.csv"
+    rows = [
+        f"B200,16,2,alltoall,{2**p},{40 + 2.0**p / 4.5e4},NVLink5 + 8x400G IB (CX-7),nccl,nccl-tests,made"
+        for p in range(12, 34)
+    ]
+    path.write_text(HEAD + "\n".join(rows) + "\n")
+    table = read_collective_table(path)
+    rate = {}
+    for name in ("B200", "B300", "A100-SXM4-80GB"):
+        network = import_network(name, table)
+        fit = next(f for f in network.fits if f.op == "all_to_all" and f.link in
+                   ("infiniband-8x400g", "infiniband-8x800g", "infiniband-8x200g"))  # fmt: skip
+        rate[name] = next(p.inter_bytes_per_s for p in fit.paths if p.protocol == "simple")
+        assert (fit.extra_log_sigma > 0.3) == (name != "B200")  # another cluster's settings
+    assert rate["B300"] == pytest.approx(rate["B200"])  # a rank passes on no more
+    assert rate["A100-SXM4-80GB"] <= 8 * 25e9
+
+
 def test_kernels_of_libraries_carry_over_between_switched_links_only(table: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     lines = [

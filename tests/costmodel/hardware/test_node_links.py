@@ -38,6 +38,16 @@ def test_line_rate_is_in_bytes() -> None:
     assert (link.bytes_per_s, link.nics_per_node, link.kind) == (12.5e9, 2, "roce")
 
 
+def test_an_exchange_between_nodes_is_limited_by_the_interfaces_or_the_library() -> None:
+    wide, narrow = inter_link("infiniband-8x800g"), inter_link("infiniband-8x100g")
+    assert wide.exchanged_bytes_per_s(8) == inter_link("infiniband-8x400g").exchanged_bytes_per_s(8)
+    assert wide.exchanged_bytes_per_s(8) < wide.carried_bytes_per_s == wide.exchanged_bytes_per_s(72)
+    assert narrow.exchanged_bytes_per_s(8) == narrow.carried_bytes_per_s
+    assert wide.exchanged_bytes_per_s(8, 1e9) == 1e9  # measured to carry less
+    plugin = inter_link("efa-8x400g")  # larger chunks: no limit of a rank
+    assert plugin.exchanged_bytes_per_s(8) > 0.9 * 8 * 50e9
+
+
 def test_nodes_of_other_sizes_have_as_many_interfaces_a_rank() -> None:
     eight, one = device_network("H100-SXM5-80GB"), device_network("V100-PCIe-32GB")
     assert usual_interfaces(eight, 4) == "infiniband-4x400g"

@@ -56,17 +56,18 @@ def test_dispatch_kernels_move_no_more_than_their_rate_and_short_rows_slower() -
 def test_a_tuned_exchange_is_faster_across_nodes_alone() -> None:
     inside = Plan(dp=8, ep=8, micro_batch_size=8, global_batch_size=64)
     across = Plan(dp=16, ep=16, micro_batch_size=8, global_batch_size=128)
-    assert exchange_s(inside, dispatch_speed=1.6) == exchange_s(inside)
-    assert exchange_s(across, dispatch_speed=1.6) < 0.9 * exchange_s(across)
+    assert exchange_s(inside, dispatch_link_fraction=0.77) == exchange_s(inside)
+    assert exchange_s(across, dispatch_link_fraction=0.77) < 0.9 * exchange_s(across)
 
 
 def test_dispatch_kernels_are_faster_among_many_nodes() -> None:
-    def per_token_s(dp: int, speed: float) -> float:
+    def per_token_s(dp: int, fraction: float) -> float:
         plan = Plan(dp=dp, ep=dp, micro_batch_size=8, global_batch_size=8 * dp)
-        return exchange_s(plan, dispatch="per_node", dispatch_speed=speed, host_collective_s=0.0)
+        rate = {"dispatch_link_fraction": fraction, "host_collective_s": 0.0}
+        return exchange_s(plan, dispatch="per_node", **rate)
 
-    assert per_token_s(16, 2.0) == per_token_s(16, 1.0)
-    assert per_token_s(32, 2.0) < 0.7 * per_token_s(32, 1.0)
+    assert per_token_s(16, 0.92) == per_token_s(16, 0.0)
+    assert per_token_s(32, 0.92) < 0.7 * per_token_s(32, 0.0)
 
 
 def test_overlapped_exchanges_show_where_they_outlast_the_computation() -> None:

@@ -298,3 +298,47 @@ def test_a_nominal_switch_reduces_at_its_own_port_rate() -> None:
     time = collective_times(network, "all_reduce", size, CollectiveGroup(n_ranks=8, n_nodes=1)).median_s[0]
     port = network.intra[0].bytes_per_s * (network.intra[0].multicast_efficiency or 1.0)
     assert time == pytest.approx(1.125 * size[0] / port, rel=0.05)
+
+
+def test_all_to_all_between_nodes_from_another_op_stays_at_what_a_rank_passes_on() -> None:
+    group = CollectiveGroup(n_ranks=16, n_nodes=2)
+    size = np.array([2.0**34])
+    taken = {}
+    for link in ("roce-8x400g", "roce-8x100g"):
+        network = _gather_only("H100-SXM5", "roce-8x400g")
+        between = inter_link(link)
+        fits = tuple(fit.model_copy(update={"link": link}) for fit in network.fits)
+        network = network.model_copy(update={"inter": (between,), "fits": fits})
+        taken[link] = collective_times(network, "all_to_all", size, group)
+        gather = collective_times(network, "all_gather", size, group)
+        assert taken[link].log_sigma[0] > gather.log_sigma[0]
+    passed = between.rank_exchange_bytes_per_s
+    assert passed is not None
+    # half of each rank's buffer goes to the other node
+    assert taken["roce-8x400g"].median_s[0] == pytest.approx(0.5 * size[0] / passed, rel=0.02)
+    assert taken["roce-8x100g"].median_s[0] > 1.5 * taken["roce-8x400g"].median_s[0]
+
+
+def test_a_measured_exchange_stands_as_it_was_measured() -> None:
+    network = _gather_only("H100-SXM5", "roce-8x400g")
+    direct = network.fits[0].paths[0].model_copy(update={"algorithm": "direct"})
+    fit = network.fits[0].model_copy(update={"op": "all_to_all", "paths": (direct,)})
+    measured = network.model_copy(update={"fits": (*network.fits, fit)})
+    group, size = CollectiveGroup(n_ranks=16, n_nodes=2), np.array([2.0**34])
+    time = collective_times(measured, "all_to_all", size, group, "roce-8x400g").median_s[0]
+    assert time == pytest.approx(4 * size[0] / 3.8e11, rel=0.02)
+
+
+def test_what_interfaces_carry_moves_no_exchange_that_ranks_limit() -> None:
+    """Shipped profiles: twice the line between nodes is no faster for all-to-all, but for gathers."""
+    size = np.array([2.0**33])
+    group = CollectiveGroup(n_ranks=16, n_nodes=2)
+
+    def took(name: str, op: str) -> float:
+        network = load_profile(name).network
+        assert network is not None
+        variant = next(link.name for link in network.inter if link.kind == "infiniband")
+        return float(collective_times(network, op, size, group, variant).median_s[0])
+
+    assert took("b300", "all_to_all") == pytest.approx(took("b200", "all_to_all"), rel=0.03)
+    assert took("b300", "all_gather") < 0.6 * took("b200", "all_gather")
