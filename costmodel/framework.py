@@ -228,6 +228,9 @@ class FrameworkProfile(BaseModel):
     merges_projections: bool | Literal["attention"] = False
     """In inference products of one input run as one, and a server's routed experts as one call; attention:
     those that make queries, keys and values alone."""
+    repeats_key_heads: bool = False
+    """In inference, with more tensor-parallel ranks than key heads, ranks that share a head each have its
+    projections; else those are split, and what they make is gathered."""
     vector_products: tuple[str, ...] = ()
     """Types of products with weights that, for a single row of activations, the compiler writes as a
     reduction over the weights; others are the library's (and the tables')."""

@@ -35,6 +35,7 @@ from costmodel.predict.prediction import Prediction
 from costmodel.predict.segment_costs import Kernels, SegmentCosts, price_kernels, price_segment
 from costmodel.predict.without_rule import WithoutRule, without_cost, without_sharding
 from costmodel.sharding import ShardedGraph, shard
+from costmodel.sharding.key_heads import repeat_key_heads
 from costmodel.strategies.splitting import branches_of, split_otherwise, splitting_words
 
 if TYPE_CHECKING:
@@ -210,9 +211,10 @@ class Forecaster:
         """The graph split by the plan's tensor, sequence, context and expert axes. Raises PlanError."""
         words = splitting_words(plan)
         experts = plan.ep, plan.experts_over
-        key = (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, experts, words)
+        repeated = not self.training and self.framework.repeats_key_heads
+        key = (plan.micro_batch_size, plan.tp, plan.sequence_parallel, plan.cp, experts, words, repeated)
         if key not in self._sharded:
-            self._sharded[key] = split_otherwise(self.graph(plan.micro_batch_size), plan) or shard(
+            found = split_otherwise(self.graph(plan.micro_batch_size), plan) or shard(
                 self.graph(plan.micro_batch_size),
                 tp=plan.tp,
                 sequence_parallel=plan.sequence_parallel,
@@ -221,6 +223,7 @@ class Forecaster:
                 experts_over=plan.experts_over,
                 **self._tp_options(plan.tp),
             )
+            self._sharded[key] = repeat_key_heads(found) if repeated else found
         return self._sharded[key]
 
     def split_notes(self, tp: int) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ __all__ = [
     "local_forward",
     "local_generic",
     "local_table_gradient",
+    "with_heads",
 ]
 
 PRODUCT_KINDS = ("gemm", "bmm", "grouped_gemm")
@@ -75,6 +76,11 @@ def local_generic(op: Operator, n: int, *, by_cols: bool = False) -> Operator:
     if key in dims:
         dims[key] = max(1, ceil(dims[key] / n))
     return _with_bytes(op, dims, ceil(op.flop / n), 1 / n, 1 / n)
+
+
+def with_heads(op: Operator, n: int) -> Operator:
+    """A forward operator on 1/n of the heads of its result: a product's columns, rows of all else."""
+    return _local_product(op, ("n",), n) if op.kind in PRODUCT_KINDS else local_generic(op, n)
 
 
 def local_table_gradient(op: Operator, n: int) -> Operator:
