@@ -261,6 +261,12 @@ class FrameworkProfile(BaseModel):
     """What libraries keep allocated through torch's allocator (cuBLAS workspaces)."""
     memory_overhead_bytes: int = Field(0, ge=0)
     """What the device holds beside torch's allocator (context, communication buffers, fragments)."""
+    ranks_overhead_bytes: int = Field(0, ge=0)
+    """The same on top, in inference, of a rank that others share a layer with (buffers of collectives)."""
+    sampled_requests: dict[int, int] = Field(default_factory=dict)
+    """Bytes of a device -> requests whose tokens a server on one of at least so many keeps room to sample."""
+    sampled_logit_bytes: float = Field(0.0, ge=0)
+    """Bytes that sampling holds at once for each logit of those requests."""
     residual_log_sigma: float = Field(0.0, ge=0)
     """Spread of measured over predicted step time that the other terms do not explain."""
     first_token_log_sigma: float | None = Field(None, ge=0)

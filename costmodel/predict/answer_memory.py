@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from costmodel.framework import FrameworkProfile
     from costmodel.predict.units import Unit
 
-__all__ = ["answer_bytes", "attention_calls", "overhead_bytes", "pass_bytes", "token_bytes"]
+__all__ = ["answer_bytes", "attention_calls", "overhead_bytes", "pass_bytes", "sampling_bytes", "token_bytes"]
 
 
 def attention_calls(unit: Unit) -> int:
@@ -60,6 +60,14 @@ def answer_bytes(
     return max(0, round(of_prompt - grown_bytes), pass_bytes(token) + joined)
 
 
-def overhead_bytes(framework: FrameworkProfile) -> int:
-    """What libraries and the device's context hold."""
-    return framework.workspace_bytes + framework.memory_overhead_bytes
+def overhead_bytes(framework: FrameworkProfile, ranks: int) -> int:
+    """What libraries and the device's context hold on one of so many ranks of a layer."""
+    own = framework.workspace_bytes + framework.memory_overhead_bytes
+    return own + (framework.ranks_overhead_bytes if ranks > 1 else 0)
+
+
+def sampling_bytes(framework: FrameworkProfile, vocabulary: int, *, device_bytes: float) -> int:
+    """What a server keeps free for sampling: the logits of all requests that may run, in several copies."""
+    most = max((least for least in framework.sampled_requests if least <= device_bytes), default=None)
+    requests = 0 if most is None else framework.sampled_requests[most]
+    return round(requests * vocabulary * framework.sampled_logit_bytes)

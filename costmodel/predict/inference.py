@@ -31,6 +31,7 @@ from costmodel.predict.answer_memory import (
     attention_calls,
     overhead_bytes,
     pass_bytes,
+    sampling_bytes,
     token_bytes,
 )
 from costmodel.predict.attending import cache_copies
@@ -246,7 +247,7 @@ class InferenceForecaster:
             parameter_bytes=round(parameters * self.framework.parameter_bytes),
             kv_cache_bytes=round(caches * (prompt_len + output_len) / plan.pp),
             activation_bytes=activations,
-            overhead_bytes=overhead_bytes(self.framework),
+            overhead_bytes=overhead_bytes(self.framework, plan.tp),
             device_memory_bytes=int(self.profile.device.memory_bytes),
             log_sigma=answer.log_sigma,
             breakdown_s=answer.breakdown_s,
@@ -388,12 +389,15 @@ class InferenceForecaster:
         return units
 
     def pass_bytes(self, plan: Plan, *, prompt_len: int, output_len: int) -> int:
-        """Activations of a server's pass, full of prompts of that length; longer ones are cut."""
+        """Activations of a server's pass, full of prompts of that length (longer ones are cut), or what
+        sampling takes behind it, where that is more."""
         tokens = self.framework.pass_tokens
         requests = max(1, tokens // prompt_len)
         one_token = self._at(1, prompt_len + output_len // 2)
         units = self._prompt(plan, requests, prompt_len=prompt_len, one_token=one_token)
-        return round(pass_bytes(units) * min(1.0, tokens / prompt_len))
+        vocabulary, device = int(self.source.config.get("vocab_size", 0)), self.profile.device
+        sampling = sampling_bytes(self.framework, vocabulary, device_bytes=device.memory_bytes)
+        return max(sampling, round(pass_bytes(units) * min(1.0, tokens / prompt_len)))
 
     def _sum(
         self, forecaster: Forecaster, plan: Plan, batch_size: int, units: list[Unit], *, context: int = 0

@@ -20,8 +20,8 @@ from costmodel.sharding.sharded import LocalParameter, ShardedGraph, ShardedSegm
 
 __all__ = ["repeat_key_heads"]
 
-_AROUND = ("elementwise", "norm", "host")
-"""Kinds of operators between a projection and its attention."""
+_AROUND = ("elementwise", "norm", "reduction", "host")
+"""Kinds of operators between a projection and its attention: a head's normalisation, its rotation, views."""
 
 
 def repeat_key_heads(graph: ShardedGraph) -> ShardedGraph:

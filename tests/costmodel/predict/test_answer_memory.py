@@ -12,6 +12,7 @@ from costmodel.framework import load_framework
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
 from costmodel.plan import Plan
+from costmodel.predict.answer_memory import overhead_bytes, sampling_bytes
 from costmodel.predict.inference import InferenceForecaster
 from costmodel.predict.serving import serve
 from planner.validation.memory_watch import MemoryWatch
@@ -103,3 +104,34 @@ def test_clients_reach_the_rate_that_is_said_to_be_held() -> None:
     assert 0.6 * played < held < 1.1 * played
     joined = made.generate(Plan(), batch_size=8, **sizes).time_per_output_token_s
     assert made.in_pages().generate(Plan(), batch_size=8, **sizes).time_per_output_token_s < joined
+
+
+@pytest.mark.parametrize(("device_bytes", "requests"), [(24e9, 256), (80e9, 1024)])
+def test_a_server_keeps_room_to_sample_all_requests_that_may_run(device_bytes: float, requests: int) -> None:
+    framework = load_framework("vllm")
+    kept = sampling_bytes(framework, 128_256, device_bytes=device_bytes)
+    assert kept == requests * 128_256 * framework.sampled_logit_bytes
+    assert sampling_bytes(load_framework("pytorch-bf16"), 128_256, device_bytes=device_bytes) == 0
+
+
+def test_ranks_of_a_layer_hold_buffers_of_their_collectives() -> None:
+    framework = load_framework("vllm")
+    alone, shared = (overhead_bytes(framework, ranks) for ranks in (1, 2))
+    assert shared - alone == framework.ranks_overhead_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "tp", "kept_gib"),
+    [("llama-3.1-8b", 1, 58.11), ("llama-3.1-8b", 2, 63.76), ("llama-3.1-8b", 4, 67.44)],
+)
+def test_keys_and_values_get_what_a_server_s_log_says(model: str, tp: int, kept_gib: float) -> None:
+    """vLLM 0.19 on H100, 95 % of its memory (llm-d-incubation/llm-d-planner, accuracy_report.md)."""
+    framework = load_framework("vllm").model_copy(update={"device_memory_fraction": 0.95})
+    made = InferenceForecaster(
+        source=resolve(model, seq_len=64), profile=load_profile("h100-sxm5-80gb"), framework=framework
+    )
+    sizes = {"prompt_len": 1024, "output_len": 256}
+    alone = made.generate(Plan(tp=tp), batch_size=1, **sizes)
+    held = alone.parameter_bytes + alone.overhead_bytes + made.pass_bytes(Plan(tp=tp), **sizes)
+    free = 0.95 * alone.device_memory_bytes - held
+    assert free / 2**30 == pytest.approx(kept_gib, rel=0.01)

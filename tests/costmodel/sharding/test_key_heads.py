@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from costmodel.framework import load_framework
@@ -70,3 +73,29 @@ def test_heads_that_nobody_shares_or_that_ranks_do_not_share_evenly_stay(
     made = served(key_heads, framework="pytorch-bf16", num_attention_heads=heads, hidden_size=128 * heads)
     graph = made.one_token().sharded(plan)
     assert repeat_key_heads(graph).segments == graph.segments
+
+
+def test_normalised_keys_have_heads_of_their_own_too(tmp_path: Path) -> None:
+    config = {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 1024,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "intermediate_size": 2048,
+        "vocab_size": 1024,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    made = InferenceForecaster(
+        source=resolve(str(path), seq_len=64),
+        profile=load_profile("h100-sxm5-80gb"),
+        framework=load_framework("vllm"),
+    )
+    graph = made.one_token().sharded(Plan(tp=4, micro_batch_size=64, global_batch_size=64))
+    assert not gathers(graph)
+    shapes = {p.name: p.local_shape for s in graph.segments for p in s.parameters}
+    (key,) = {shape for name, shape in shapes.items() if "k_proj.weight" in name}
+    assert key == (64, 1024)
