@@ -113,8 +113,9 @@ def serve(
     tokens = output_len - 1
     # where `most` run, as many begin in an iteration as end
     capacity = most / (tokens * (iterations.decode_s(most) + prompts_s(iterations, most / tokens, most)))
-    front_s = iterations.front_s if isinstance(iterations, PassIterations) else 0.0
-    capacity = min(capacity, 1.0 / front_s if front_s else math.inf)
+    front_s = iterations.front_s
+    sent = 1.0 / front_s if front_s else math.inf
+    capacity = min(capacity, sent)
     if concurrency is not None and isinstance(iterations, PassIterations):
         clients = replace(load, clients=concurrency, lengths=_LENGTHS)
         played = _played(iterations, clients, room_tokens=room.tokens, paged=paged)
@@ -124,7 +125,7 @@ def serve(
         at_once = float(most)
         if concurrency is not None:
             at_once = min(float(concurrency), at_once)
-            rate_per_s = _closed_rate(iterations, tokens, at_once, below=2.0 * capacity)
+            rate_per_s = _closed_rate(iterations, tokens, at_once, below=min(2.0 * capacity, sent))
         assert rate_per_s is not None
         found = steady_state(iterations, tokens, rate_per_s=rate_per_s, most=at_once)
         if found is None or rate_per_s * front_s > 1.0:
@@ -221,7 +222,8 @@ def _iterations(
         return PassIterations(costs=costs, framework=forecaster.framework, load=load, most=most)
     batch = _batches(forecaster, plan, load.prompt_len, load.output_len)
     prompts = max(1, forecaster.framework.pass_tokens // load.prompt_len)
-    return BatchIterations(batch=batch, most=most, prompts=prompts)
+    framework = forecaster.framework
+    return BatchIterations(batch=batch, framework=framework, load=load, most=most, prompts=prompts)
 
 
 def _played(iterations: PassIterations, load: Load, *, room_tokens: float, paged: bool) -> ClientsPrediction:

@@ -121,8 +121,15 @@ class BatchIterations:
     that a pass takes."""
 
     batch: Callable[[int], InferencePrediction]
+    framework: FrameworkProfile
+    load: Load
     most: int
     prompts: int
+
+    @property
+    def front_s(self) -> float:
+        """What the front end spends on a request."""
+        return _front_s(self.framework, self.load)
 
     def decode_s(self, running: float) -> float:
         """A token of each."""
@@ -135,8 +142,9 @@ class BatchIterations:
         return prompts / taken * one_s
 
     def first_s(self, prompts: float, running: float, iteration_s: float) -> float:
-        """Half an iteration until they are taken in, then their prefill."""
-        return self.added_s(prompts, running) + 0.5 * iteration_s
+        """The way to the scheduler, half an iteration until they are taken in, then their prefill."""
+        known_s = _known_s(self.framework, self.load)
+        return known_s + self.added_s(prompts, running) + 0.5 * iteration_s
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: its cached properties need a dictionary
@@ -151,9 +159,7 @@ class PassIterations:
     @property
     def front_s(self) -> float:
         """What the front end, one process, spends on a request: no more than one in that time."""
-        framework = self.framework
-        prompt_s = framework.frontend_request_s + self.load.prompt_len * framework.frontend_prompt_token_s
-        return prompt_s + self.load.output_len * framework.frontend_token_s
+        return _front_s(self.framework, self.load)
 
     def decode_s(self, running: float) -> float:
         """A pass of running requests alone."""
@@ -168,9 +174,7 @@ class PassIterations:
 
     def first_s(self, prompts: float, running: float, iteration_s: float) -> float:
         """The way to the scheduler, the passes settled before, and those that take the prompts in."""
-        framework, length = self.framework, self.load.prompt_len
-        known_s = framework.arrival_overhead_s + framework.frontend_request_s
-        known_s += length * framework.frontend_prompt_token_s
+        framework, known_s = self.framework, _known_s(self.framework, self.load)
         settled = 0.5 + framework.passes_ahead
         beside = min(1.0, running)
         own_s = self.added_s(prompts, running)
@@ -207,6 +211,18 @@ class PassIterations:
             calls = [call] * prompts + beside
             added_s += prompt_pass_s(self.costs, framework, calls, prompts * tokens + others)[0] - alone_s
         return added_s
+
+
+def _known_s(framework: FrameworkProfile, load: Load) -> float:
+    """From sending a request until the scheduler knows of it."""
+    read_s = framework.frontend_request_s + load.prompt_len * framework.frontend_prompt_token_s
+    return framework.arrival_overhead_s + read_s
+
+
+def _front_s(framework: FrameworkProfile, load: Load) -> float:
+    """What the front end, one process, spends on a request and its answer."""
+    read_s = framework.frontend_request_s + load.prompt_len * framework.frontend_prompt_token_s
+    return read_s + load.output_len * framework.frontend_token_s
 
 
 def _doubling(n: float, most: int, seconds: Callable[[int], float]) -> float:

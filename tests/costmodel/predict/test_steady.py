@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import pytest
 
 from costmodel.errors import InfeasibleError
-from costmodel.framework import load_framework
+from costmodel.framework import FrameworkProfile, load_framework
 from costmodel.hardware.store import load_profile
 from costmodel.models import resolve
 from costmodel.plan import Plan
 from costmodel.predict.inference import InferenceForecaster
-from costmodel.predict.serving import serve
+from costmodel.predict.serving import ServingPrediction, serve
 from costmodel.predict.steady import prompts_s, steady_state
 
 SIZES = {"n_layer": 32, "n_embd": 2048, "n_head": 16}
@@ -78,3 +78,25 @@ def test_a_front_end_bounds_the_rate() -> None:
     assert serve(slow, Plan(), rate_per_s=1.0, **sizes).capacity_per_s < 2.0
     with pytest.raises(InfeasibleError, match="that it can hold"):
         serve(slow, Plan(), rate_per_s=2.0, **sizes)
+
+
+def test_requests_come_through_the_front_end_of_a_pipeline_too() -> None:
+    without = load_framework("vllm").model_copy(
+        update=dict.fromkeys(
+            ("arrival_overhead_s", "frontend_prompt_token_s", "frontend_token_s", "frontend_request_s"), 0.0
+        )
+    )
+    slow = without.model_copy(update={"arrival_overhead_s": 0.5, "frontend_request_s": 0.25})
+
+    def served(framework: FrameworkProfile) -> ServingPrediction:
+        made = InferenceForecaster(
+            source=resolve("gpt2", overrides=SIZES, seq_len=128),
+            profile=load_profile("a100-sxm4-80gb"),
+            framework=framework,
+        )
+        return serve(made, Plan(pp=2), prompt_len=64, output_len=16, rate_per_s=1.0)
+
+    quick, late = served(without), served(slow)
+    assert late.time_to_first_token_s == pytest.approx(quick.time_to_first_token_s + 0.75)
+    assert late.time_per_output_token_s == pytest.approx(quick.time_per_output_token_s)
+    assert late.capacity_per_s == pytest.approx(4.0), "one process reads a request in a quarter of a second"
