@@ -54,7 +54,7 @@ _ADVICE = (
         "variant that does not",
     ),
     (
-        "shape_env|NestedTensor|Sparse",
+        r"shape_env|NestedTensor|Sparse(?!_coo\): number of dim)",
         "a trace follows dense tensors only: give the model a variant with padding, or indices and values",
     ),
     (
@@ -66,7 +66,11 @@ _ADVICE = (
         "nothing that it computes is trained: let parameters require gradients, or ask for inference "
         "(`trace --inference`, `infer`)",
     ),
-    ("", "run the module once on real tensors with these inputs: it must pass there first"),
+    (
+        "",
+        "run the module once on real tensors with these inputs: it must pass there first; other inputs can "
+        "be given with it, by a module:callable that returns (module, args, kwargs)",
+    ),
 )
 """What an error says -> what to do, the first that is found."""
 _DEEPEST = 2

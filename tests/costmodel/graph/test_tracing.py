@@ -204,6 +204,17 @@ def test_wrong_shapes_are_one_message_without_torchs_stack(caplog: pytest.LogCap
     assert not caplog.records
 
 
+def test_an_input_of_fewer_dimensions_asks_for_other_inputs() -> None:
+    """Not for dense tensors: torch names its sparse permutation for any tensor of the wrong dimensions."""
+
+    class Frames(nn.Module):
+        def forward(self, frames: torch.Tensor) -> torch.Tensor:
+            return frames.permute(0, 2, 1, 3, 4)
+
+    with pytest.raises(TraceError, match=r"desired ordering.*other inputs can be given .*module:callable"):
+        trace_module(Frames(), (torch.randn(1, 3, 8, 8),), training=False)
+
+
 def test_nothing_to_train_says_so() -> None:
     module = nn.Linear(8, 8).requires_grad_(False)
     with pytest.raises(TraceError, match="nothing that it computes is trained"):
